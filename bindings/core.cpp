@@ -1,0 +1,301 @@
+// The Python module `_core`: the C ABI of kaoken.h as four Python classes, and no more. It computes nothing:
+// arrays pass through, status codes become the exceptions of kaoken.errors, and the GIL is released around
+// every call that does work. `python/kaoken/_core.pyi` documents what Python sees.
+#include <dlfcn.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kaoken/kaoken.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Ids = py::array_t<int64_t, py::array::c_style>;
+
+// Thrown in C++ and raised in Python as the class of kaoken.errors that `type` names.
+class Error : public std::runtime_error {
+ public:
+  Error(const char *type, const std::string &message) : std::runtime_error(message), type(type) {}
+  const char *const type;
+};
+
+void raise_in_python(std::exception_ptr exception) {
+  try {
+    if (exception) std::rethrow_exception(std::move(exception));
+  } catch (const Error &error) {
+    py::set_error(py::module_::import("kaoken.errors").attr(error.type), error.what());
+  }
+}
+
+const char *error_type(kaoken_status status) {
+  switch (status) {
+    case KAOKEN_INVALID_ARGUMENT:
+    case KAOKEN_TOKEN_OUT_OF_RANGE:
+    case KAOKEN_CONTEXT_FULL:
+      return "InputError";
+    case KAOKEN_UNSUPPORTED_ISA:
+      return "ISAError";
+    default:
+      return "KaokenError";
+  }
+}
+
+// Must run on the thread that made the call: the message is that thread's.
+void check(const kaoken_model_api &api, kaoken_status status) {
+  if (status == KAOKEN_OK) return;
+  const char *message = api.last_error();
+  if (status == KAOKEN_OUT_OF_MEMORY) {
+    py::set_error(PyExc_MemoryError, message);
+    throw py::error_already_set();
+  }
+  throw Error(error_type(status), message);
+}
+
+template <typename Call>
+kaoken_status without_gil(Call call) {
+  py::gil_scoped_release release;
+  return call();
+}
+
+// The path's bytes as the file system has them, which need not be UTF-8.
+std::string path_bytes(const py::object &path) {
+  PyObject *bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
+}
+
+// A baked model. It is never unloaded: sessions, their threads and Python strings may point into it.
+class Library {
+ public:
+  explicit Library(const py::object &path) : path_(path_bytes(path)), api_(open(path_)) {}
+
+  const kaoken_model_api &api() const { return api_; }
+  const kaoken_model_info &info() const { return *api_.info; }
+
+  std::optional<py::bytes> tokenizer() const {
+    if (info().tokenizer == nullptr) return std::nullopt;
+    return py::bytes(info().tokenizer, info().tokenizer_size);
+  }
+
+ private:
+  static const kaoken_model_api &open(const std::string &path) {
+    const kaoken_model_api *(*model)() = nullptr;
+    std::string failure;
+    {
+      py::gil_scoped_release release;
+      void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (handle != nullptr) model = reinterpret_cast<decltype(model)>(dlsym(handle, "kaoken_model"));
+      if (model == nullptr) failure = handle == nullptr ? dlerror() : "it has no function kaoken_model";
+    }
+    if (model == nullptr) {
+      throw Error("LibraryError", path + " is not a Kaoken model library (" + failure +
+                                      "): make one with `kaoken bake CHECKPOINT -o FILE`");
+    }
+    return compatible(model(), path);
+  }
+
+  // An older library lacks what this module would call, so its size is looked at before any field.
+  static const kaoken_model_api &compatible(const kaoken_model_api *api, const std::string &path) {
+    const bool sized = api != nullptr && api->size >= sizeof(kaoken_model_api);
+    if (sized && api->abi_version == KAOKEN_ABI_VERSION && api->info->size >= sizeof(kaoken_model_info)) return *api;
+    const std::string found = sized ? std::to_string(api->abi_version) : "of an unknown shape";
+    throw Error("LibraryError", path + " was baked by an incompatible Kaoken (its ABI is " + found +
+                                    ", this one's is " + std::to_string(KAOKEN_ABI_VERSION) +
+                                    "): bake the checkpoint again with this Kaoken (`kaoken bake CHECKPOINT -o FILE`)");
+  }
+
+  std::string path_;
+  const kaoken_model_api &api_;
+};
+
+// Holds a flag for its lifetime, or refuses: the ABI leaves it to the caller that one session serves one thread.
+class Busy {
+ public:
+  explicit Busy(std::atomic<bool> &flag) : flag_(flag) {
+    if (flag_.exchange(true, std::memory_order_acquire)) {
+      throw Error("InputError",
+                  "the session is in use: one session belongs to one thread, or one generation, at a time; "
+                  "make a session for each");
+    }
+  }
+  ~Busy() { flag_.store(false, std::memory_order_release); }
+  Busy(const Busy &) = delete;
+  Busy &operator=(const Busy &) = delete;
+
+ private:
+  std::atomic<bool> &flag_;
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<Library> library, int64_t batch, int32_t threads, const std::optional<std::string> &isa)
+      : library_(std::move(library)), batch_(batch) {
+    const char *name = isa ? isa->c_str() : nullptr;
+    const kaoken_session_options options{sizeof(kaoken_session_options), batch, threads, name};
+    check(api(), without_gil([&] { return api().session_create(&options, &session_); }));
+  }
+  ~Session() { api().session_destroy(session_); }
+  Session(const Session &) = delete;
+  Session &operator=(const Session &) = delete;
+
+  const kaoken_model_api &api() const { return library_->api(); }
+  kaoken_session *get() const { return session_; }
+  std::atomic<bool> &busy() { return busy_; }
+
+  int64_t batch() const { return batch_; }
+  int64_t length() const { return api().session_length(session_); }
+  int32_t threads() const { return api().session_threads(session_); }
+  std::string isa() const { return api().session_isa(session_); }
+  std::string executed_isa() const { return api().session_executed_isa(session_); }
+
+  void rewind(int64_t length) {
+    const Busy busy(busy_);
+    check(api(), api().session_rewind(session_, length));
+  }
+
+  // The count of [batch, count] ids.
+  int64_t count(const Ids &ids) const {
+    if (ids.ndim() == 2 && ids.shape(0) == batch_) return ids.shape(1);
+    throw Error("InputError", "ids must have the shape [" + std::to_string(batch_) + ", count] of this session");
+  }
+
+  std::optional<py::array_t<float>> append(const Ids &ids, int32_t which) {
+    const Busy busy(busy_);
+    const int64_t count = this->count(ids);
+    std::optional<py::array_t<float>> logits = output(count, which);
+    const int64_t *input = ids.data();
+    float *output = logits ? logits->mutable_data() : nullptr;
+    check(api(), without_gil([&] { return api().session_append(session_, input, count, which, output); }));
+    return logits;
+  }
+
+ private:
+  std::optional<py::array_t<float>> output(int64_t count, int32_t which) const {
+    const int64_t vocab_size = library_->info().vocab_size;
+    if (which == KAOKEN_LOGITS_LAST) return py::array_t<float>({batch_, vocab_size});
+    if (which == KAOKEN_LOGITS_ALL) return py::array_t<float>({batch_, count, vocab_size});
+    return std::nullopt;
+  }
+
+  std::shared_ptr<Library> library_;
+  int64_t batch_;
+  kaoken_session *session_ = nullptr;
+  std::atomic<bool> busy_{false};
+};
+
+// Owns its session until the last token: nothing else may use it meanwhile.
+class Generation {
+ public:
+  Generation(std::shared_ptr<Session> session, const Ids &ids, kaoken_generation_options options,
+             std::vector<int64_t> eos_token_ids)
+      : session_(std::move(session)), lease_(std::make_unique<Busy>(session_->busy())), eos_(std::move(eos_token_ids)) {
+    options.size = sizeof(options);
+    options.eos_token_ids = eos_.data();
+    options.eos_count = eos_.size();
+    const int64_t count = session_->count(ids);
+    const int64_t *input = ids.data();
+    check(api(),
+          without_gil([&] { return api().generation_create(session_->get(), input, count, &options, &generation_); }));
+  }
+  ~Generation() {
+    if (generation_ != nullptr) api().generation_destroy(generation_);
+  }
+  Generation(const Generation &) = delete;
+  Generation &operator=(const Generation &) = delete;
+
+  std::pair<py::array_t<int64_t>, bool> next() {
+    const Busy busy(busy_);
+    py::array_t<int64_t> tokens(session_->batch());
+    int64_t *output = tokens.mutable_data();
+    int32_t done = 0;
+    check(api(), without_gil([&] { return api().generation_next(generation_, output, &done); }));
+    if (done != 0) lease_.reset();
+    return {tokens, done != 0};
+  }
+
+ private:
+  const kaoken_model_api &api() const { return session_->api(); }
+
+  std::shared_ptr<Session> session_;
+  std::unique_ptr<Busy> lease_;
+  std::vector<int64_t> eos_;
+  kaoken_generation *generation_ = nullptr;
+  std::atomic<bool> busy_{false};
+};
+
+std::shared_ptr<Generation> generate(std::shared_ptr<Session> session, const Ids &ids, int64_t max_new_tokens,
+                                     bool do_sample, float temperature, int64_t top_k, float top_p, uint64_t seed,
+                                     std::vector<int64_t> eos_token_ids, int64_t pad_token_id) {
+  kaoken_generation_options options{};
+  options.max_new_tokens = max_new_tokens;
+  options.do_sample = do_sample;
+  options.temperature = temperature;
+  options.top_k = top_k;
+  options.top_p = top_p;
+  options.seed = seed;
+  options.pad_token_id = pad_token_id;
+  return std::make_shared<Generation>(std::move(session), ids, options, std::move(eos_token_ids));
+}
+
+template <typename Field>
+auto info_field(Field kaoken_model_info::*field) {
+  return [field](const Library &library) { return library.info().*field; };
+}
+
+void bind_library(py::module_ &module) {
+  py::class_<Library, std::shared_ptr<Library>>(module, "Library")
+      .def(py::init<const py::object &>(), py::arg("path"))
+      .def_property_readonly("name", info_field(&kaoken_model_info::name))
+      .def_property_readonly("kaoken_version", info_field(&kaoken_model_info::kaoken_version))
+      .def_property_readonly("isas", info_field(&kaoken_model_info::isas))
+      .def_property_readonly("description", info_field(&kaoken_model_info::description))
+      .def_property_readonly("tokenizer", &Library::tokenizer)
+      .def_property_readonly("vocab_size", info_field(&kaoken_model_info::vocab_size))
+      .def_property_readonly("n_positions", info_field(&kaoken_model_info::n_positions))
+      .def_property_readonly("n_embd", info_field(&kaoken_model_info::n_embd))
+      .def_property_readonly("n_layer", info_field(&kaoken_model_info::n_layer))
+      .def(
+          "session",
+          [](std::shared_ptr<Library> self, int64_t batch, int32_t threads, const std::optional<std::string> &isa) {
+            return std::make_shared<Session>(std::move(self), batch, threads, isa);
+          },
+          py::arg("batch") = 1, py::arg("threads") = 0, py::arg("isa") = py::none());
+}
+
+void bind_session(py::module_ &module) {
+  py::class_<Session, std::shared_ptr<Session>>(module, "Session")
+      .def_property_readonly("batch", &Session::batch)
+      .def_property_readonly("length", &Session::length)
+      .def_property_readonly("threads", &Session::threads)
+      .def_property_readonly("isa", &Session::isa)
+      .def_property_readonly("executed_isa", &Session::executed_isa)
+      .def("rewind", &Session::rewind, py::arg("length"))
+      .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})
+      .def("generate", &generate, py::arg("ids").noconvert(), py::kw_only(), py::arg("max_new_tokens"),
+           py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("seed"),
+           py::arg("eos_token_ids"), py::arg("pad_token_id"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+  py::register_local_exception_translator(raise_in_python);
+  module.attr("ABI_VERSION") = KAOKEN_ABI_VERSION;
+  module.attr("LOGITS_NONE") = int32_t{KAOKEN_LOGITS_NONE};
+  module.attr("LOGITS_LAST") = int32_t{KAOKEN_LOGITS_LAST};
+  module.attr("LOGITS_ALL") = int32_t{KAOKEN_LOGITS_ALL};
+  bind_library(module);
+  bind_session(module);
+  py::class_<Generation, std::shared_ptr<Generation>>(module, "Generation").def("next", &Generation::next);
+}

@@ -1,0 +1,209 @@
+# kaoken_add_model(): a checkpoint becomes a library target.
+#
+#   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
+#                    [NAME <identifier>] [SOURCE <text>] [REVISION <revision>]
+#                    [DTYPE float32] [ISA native|portable|<list>]
+#                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
+#
+# <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
+# nothing but the C++ runtime; with STATIC it is an archive that exports kaoken_model_<name>() alone, so that one
+# program can hold several. Its build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
+# the calling CMakeLists.txt; an existing directory wins over a hub id.
+#
+# Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
+# that find_package(Python) finds. Needs the Ninja generator, for job pools and depfiles.
+
+include_guard()
+include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
+
+set(KAOKEN_ROOT "${CMAKE_CURRENT_LIST_DIR}/..")
+cmake_path(NORMAL_PATH KAOKEN_ROOT)
+cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
+if(NOT KAOKEN_VERSION)
+  set(KAOKEN_VERSION "${SKBUILD_PROJECT_VERSION}")
+endif()
+option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
+
+if(POLICY CMP0174)
+  cmake_policy(SET CMP0174 NEW) # an empty argument is empty, not absent
+endif()
+
+function(kaoken_add_model TARGET)
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC"
+                        "CHECKPOINT;NAME;SOURCE;REVISION;DTYPE;ISA;JOBS;COMPILE_MEMORY" "")
+  if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
+    message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
+  endif()
+  kaoken_check_generator()
+  kaoken_find_python()
+  kaoken_runtime()
+  set(out "${CMAKE_CURRENT_BINARY_DIR}/${TARGET}.kaoken")
+  kaoken_plan("${out}")
+  kaoken_generate("${TARGET}" "${out}")
+  kaoken_compile("${TARGET}" "${out}")
+endfunction()
+
+function(kaoken_check_generator)
+  if(NOT CMAKE_GENERATOR MATCHES "Ninja")
+    message(FATAL_ERROR "Kaoken needs Ninja's job pools to cap memory; configure with -G Ninja")
+  endif()
+  if(CMAKE_CURRENT_BINARY_DIR MATCHES "[;\"]")
+    message(FATAL_ERROR "CMake itself cannot build in a directory whose path has ; or \" in it: "
+                        "${CMAKE_CURRENT_BINARY_DIR}; choose another build directory")
+  endif()
+endfunction()
+
+function(kaoken_find_python)
+  if(NOT KAOKEN_PYTHON)
+    find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+    set(KAOKEN_PYTHON "${Python_EXECUTABLE}" CACHE FILEPATH "The Python that runs Kaoken's codegen")
+  endif()
+endfunction()
+
+# Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
+macro(kaoken_plan OUT)
+  set(plan_options "")
+  foreach(option NAME SOURCE REVISION DTYPE ISA JOBS COMPILE_MEMORY)
+    if(ARG_${option})
+      string(TOLOWER "--${option}" flag)
+      string(REPLACE "_" "-" flag "${flag}")
+      string(REPLACE ";" "," value "${ARG_${option}}")
+      list(APPEND plan_options "${flag}" "${value}")
+    endif()
+  endforeach()
+  execute_process(
+    COMMAND "${KAOKEN_PYTHON}" -m codegen plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
+            --machine "${CMAKE_SYSTEM_PROCESSOR}" --kaoken-version "${KAOKEN_VERSION}" ${plan_options} --out "${OUT}"
+    WORKING_DIRECTORY "${KAOKEN_ROOT}"
+    RESULT_VARIABLE plan_status
+    ERROR_VARIABLE plan_error)
+  if(plan_status)
+    message(FATAL_ERROR "${plan_error}")
+  endif()
+  include("${OUT}/plan.cmake")
+endmacro()
+
+# Build time: the files of the plan. Whatever they were made from is in a depfile.
+function(kaoken_generate TARGET OUT)
+  set(names model.h ${KAOKEN_PLAN_CODE} ${KAOKEN_PLAN_WEIGHTS} ${KAOKEN_PLAN_BLOBS} library.cpp)
+  list(TRANSFORM names PREPEND "${OUT}/")
+  kaoken_job_pool()
+  add_custom_command(
+    OUTPUT "${OUT}/description.json" ${names}
+    BYPRODUCTS "${OUT}/tokenizer.json"
+    COMMAND ${KAOKEN_MEASURE} "${OUT}" codegen -- "${KAOKEN_PYTHON}" -m codegen generate --out "${OUT}"
+    DEPENDS "${OUT}/options.json"
+    DEPFILE "${OUT}/codegen.d"
+    WORKING_DIRECTORY "${KAOKEN_ROOT}"
+    JOB_POOL kaoken
+    COMMENT "Kaoken: generating ${TARGET} from its checkpoint"
+    VERBATIM)
+endfunction()
+
+# Heavy processes at a time, over all models of the build: the first plan decides.
+macro(kaoken_job_pool)
+  get_property(pools GLOBAL PROPERTY JOB_POOLS)
+  if(NOT pools MATCHES "kaoken=")
+    set_property(GLOBAL APPEND PROPERTY JOB_POOLS "kaoken=${KAOKEN_PLAN_POOL}")
+  endif()
+  set(KAOKEN_MEASURE "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py")
+endmacro()
+
+function(kaoken_compile TARGET OUT)
+  kaoken_job_pool()
+  # CMake keeps one set of source properties for all targets of a directory, so the groups serve every ISA.
+  foreach(source group IN ZIP_LISTS KAOKEN_PLAN_CODE KAOKEN_PLAN_GROUPS)
+    set_source_files_properties("${OUT}/${source}" PROPERTIES UNITY_GROUP "${group}")
+  endforeach()
+  set(code ${KAOKEN_PLAN_CODE})
+  list(TRANSFORM code PREPEND "${OUT}/")
+  set(objects "")
+  foreach(isa IN LISTS KAOKEN_PLAN_ISAS)
+    kaoken_isa_flags(${isa} flags)
+    add_library(${TARGET}_${isa} OBJECT ${code})
+    target_compile_options(${TARGET}_${isa} PRIVATE ${flags} -ffp-contract=off -fno-exceptions
+                           $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>) # wrong on its own AVX-512 headers
+    target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa} KAOKEN_ISA_${isa}=1)
+    target_include_directories(${TARGET}_${isa} PRIVATE "${KAOKEN_ROOT}/runtime/kernels" "${OUT}")
+    set_target_properties(${TARGET}_${isa} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+    kaoken_compile_properties(${TARGET}_${isa} "${OUT}")
+    list(APPEND objects $<TARGET_OBJECTS:${TARGET}_${isa}>)
+  endforeach()
+
+  # .incbin inputs are in no compiler's depfile, and a unity build drops OBJECT_DEPENDS.
+  foreach(source blob IN ZIP_LISTS KAOKEN_PLAN_WEIGHTS KAOKEN_PLAN_BLOBS)
+    set_source_files_properties("${OUT}/${source}" PROPERTIES OBJECT_DEPENDS "${OUT}/${blob}"
+                                                              SKIP_UNITY_BUILD_INCLUSION ON)
+  endforeach()
+  set_source_files_properties("${OUT}/library.cpp" PROPERTIES OBJECT_DEPENDS "${OUT}/description.json"
+                                                              SKIP_UNITY_BUILD_INCLUSION ON)
+  set(weights ${KAOKEN_PLAN_WEIGHTS})
+  list(TRANSFORM weights PREPEND "${OUT}/")
+  if(ARG_STATIC)
+    add_library(${TARGET} STATIC "${OUT}/library.cpp" ${weights} ${objects})
+    target_link_libraries(${TARGET} PUBLIC kaoken_runtime)
+  else()
+    add_library(${TARGET} SHARED "${OUT}/library.cpp" ${weights} ${objects})
+    target_compile_definitions(${TARGET} PRIVATE KAOKEN_SHARED_LIBRARY=1)
+    target_link_libraries(${TARGET} PRIVATE kaoken_runtime)
+    kaoken_link_options(${TARGET})
+  endif()
+  target_include_directories(${TARGET} PUBLIC "$<BUILD_INTERFACE:${KAOKEN_ROOT}/runtime/include>" PRIVATE "${OUT}")
+  kaoken_compile_properties(${TARGET} "${OUT}")
+  add_custom_command(
+    TARGET ${TARGET} POST_BUILD
+    COMMAND ${KAOKEN_MEASURE} "${OUT}" --report "$<TARGET_FILE:${TARGET}>.json"
+    VERBATIM)
+endfunction()
+
+# What every object of a model shares.
+function(kaoken_compile_properties TARGET OUT)
+  target_include_directories(${TARGET} PRIVATE "${KAOKEN_ROOT}/runtime/include")
+  target_compile_features(${TARGET} PRIVATE cxx_std_17)
+  target_compile_options(${TARGET} PRIVATE -O3 -fno-math-errno -fno-gnu-unique ${KAOKEN_WARNINGS})
+  set_target_properties(
+    ${TARGET}
+    PROPERTIES POSITION_INDEPENDENT_CODE ON
+               CXX_VISIBILITY_PRESET hidden
+               VISIBILITY_INLINES_HIDDEN ON
+               CXX_EXTENSIONS OFF
+               JOB_POOL_COMPILE kaoken
+               JOB_POOL_LINK kaoken
+               CXX_COMPILER_LAUNCHER "${KAOKEN_MEASURE};${OUT};compile;--"
+               CXX_LINKER_LAUNCHER "${KAOKEN_MEASURE};${OUT};link;--")
+endfunction()
+
+# The part of a model library that is the same for all models, once a build.
+function(kaoken_runtime)
+  set(KAOKEN_WARNINGS -Wall -Wextra)
+  if(KAOKEN_WERROR)
+    list(APPEND KAOKEN_WARNINGS -Werror)
+  endif()
+  set(KAOKEN_WARNINGS "${KAOKEN_WARNINGS}" PARENT_SCOPE)
+  if(TARGET kaoken_runtime)
+    return()
+  endif()
+  find_package(Threads REQUIRED)
+  set(sources api generation processors session team)
+  list(TRANSFORM sources PREPEND "${KAOKEN_ROOT}/runtime/src/")
+  list(TRANSFORM sources APPEND ".cpp")
+  add_library(kaoken_runtime STATIC ${sources})
+  target_include_directories(kaoken_runtime PUBLIC "${KAOKEN_ROOT}/runtime/include")
+  target_compile_features(kaoken_runtime PUBLIC cxx_std_17)
+  target_compile_options(kaoken_runtime PRIVATE -O2 -ffp-contract=off -fno-gnu-unique ${KAOKEN_WARNINGS})
+  target_link_libraries(kaoken_runtime PUBLIC Threads::Threads)
+  set_target_properties(kaoken_runtime PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
+                                                  VISIBILITY_INLINES_HIDDEN ON CXX_EXTENSIONS OFF)
+endfunction()
+
+# Nothing leaves a shared model library but its entry points.
+function(kaoken_link_options TARGET)
+  if(APPLE)
+    target_link_options(${TARGET} PRIVATE "LINKER:-exported_symbol,_kaoken_model*")
+  else()
+    # A build id is a digest over the whole library, which the linker would hold in memory for it.
+    target_link_options(${TARGET} PRIVATE "LINKER:--version-script=${KAOKEN_ROOT}/cmake/exports.map"
+                        "LINKER:--no-undefined" "LINKER:--build-id=none")
+    set_property(TARGET ${TARGET} APPEND PROPERTY LINK_DEPENDS "${KAOKEN_ROOT}/cmake/exports.map")
+  endif()
+endfunction()

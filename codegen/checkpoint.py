@@ -1,0 +1,408 @@
+"""Checkpoint directories: config.json and safetensors on disk, strictly validated, read as float32.
+
+A checkpoint is untrusted input. JSON is parsed without duplicate keys, NaN or bottomless nesting; shard names
+are bare file names; every tensor's size is checked against its file before anything is allocated; pickles are
+never opened. What the numbers mean for a model is the business of `spec.py`.
+
+The format: https://github.com/huggingface/safetensors#format (8 bytes of header length, a JSON header, data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import reprlib
+import shlex
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from .errors import CheckpointError
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+
+BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
+
+# A GPT-2 tokenizer.json has 1.4 MB; nothing that Kaoken reads comes near these.
+_MAX_JSON_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_INTEGER_DIGITS = 100
+
+_READ_VALUES = 1 << 20  # values converted at a time, so that reading needs little beyond its result
+_HASH_BYTES = 1 << 20
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
+_PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|ckpt)")
+
+# Dropped before anything else is checked, because they never reach the logits: the causal mask that old
+# versions of transformers saved beside each attention, and the heads of other tasks.
+_IGNORED_TENSOR = re.compile(
+    r"h\.\d+\.attn\.(bias|masked_bias)|(multiple_choice_head|score|classifier|qa_outputs|v_head)\..*",
+    re.DOTALL,
+)
+
+_AGAIN = "download the checkpoint again, or save it anew with save_pretrained"
+
+
+class _ShortRepr(reprlib.Repr):
+    """A repr that stays short and shallow whatever it is given; control characters come out escaped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 120
+        self.maxlong = 40
+
+
+_short_repr = _ShortRepr()
+
+
+def quoted(value: object) -> str:
+    """A value from a checkpoint as it may stand in a message: short, on one line, nothing unprintable."""
+    text = _short_repr.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies. `nbytes` always equals the product of `shape` times the bytes of `dtype`."""
+
+    dtype: str  # F32, F16 or BF16
+    shape: tuple[int, ...]
+    file: Path
+    offset: int  # of its first byte from the start of the file
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint directory whose files have been found sound; weights are read only when asked for."""
+
+    directory: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]  # {} where the file is absent
+    tensors: dict[str, TensorInfo]  # names without "transformer.": "wte.weight", "h.0.attn.c_attn.weight"
+    files: tuple[Path, ...]  # every file that a bake depends on
+    weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
+    tokenizer: bytes | None  # tokenizer.json as found
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """A tensor, or a range of its rows (axis 0, step 1), as C-contiguous float32.
+
+        Only the bytes of those rows are read. Raises CheckpointError for an unknown name, for values that are
+        NaN or infinite, and where the file has changed since it was opened.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}: {_AGAIN}")
+        first, shape = _row_range(info.shape, rows)
+        row_bytes = math.prod(info.shape[1:]) * BYTES_PER_VALUE[info.dtype]
+        values = np.empty(shape, np.float32)
+        bad = _fill(values.reshape(-1), info, info.offset + first * row_bytes)
+        if bad:
+            raise CheckpointError(
+                f"{info.file}: {bad} of the {values.size} values read from {quoted(name)} are NaN or "
+                "infinite; expected finite weights: save the checkpoint again from a sound model"
+            )
+        return values
+
+    def sha256(self) -> str:
+        """SHA-256 of the weights in hexadecimal, as the hub shows it for a file.
+
+        Of a sharded checkpoint: the SHA-256 of its shards' binary digests, in the order of the index.
+        """
+        digests = [_sha256(file) for file in self.weight_files]
+        if len(digests) == 1:
+            return digests[0].hex()
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Reads the configs and the safetensors headers of a directory; raises CheckpointError.
+
+    Like transformers, it prefers `model.safetensors` to the index of a sharded one, and takes
+    `lm_head.weight` for `wte.weight` where a tied checkpoint stores only that.
+    """
+    directory = directory.absolute()
+    if not os.path.isdir(directory):
+        raise CheckpointError(f"{directory} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
+    config = _read_json(directory / CONFIG)[1]
+    _, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
+    tokenizer, _ = _read_optional_json(directory / TOKENIZER)
+    index, weight_files = _find_weights(directory)
+    tensors = _read_headers(weight_files, index)
+    if _stores_head_only(config, tensors):
+        tensors["wte.weight"] = tensors["lm_head.weight"]
+    others = (CONFIG, GENERATION_CONFIG, TOKENIZER, *([INDEX] if index else []))
+    files = (*(directory / name for name in others if (directory / name).exists()), *weight_files)
+    return Checkpoint(directory, config, generation_config, tensors, files, weight_files, tokenizer)
+
+
+def conversion_line(model: str, directory: str) -> str:
+    """The shell line that turns pickled weights into safetensors in `directory`, tokenizer included."""
+    code = (
+        f"import transformers as t; m, d = {model!r}, {directory!r}; "
+        "t.AutoModelForCausalLM.from_pretrained(m).save_pretrained(d, safe_serialization=True); "
+        "t.AutoTokenizer.from_pretrained(m).save_pretrained(d)"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+# Files
+
+
+def _file_size(path: Path) -> int:
+    """The size in bytes of a regular file, so that no pipe or device is ever opened."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist: a checkpoint needs it; {_AGAIN}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a regular file: {_AGAIN}")
+    return status.st_size
+
+
+def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
+    """Exactly `count` bytes from `offset`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(count)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    if len(data) != count:
+        raise _truncated(path)
+    return data
+
+
+def _truncated(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} ended early; it was truncated or is being changed: {_AGAIN}")
+
+
+def _sha256(path: Path) -> bytes:
+    state = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BYTES):
+                state.update(block)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    return state.digest()
+
+
+# JSON
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {quoted(key)} stands there twice")
+        result[key] = value
+    return result
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_INTEGER_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {quoted(text)} is not finite")
+    return value
+
+
+def parse_object(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in UTF-8 `data`, which came from `path`; raises CheckpointError.
+
+    Stricter than the json module: no duplicate keys, no NaN or infinity, no number of absurd length.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deeply for any checkpoint: {_AGAIN}") from None
+    except ValueError as error:  # also json.JSONDecodeError and UnicodeDecodeError
+        raise CheckpointError(f"{path} is not valid JSON ({error}): {_AGAIN}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {quoted(value)}; expected a JSON object: {_AGAIN}")
+    return value
+
+
+def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
+    size = _file_size(path)
+    if size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes; expected at most {_MAX_JSON_BYTES}: {_AGAIN}")
+    data = _read_bytes(path, size)
+    return data, parse_object(data, path)
+
+
+def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
+    return _read_json(path) if os.path.lexists(path) else (None, {})
+
+
+# Weights
+
+
+def _find_weights(directory: Path) -> tuple[dict[str, str], tuple[Path, ...]]:
+    """The index's map from tensor to shard ({} for a single file), and the weight files in order."""
+    if os.path.lexists(directory / WEIGHTS):
+        return {}, (directory / WEIGHTS,)
+    if os.path.lexists(directory / INDEX):
+        index = _read_index(directory / INDEX)
+        return index, tuple(directory / name for name in dict.fromkeys(index.values()))
+    raise CheckpointError(_explain_no_weights(directory))
+
+
+def _explain_no_weights(directory: Path) -> str:
+    pickles = sorted(path.name for path in directory.glob("*") if _PICKLE.fullmatch(path.name))
+    if not pickles:
+        return f"{directory} has neither {WEIGHTS} nor {INDEX}: pass the directory of a whole checkpoint"
+    return (
+        f"{directory} has only pickled weights ({quoted(pickles[0])}), which can run code when they are "
+        "opened, and Kaoken reads safetensors alone: if you trust them, convert them with "
+        f"{conversion_line(str(directory), f'{directory}-safetensors')}"
+    )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = _read_json(path)[1].get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map from tensors to files: {_AGAIN}")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard) or ".." in shard:
+            raise CheckpointError(
+                f"{path} places {quoted(tensor)} in {quoted(shard)}; expected the bare name of a "
+                ".safetensors file beside it (letters, digits, '.', '_', '-'): rename the shard"
+            )
+    return weight_map
+
+
+def _read_headers(files: tuple[Path, ...], index: dict[str, str]) -> dict[str, TensorInfo]:
+    """The tensors of all files by canonical name, each there once, and each where the index says."""
+    tensors: dict[str, TensorInfo] = {}
+    stored: set[tuple[str, str]] = set()
+    for file in files:
+        header = _read_header(file)
+        stored.update((name, file.name) for name in header.entries)
+        for name in header.entries:
+            canonical = name.removeprefix("transformer.")
+            if _IGNORED_TENSOR.fullmatch(canonical):
+                continue
+            if canonical in tensors:
+                raise CheckpointError(
+                    f"{file} has {quoted(name)}, but {tensors[canonical].file.name} already has "
+                    f"{quoted(canonical)}, with or without 'transformer.': {_AGAIN}"
+                )
+            tensors[canonical] = _tensor_info(header, name)
+    for tensor, shard in index.items():
+        if (tensor, shard) not in stored:
+            raise CheckpointError(
+                f"{files[0].parent / shard} lacks {quoted(tensor)}, which {INDEX} places there: {_AGAIN}"
+            )
+    return tensors
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The JSON header of one safetensors file."""
+
+    file: Path
+    entries: dict[str, Any]  # by stored name
+    start: int  # of the data, from which the offsets count
+    size: int  # of the file
+
+
+def _read_header(path: Path) -> _Header:
+    """The header of a file that the safetensors library has found sound."""
+    size = _file_size(path)
+    try:
+        with safe_open(str(path), framework="np"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a sound safetensors file ({quoted(str(error))}): {_AGAIN}"
+        ) from error
+    length = int.from_bytes(_read_bytes(path, 8), "little")
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path} claims a header of {length} bytes and has {size} in all: {_AGAIN}")
+    entries = parse_object(_read_bytes(path, length, 8), path)
+    entries.pop("__metadata__", None)
+    return _Header(path, entries, 8 + length, size)
+
+
+def _tensor_info(header: _Header, name: str) -> TensorInfo:
+    """One entry of a header, its dtype known and its size checked against its shape and its file."""
+    entry = header.entries[name]
+    if entry["dtype"] not in BYTES_PER_VALUE:
+        raise CheckpointError(
+            f"{header.file}: {quoted(name)} is stored as {quoted(entry['dtype'])}; expected one of "
+            f"{', '.join(BYTES_PER_VALUE)}: save the model in float32, float16 or bfloat16"
+        )
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    nbytes = math.prod(shape) * BYTES_PER_VALUE[entry["dtype"]]
+    if end - begin != nbytes or not 0 <= begin <= end <= header.size - header.start:
+        raise CheckpointError(
+            f"{header.file}: {quoted(name)} of shape {list(shape)} needs {nbytes} bytes, but its offsets are "
+            f"{begin} and {end} of {header.size - header.start}: {_AGAIN}"
+        )
+    return TensorInfo(entry["dtype"], shape, header.file, header.start + begin, nbytes)
+
+
+def _stores_head_only(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> bool:
+    """Whether a tied checkpoint stores the shared matrix as the head's, as safetensors' save_model does."""
+    tied = config.get("tie_word_embeddings", True) is True
+    return tied and "lm_head.weight" in tensors and "wte.weight" not in tensors
+
+
+# Values
+
+
+def _row_range(shape: tuple[int, ...], rows: slice | None) -> tuple[int, tuple[int, ...]]:
+    """The first row of a slice, and the shape [rows, ...] that it selects."""
+    if rows is None:
+        return 0, shape
+    first, last, step = rows.indices(shape[0])
+    if step != 1:
+        raise ValueError(f"rows are read in order; expected a slice of step 1, got {rows}")
+    return first, (max(0, last - first), *shape[1:])
+
+
+def _to_float32(data: bytes, dtype: str) -> NDArray[np.float32]:
+    """Stored little-endian values as float32, exactly."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+
+
+def _fill(values: NDArray[np.float32], info: TensorInfo, offset: int) -> int:
+    """Reads flat `values` from `offset` of the tensor's file; returns how many are NaN or infinite."""
+    width = BYTES_PER_VALUE[info.dtype]
+    finite = 0
+    for start in range(0, values.size, _READ_VALUES):
+        part = values[start : start + _READ_VALUES]
+        part[:] = _to_float32(_read_bytes(info.file, part.size * width, offset + start * width), info.dtype)
+        finite += int(np.count_nonzero(np.isfinite(part)))
+    return values.size - finite

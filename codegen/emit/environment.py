@@ -1,0 +1,81 @@
+"""The Jinja2 environment of the templates, which stay C++ that a formatter can read: GEN(...) is a value and a line
+starting with //% a statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from ..layout import round_up
+from ..packing import Blob, Packed, Unit
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+COMMENT_WIDTH = 118
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The one environment; a name that a template misses is an error."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        line_statement_prefix="//%",
+        block_start_string="/*%",
+        block_end_string="%*/",
+        comment_start_string="/*#",
+        comment_end_string="#*/",
+        variable_start_string="GEN(",
+        variable_end_string=")",
+        keep_trailing_newline=True,
+    )
+    env.filters.update(
+        float32=hex_float,
+        literal=literal,
+        names=names,
+        sources=unit_sources,
+        layout=layout,
+        round_up=round_up,
+    )
+    return env
+
+
+def hex_float(value: float) -> str:
+    """A float32 literal without rounding."""
+    return f"{float(np.float32(value)).hex()}f"
+
+
+def literal(array: Packed) -> str:
+    """The values of a small array, as an initializer."""
+    return ", ".join(map(hex_float, array.values()))
+
+
+def names(arrays: tuple[Packed, ...]) -> str:
+    """The arrays' C++ names, as an initializer."""
+    return ", ".join(array.name for array in arrays)
+
+
+def unit_sources(units: list[Unit]) -> str:
+    """The checkpoint tensors behind some units, wrapped for a comment; the names are of codegen/spec.py's closed set."""
+    return wrap_comment(
+        dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources)
+    )
+
+
+def layout(blob: Blob) -> str:
+    """Where each array of a blob starts, wrapped for a comment."""
+    return wrap_comment(f"{array.name} at {offset}" for offset, array in blob.arrays)
+
+
+def wrap_comment(words: Iterable[str]) -> str:
+    """Words separated by commas, over as many comment lines as they need."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + len(word) > COMMENT_WIDTH - len("//   From: "):
+            lines.append("")
+        lines[-1] += f", {word}" if lines[-1] else word
+    return ",\n//   ".join(lines)

@@ -1,0 +1,169 @@
+"""Where a model comes from: a local directory, or a repository of the Hugging Face hub.
+
+huggingface_hub is imported only for a hub id, so that a local checkpoint needs neither it nor a network. Its
+cache and its environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN) are respected.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from .checkpoint import INDEX, conversion_line, quoted
+from .errors import CheckpointError, HubError
+
+# All that is ever fetched. Pickles, other frameworks' weights and other folders' copies stay where they are.
+ALLOW_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+IGNORE_PATTERNS = ("*/*",)
+
+# The hub's own rules, as huggingface_hub's validate_repo_id states them.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID = re.compile(rf"(?:{_PART}/)?{_PART}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,254}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint directory and where it is from."""
+
+    directory: Path
+    name: str  # the hub id, or the directory's own name
+    revision: str | None  # the commit hash of a hub id
+
+
+def resolve_model(model: str, *, revision: str | None, root: Path) -> Source:
+    """The directory of a checkpoint that is named by a path or a hub id.
+
+    An existing directory, relative to `root`, wins over a hub id; what begins with ./ ../ / or ~ is always a
+    path. `revision` is a branch, tag or commit of a hub id. Raises CheckpointError for a path that is no
+    directory, and HubError for what cannot be fetched.
+    """
+    if not model:
+        raise CheckpointError("the model is an empty string; expected a directory or a hub id: pass one")
+    path = _resolve_path(model, root)
+    if not os.path.isdir(path):
+        _require_hub_id(model, revision, path)
+        return _fetch(model, revision, path)
+    if revision is not None:
+        raise CheckpointError(
+            f"{path} is a local directory and has no revision {quoted(revision)}: leave the revision out"
+        )
+    return Source(path, path.name or "model", None)
+
+
+def _require_hub_id(model: str, revision: str | None, path: Path) -> None:
+    """Refuses what must be a path, is no id or has no such form of revision, before the hub is asked."""
+    if _is_path(model) or os.path.exists(path):
+        raise CheckpointError(
+            f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors"
+        )
+    if not _is_hub_id(model):
+        raise HubError(
+            f"{quoted(model)} is neither a directory ({_shown(path)}) nor a hub id; expected a path, 'name' "
+            "or 'organization/name': pass one of these"
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise HubError(
+            f"{quoted(revision)} is not a revision of {model}; expected a branch, a tag or a commit: pass one"
+        )
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith(("./", "../", "/", "~")) or model in (".", "..")
+
+
+def _resolve_path(model: str, root: Path) -> Path:
+    """Absolute and without `..`; symbolic links are kept, as their names are what the user knows."""
+    return Path(os.path.normpath(root.absolute() / os.path.expanduser(model)))
+
+
+def _shown(path: Path) -> str:
+    """A path as it may stand in a message, whatever the user typed."""
+    return str(path) if str(path).isprintable() else quoted(str(path))
+
+
+def _is_hub_id(model: str) -> bool:
+    forbidden = "--" in model or ".." in model or model.endswith(".git")
+    return bool(_HUB_ID.fullmatch(model)) and len(model) <= 96 and not forbidden
+
+
+def _import_hub(model: str) -> ModuleType:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise HubError(
+            f"fetching {model} needs huggingface_hub ({error}): pip install huggingface_hub, or pass a local "
+            "directory, as in model=./my-checkpoint"
+        ) from error
+    return huggingface_hub
+
+
+def _fetch(model: str, revision: str | None, path: Path) -> Source:
+    """The snapshot of a hub id, from the cache where it is there."""
+    hub = _import_hub(model)
+    try:
+        snapshot = hub.snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except Exception as error:  # the library, its HTTP client and its file system raise what they like
+        raise HubError(
+            f"{model} could not be fetched from the hub: {_explain(error, hub, model, revision)}. To use a "
+            f"local directory instead, pass its path, as in model=./my-checkpoint (there is no {path})"
+        ) from error
+    directory = Path(snapshot)
+    if not any(directory.glob("model*.safetensors")) and not (directory / INDEX).exists():
+        raise HubError(_explain_no_weights(model, directory, offline=bool(hub.constants.HF_HUB_OFFLINE)))
+    return Source(directory, model, directory.name if _COMMIT.fullmatch(directory.name) else None)
+
+
+def _explain(error: Exception, hub: ModuleType, model: str, revision: str | None) -> str:
+    """The reason in the user's terms; the order matters, as some of these derive from others."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error}); free some space or point HF_HOME elsewhere"
+    access = (
+        f"open https://huggingface.co/{model}, and log in with `hf auth login` if it is restricted or private"
+    )
+    reasons = (
+        (hub.utils.GatedRepoError, f"access to it is restricted; {access}"),
+        (hub.utils.RepositoryNotFoundError, f"the hub shows no such model; {access}"),
+        (hub.utils.RevisionNotFoundError, f"it has no revision {quoted(revision or 'main')}"),
+        (hub.utils.HFValidationError, "the hub does not allow such an id"),
+        ((hub.utils.LocalEntryNotFoundError, hub.utils.OfflineModeIsEnabled), _explain_unreachable(hub)),
+    )
+    for kind, reason in reasons:
+        if isinstance(error, kind):
+            return reason
+    return f"{type(error).__name__}: {quoted(str(error))}"
+
+
+def _explain_unreachable(hub: ModuleType) -> str:
+    if hub.constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set, and the cache ({hub.constants.HF_HUB_CACHE}) has no whole copy of it"
+    return f"{hub.constants.ENDPOINT} is out of reach, and the cache has no whole copy; check the network"
+
+
+def _explain_no_weights(model: str, directory: Path, offline: bool) -> str:
+    stale = f", or HF_HUB_OFFLINE hides a part that the cache ({directory}) lacks" if offline else ""
+    return (
+        f"{model} has no model.safetensors: the repository holds pickles alone, which can run code when they "
+        f"are opened and are not fetched{stale}. If you trust it, convert it with "
+        f"{conversion_line(model, './' + model.rsplit('/', 1)[-1])} and pass that directory as model"
+    )

@@ -1,0 +1,101 @@
+"""The instruction sets that Kaoken can compile for: a reader of cmake/isas.json, the only table of them.
+
+In the table an ISA lists the machines that have it (none: all), the processor features it needs, spelled as
+`__builtin_cpu_supports` spells them, and its compiler flags. Later entries are better.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .errors import ISAError
+
+TABLE = Path(__file__).resolve().parent.parent / "cmake" / "isas.json"
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same machine
+
+
+@dataclass(frozen=True)
+class ISA:
+    """One row of the table."""
+
+    name: str
+    machines: tuple[str, ...]
+    cpu: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def runs_on(self, machine: str) -> bool:
+        """Whether any processor of the machine could have this ISA."""
+        return not self.machines or machine in self.machines
+
+
+@cache
+def table() -> dict[str, ISA]:
+    """Every ISA by name, worst first."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {
+        name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "flags")))
+        for name, row in rows.items()
+    }
+
+
+def this_machine() -> str:
+    """This machine's architecture, as the table spells it."""
+    machine = platform.machine().lower()
+    return MACHINES.get(machine, machine)
+
+
+def resolve(isa: str, machine: str | None = None) -> tuple[str, ...]:
+    """The ISAs that `isa` stands for, worst first.
+
+    `native` is the best one of the machine at hand, `portable` every one of its architecture, and a list names them
+    ("scalar,avx2"). `machine` is the architecture to compile for, by default this one's.
+
+    Raises ISAError for an unknown name, an empty list, or an ISA of another architecture.
+    """
+    machine = MACHINES.get((machine or this_machine()).lower(), (machine or this_machine()).lower())
+    if isa == "native":
+        if machine != this_machine():
+            raise ISAError(
+                f"isa=native cannot be known when compiling for {machine} on {this_machine()}; use portable"
+            )
+        return (_native(machine),)
+    if isa == "portable":
+        return tuple(row.name for row in table().values() if row.runs_on(machine))
+    names = [name.strip() for name in isa.replace(";", ",").split(",") if name.strip()]
+    if not names:
+        raise ISAError(f"isa is empty; give native, portable, or some of: {', '.join(table())}")
+    return tuple(name for name in table() if name in {_known(name, machine) for name in names})
+
+
+def _known(name: str, machine: str) -> str:
+    row = table().get(name)
+    if row is None:
+        near = difflib.get_close_matches(name, [*table(), "native", "portable"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are native, portable, {', '.join(table())}"
+        raise ISAError(f"unknown isa {name!r}; {hint}")
+    if not row.runs_on(machine):
+        raise ISAError(
+            f"isa {name!r} does not exist on {machine}; use portable, or one of {', '.join(row.machines)}"
+        )
+    return name
+
+
+def _native(machine: str) -> str:
+    features = _processor_features()
+    usable = [row.name for row in table().values() if row.runs_on(machine) and set(row.cpu) <= features]
+    return usable[-1]
+
+
+def _processor_features() -> set[str]:
+    """This processor's features, in the spelling of the table; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return {flag.replace("_", "") for flag in flags}

@@ -1,0 +1,88 @@
+"""How a cap on the memory of each build process shapes the build.
+
+Heavy processes run side by side only as far as memory / cap allows; code is grouped into unity files, and weights into
+blobs, that stay under the cap. The constants are measured with g++ 12 and rounded up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import InputError
+
+MiB = 1 << 20
+DEFAULT_CAP = 512 * MiB
+SMALLEST_CAP = 160 * MiB  # Python with NumPy, or a compiler with one unit of code
+COMPILER_BASE = 90 * MiB  # a compiler with the kernels' headers and nothing to instantiate
+COMPILER_PER_SOURCE_BYTE = 12_000  # and what each byte of a generated file adds
+ASSEMBLER_BASE = 48 * MiB  # an assembler or linker beside the blob that it holds
+GROUP_LIMIT = 32_768  # bytes of source a unity group is worth at most; beyond it, groups compile in parallel
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """The cap, in bytes, that every process of the build stays under, and how many heavy ones run at a time."""
+
+    cap: int
+    pool: int
+
+    @property
+    def blob_limit(self) -> int:
+        """The largest blob, in bytes: codegen, the assembler and the linker each hold about one at a time."""
+        return max(16 * MiB, (self.cap - ASSEMBLER_BASE) // 2)
+
+    @property
+    def group_limit(self) -> int:
+        """The most bytes of generated source in one unity group."""
+        return min(GROUP_LIMIT, (self.cap - COMPILER_BASE) // COMPILER_PER_SOURCE_BYTE)
+
+
+def make_budget(compile_memory: str | None, jobs: int | None) -> MemoryBudget:
+    """The budget for a cap like "512M" and a number of jobs; None takes the defaults.
+
+    Raises InputError for a cap that is no size or below what a compiler needs, and for jobs below 1.
+    """
+    cap = parse_size(compile_memory) if compile_memory else DEFAULT_CAP
+    if cap < SMALLEST_CAP:
+        raise InputError(
+            f"compile-memory={compile_memory} is less than a compiler needs; give {SMALLEST_CAP >> 20}M or more"
+        )
+    jobs = processors() if jobs is None else jobs
+    if jobs < 1:
+        raise InputError(f"jobs={jobs} must be at least 1")
+    return MemoryBudget(cap, max(1, min(jobs, total_memory() // cap)))
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "536870912", "512M", "512MiB" or "1.5G"; units are powers of 1024. Raises InputError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise InputError(f"compile-memory={text!r} is not a size; write it like 512M or 1G")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def group_sources(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
+    """Names in unity groups: neighbours together while their bytes stay within the limit; a larger one is alone."""
+    groups: list[list[str]] = []
+    filled = 0
+    for name, size in sizes:
+        if not groups or filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int:
+    """Physical memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,32 @@
+"""The rewrites between a checkpoint's graph and the one that is emitted, each Graph -> Graph, in order.
+
+Folds are computed in float64 and rounded once, at packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..graph import Graph, verify
+from .drop_key_bias import drop_key_bias
+from .fold_attention_scale import fold_attention_scale
+from .fold_layer_norm import fold_layer_norm
+from .move_value_bias import move_value_bias
+from .pad_heads import pad_heads
+
+PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
+    fold_layer_norm,
+    fold_attention_scale,
+    drop_key_bias,
+    move_value_bias,
+    pad_heads,
+)
+
+
+def run(graph: Graph) -> Graph:
+    """The graph after every pass, verified before the first and after each."""
+    verify(graph)
+    for rewrite in PIPELINE:
+        graph = rewrite(graph)
+        verify(graph)
+    return graph

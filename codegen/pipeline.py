@@ -1,0 +1,99 @@
+"""The four stages on one screen: checkpoint, spec, graph with its passes, files.
+
+`plan` looks at config and tensor headers alone and tells CMake which files will come; `generate` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import passes
+from .checkpoint import Checkpoint, open_checkpoint
+from .emit import library_text, model_texts, unit_texts, weights_texts
+from .emit.units import Source
+from .files import write_if_changed
+from .graph import build_graph
+from .isa import table
+from .memory import MemoryBudget
+from .packing import Blob, PackedModel, pack
+from .spec import read_spec
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a bake is told, beside the checkpoint."""
+
+    name: str  # a C identifier
+    source: str  # as the user named the checkpoint
+    revision: str | None
+    dtype: str
+    isas: tuple[str, ...]  # resolved, worst first
+    version: str
+    budget: MemoryBudget
+
+
+@dataclass(frozen=True)
+class Baked:
+    """Everything that emission needs."""
+
+    checkpoint: Checkpoint
+    packed: PackedModel
+    options: Options
+
+    def code(self) -> Iterator[Source]:
+        """Files compiled once for each ISA, and the header they share."""
+        yield from model_texts(self.options.name, self.packed)
+        yield from unit_texts(self.options.name, self.packed)
+
+    def weights(self) -> Iterator[tuple[Source, Blob]]:
+        """Files compiled once, each with the blob that it embeds."""
+        return weights_texts(self.options.name, self.packed)
+
+    def library(self) -> Source:
+        """The file that ties them together."""
+        isas = tuple(table()[name] for name in self.options.isas)
+        tokenizer_size = len(self.checkpoint.tokenizer or b"")
+        return library_text(self.options.name, self.packed, isas, self.options.version, tokenizer_size)
+
+    def texts(self) -> dict[str, bytes]:
+        """Files that library.cpp embeds."""
+        texts = {"description.json": self.description().encode()}
+        if self.checkpoint.tokenizer:
+            texts["tokenizer.json"] = self.checkpoint.tokenizer
+        return texts
+
+    def description(self) -> str:
+        """The JSON that a library carries about itself (kaoken_model_info.description)."""
+        options = self.options
+        return json.dumps(
+            {
+                "name": options.name,
+                "source": options.source,
+                "revision": options.revision,
+                "weights_sha256": self.checkpoint.sha256(),
+                "dtype": options.dtype,
+                "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
+                "config": self.packed.graph.spec.to_config(),
+            }
+        )
+
+
+def bake(directory: Path, options: Options) -> Baked:
+    """Checkpoint to packed model. Nothing but headers is read until something asks for values."""
+    checkpoint = open_checkpoint(directory)
+    graph = passes.run(build_graph(checkpoint, read_spec(checkpoint)))
+    return Baked(checkpoint, pack(graph, options.budget.blob_limit), options)
+
+
+def generate(baked: Baked, out: Path) -> None:
+    """Writes every generated file into the directory `out`."""
+    for source in (*baked.code(), baked.library()):
+        write_if_changed(out / source.name, [source.text.encode()])
+    for source, blob in baked.weights():
+        write_if_changed(out / f"{blob.name}.bin", blob.chunks())
+        write_if_changed(out / source.name, [source.text.encode()])
+    for name, content in baked.texts().items():
+        write_if_changed(out / name, [content])

@@ -1,0 +1,65 @@
+// GEN(note)
+// What the model is, and the C ABI over it.
+
+#include "kaoken/embed.h"
+#include "kaoken/library.h"
+
+KAOKEN_EMBED(kaoken_GEN(name)_description, "description.json")
+extern "C" const char *const kaoken_GEN(name)_description;
+//% if tokenizer_size
+KAOKEN_EMBED(kaoken_GEN(name)_tokenizer, "tokenizer.json")
+extern "C" const char *const kaoken_GEN(name)_tokenizer;
+//% endif
+
+//% for isa in isas
+namespace kaoken::GEN(isa.name)::model_GEN(name) {
+void forward(Pass &pass, const Worker &worker);
+}
+//% endfor
+
+namespace {
+
+//% for isa in isas
+bool has_GEN(isa.name)() {
+//% for feature in isa.cpu
+  if (!__builtin_cpu_supports("GEN(feature)")) return false;
+//% endfor
+  return true;
+}
+//% endfor
+
+const kaoken::Code codes[] = {
+//% for isa in isas
+    {"GEN(isa.name)", has_GEN(isa.name), kaoken::GEN(isa.name)::model_GEN(name)::forward},
+//% endfor
+};
+
+const kaoken::Model model = {
+    {
+        sizeof(kaoken_model_info),
+        "GEN(name)",
+        "GEN(version)",
+        "GEN(isa_names)",
+        kaoken_GEN(name)_description,
+//% if tokenizer_size
+        kaoken_GEN(name)_tokenizer,
+//% else
+        nullptr,
+//% endif
+        GEN(tokenizer_size),
+        GEN(spec.vocab_size),
+        GEN(spec.n_positions),
+        GEN(spec.n_embd),
+        GEN(spec.blocks | length),
+    },
+    codes,
+    GEN(isas | length),
+    GEN(spec.n_embd | round_up),
+    GEN(attention_width),
+    GEN(inner_width),
+    GEN(cache_width),
+};
+
+}  // namespace
+
+KAOKEN_EXPORT_MODEL(GEN(name), model)

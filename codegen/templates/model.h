@@ -1,0 +1,34 @@
+// GEN(note)
+//
+// What the files of this model share: its shape, its blobs (each pointer is filled by a *_weights.cpp), its units.
+#pragma once
+
+#include "attention.h"
+#include "embedding.h"
+#include "layer_norm.h"
+#include "linear.h"
+
+extern "C" {
+//% for unit in packed.units
+//% for blob in unit.blobs
+extern const float *const kaoken_GEN(name)_GEN(blob.name);
+//% endfor
+//% endfor
+}
+
+namespace kaoken::KAOKEN_ISA::model_GEN(name) {
+
+constexpr int64_t vocab_size = GEN(spec.vocab_size);
+constexpr int64_t n_embd = GEN(spec.n_embd);
+constexpr int64_t hidden_width = round_up(n_embd, kPanel);
+constexpr float layer_norm_epsilon = GEN(spec.layer_norm_epsilon | float32);
+
+void embeddings(Pass &pass, const Worker &worker);
+//% for unit in packed.blocks
+void GEN(unit.name)(Pass &pass, const Worker &worker);
+//% endfor
+void head(Pass &pass, const Worker &worker);
+
+void forward(Pass &pass, const Worker &worker);
+
+}  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

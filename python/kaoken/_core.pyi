@@ -1,0 +1,85 @@
+"""The C ABI of kaoken.h, one method a function. Use `kaoken.BakedGPT2`, which checks and explains more.
+
+Arrays are C-contiguous and of the exact dtype, else TypeError. Work runs without the GIL. A failed call
+raises the class of `kaoken.errors` that fits its status, or MemoryError.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABI_VERSION: int
+LOGITS_NONE: int
+LOGITS_LAST: int
+LOGITS_ALL: int
+
+class Library:
+    """A shared library that exports `kaoken_model`, loaded for the rest of the process.
+
+    A path without a slash is searched for as dlopen does. Raises LibraryError for a file that is no model
+    library or whose ABI differs from ABI_VERSION.
+    """
+
+    def __init__(self, path: str | bytes | PathLike[str]) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def kaoken_version(self) -> str: ...
+    @property
+    def isas(self) -> str:
+        """The instruction sets inside, best last, separated by commas."""
+    @property
+    def description(self) -> str:
+        """JSON: name, source, revision, weights_sha256, dtype, settings, config."""
+    @property
+    def tokenizer(self) -> bytes | None:
+        """tokenizer.json, or None where the checkpoint had none."""
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def n_positions(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_layer(self) -> int: ...
+    def session(self, batch: int = 1, threads: int = 0, isa: str | None = None) -> Session:
+        """A KV cache for `batch` sequences; threads 0 and isa None: the environment's, else the machine's."""
+
+class Session:
+    """A KV cache with its threads. Two threads at once, or use beside a live Generation, raise InputError."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def executed_isa(self) -> str:
+        """The tag left by the code that ran the last pass; "" before the first."""
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` positions."""
+    def append(self, ids: NDArray[np.int64], which: int = ...) -> NDArray[np.float32] | None:
+        """Appends ids [batch, count]. LOGITS_LAST: [batch, vocab]; ALL: [batch, count, vocab]; NONE: None."""
+    def generate(
+        self,
+        ids: NDArray[np.int64],
+        *,
+        max_new_tokens: int,
+        do_sample: bool,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+    ) -> Generation:
+        """Appends the prompt ids [batch, count]; the generation has the session until its last token."""
+
+class Generation:
+    def next(self) -> tuple[NDArray[np.int64], bool]:
+        """The next token of each sequence, [batch], and whether it was the last; InputError after that."""

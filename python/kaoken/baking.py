@@ -1,0 +1,344 @@
+"""Baking at run time: `bake` does what the build of the wheel does, through the same CMake function.
+
+A bake validates the checkpoint, then lets CMake and Ninja work in a private temporary directory. CMake and
+the tools beneath it see that directory's names alone: links stand for the checkpoint and for Kaoken itself,
+so no space, quote, semicolon or dollar of a user's path ever reaches them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kaoken
+from kaoken import codegen
+from kaoken.building import NINJA_STATUS, Progress, explanation, run
+from kaoken.cache import cache_directory, install, locked, write_error
+from kaoken.codegen.isa import resolve
+from kaoken.codegen.memory import make_budget
+from kaoken.errors import BuildError, CheckpointError, InputError
+from kaoken.inputs import integer
+from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
+
+if TYPE_CHECKING:
+    from kaoken.codegen.checkpoint import Checkpoint
+    from kaoken.codegen.hub import Source
+
+DTYPES = ("float32",)
+
+# Kaoken's own files that a bake runs; in a wheel they lie in the package, in a source tree beside it.
+_ROOT = Path(str(codegen.__file__)).parent.parent
+_OWN_SOURCES = ("codegen", "runtime", "cmake")
+
+# What CMake reads from the environment and what therefore changes the library.
+_FLAGS = ("CXXFLAGS", "CPPFLAGS", "CFLAGS", "ASMFLAGS", "LDFLAGS")
+
+# A generator's settings that Ninja refuses, and what keeps `python -m codegen` from its working directory.
+_HARMFUL = re.compile(r"CMAKE_GENERATOR|PYTHONSAFEPATH")
+
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
+_UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
+
+
+@dataclass(frozen=True)
+class _Options:
+    dtype: str
+    isa: str
+    isas: tuple[str, ...]
+    jobs: int | None
+    compile_memory: int  # bytes
+
+
+@dataclass(frozen=True)
+class _Bake:
+    """One bake, validated: nothing in it is a user's mistake any more."""
+
+    source: Source
+    checkpoint: Checkpoint
+    options: _Options
+    compiler: Compiler
+
+    def key(self) -> str:
+        """SHA-256 of everything that decides the library: 64 hexadecimal digits."""
+        facts = {
+            "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
+            "source": [self.source.name, self.source.revision],
+            "options": [self.options.dtype, self.options.isas, self.options.compile_memory],
+            "kaoken": [kaoken.__version__, _own_digest()],
+            "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
+            "flags": [os.environ.get(name, "") for name in _FLAGS],
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def bake(
+    checkpoint: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    isa: str = "native",
+    out: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    jobs: int | None = None,
+    compile_memory: int | str | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """Compiles a checkpoint into a model library and returns the library's path, for `kaoken.load`.
+
+    Args:
+        checkpoint: A directory with config.json and model.safetensors, or the id of a model on the Hugging
+            Face hub; an existing directory wins.
+        dtype: Of the baked weights: "float32".
+        isa: "native" (this machine's best), "portable" (all of its architecture), or names with commas.
+        out: The one file to write; the tokenizer travels inside it. Compile statistics go to out + ".json".
+            None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
+            second bake of the same checkpoint, options, Kaoken and compiler finds the first one's library.
+        revision: Of a hub id: a branch, tag or commit.
+        jobs: Compilations at once; None is one a processor.
+        compile_memory: A cap for each process of the build, in bytes or like "600M"; None is 512M.
+        progress: Whether to draw a bar on stderr; None draws it on a terminal.
+
+    Needs a C++17 compiler (CXX names one) and `pip install "kaoken[bake]"`.
+
+    Raises:
+        InputError: An option outside its range, or an `out` that cannot be written to.
+        ISAError: An unknown instruction set.
+        CheckpointError, UnsupportedModelError, HubError: See `kaoken.errors`.
+        BuildError: A tool is missing, the build failed, the disk is full, or the cache is not private.
+    """
+    destination = None if out is None else _destination(Path(out))
+    options = _options(dtype, isa, jobs, compile_memory)
+    check_packages()
+    work = _validate(checkpoint, revision, options)
+    with Progress(work.source.name, progress) as bar:
+        if destination is None:
+            return _bake_into_cache(work, bar)
+        _build(work, destination, bar)
+        return destination
+
+
+def _destination(out: Path) -> Path:
+    """Checked before an expensive build, though the disk has the last word."""
+    if out.exists() and not out.is_file():
+        raise InputError(f"out is {out}, which is not a file: name the one file to write")
+    if not out.parent.is_dir():
+        raise InputError(f"out is {out}, but the directory {out.parent} does not exist: make it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"out is {out}, but the directory {out.parent} is not writable: choose another")
+    return out.absolute()
+
+
+def _options(dtype: str, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be {' or '.join(DTYPES)}, not {dtype!r}")
+    if not isinstance(isa, str):
+        raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
+    return _Options(
+        dtype=dtype,
+        isa=isa,
+        isas=resolve(isa),
+        jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
+        compile_memory=_memory(compile_memory),
+    )
+
+
+def _memory(size: int | str | None) -> int:
+    """The cap in bytes; codegen has the default and the least that works."""
+    if size is None or isinstance(size, str):
+        return make_budget(size, None).cap
+    return make_budget(str(integer("compile_memory", size, minimum=1)), None).cap
+
+
+def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options: _Options) -> _Bake:
+    """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
+    from kaoken.codegen.checkpoint import open_checkpoint
+    from kaoken.codegen.hub import resolve_model
+    from kaoken.codegen.spec import read_spec
+
+    named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(os.fspath(checkpoint))
+    source = resolve_model(named, revision=revision, root=Path.cwd())
+    opened = open_checkpoint(source.directory)
+    read_spec(opened)
+    return _Bake(source, opened, options, find_compiler())
+
+
+def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
+    directory = cache_directory()
+    progress.say("looking into the cache")
+    before = _stamps(work.checkpoint.files)
+    path = directory / f"{_model_name(work)}-{work.key()[:32]}.so"
+    if path.is_file():
+        return path
+    try:
+        with locked(path.with_suffix(".lock"), lambda: progress.say("waiting for another bake of it")):
+            if not path.is_file():
+                _build(work, path, progress, before)
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def _model_name(work: _Bake) -> str:
+    from kaoken.codegen.spec import identifier
+
+    return identifier(work.source.name)
+
+
+def _build(
+    work: _Bake, destination: Path, progress: Progress, before: dict[Path, tuple[int, ...]] | None = None
+) -> None:
+    """Builds in a temporary directory and installs the library, its statistics first."""
+    before = before or _stamps(work.checkpoint.files)
+    try:
+        with tempfile.TemporaryDirectory(prefix="kaoken-", dir=_temporary_root()) as name:
+            workplace = _Workplace(Path(name).resolve(), work)
+            workplace.prepare()
+            workplace.configure(progress)
+            workplace.compile(progress)
+            _check_unchanged(work.checkpoint, before)
+            progress.say("writing")
+            statistics = destination.with_name(destination.name + ".json")
+            install({workplace.library_json: statistics, workplace.library: destination})
+    except OSError as error:
+        raise write_error(Path(error.filename or tempfile.gettempdir()), error) from error
+
+
+def _temporary_root() -> str:
+    """tempfile's own choice, unless its path would not survive a trip through CMake and Ninja."""
+    for root in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if _SAFE_PATH.fullmatch(os.path.realpath(root)) and os.access(root, os.W_OK | os.X_OK):
+            return root
+    raise BuildError(
+        f"the temporary directory {tempfile.gettempdir()} has characters that build tools cannot take: "
+        "set TMPDIR to a path of letters, digits and /._+-"
+    )
+
+
+class _Workplace:
+    """The temporary directory of one build: links in, `model.so` and `model.so.json` out."""
+
+    def __init__(self, directory: Path, work: _Bake) -> None:
+        self._directory = directory
+        self._work = work
+        self._build = directory / "build"
+        self._ninja = directory / "ninja"
+        self.library = self._build / "model.so"
+        self.library_json = self._build / "model.so.json"
+
+    def prepare(self) -> None:
+        (self._directory / "checkpoint").symlink_to(self._work.source.directory)
+        (self._directory / "kaoken").symlink_to(_ROOT.absolute())
+        self._ninja.symlink_to(find_ninja())
+
+    def configure(self, progress: Progress) -> None:
+        source = self._directory / "kaoken" / "cmake" / "bake"
+        cmake = find_cmake(_minimum_cmake(source / "CMakeLists.txt"))
+        definitions = [f"-D{name}={value}" for name, value in self._definitions().items()]
+        progress.say("configuring")
+        self._run([cmake, "-G", "Ninja", "-S", str(source), "-B", str(self._build), *definitions], progress)
+
+    def compile(self, progress: Progress) -> None:
+        jobs = self._work.options.jobs
+        limit = [] if jobs is None else ["-j", str(jobs)]
+        progress.say("compiling")
+        self._run([str(self._ninja), "-C", str(self._build), *limit, "model"], progress)
+
+    def _definitions(self) -> dict[str, str]:
+        source, options = self._work.source, self._work.options
+        values = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_MAKE_PROGRAM": str(self._ninja),
+            "KAOKEN_MODEL": str(self._directory / "checkpoint"),
+            "KAOKEN_MODEL_NAME": _model_name(self._work),
+            "KAOKEN_SOURCE": _UNSAFE_TEXT.sub("_", source.name),
+            "KAOKEN_REVISION": source.revision or "",
+            "KAOKEN_DTYPE": options.dtype,
+            "KAOKEN_ISA": ",".join(options.isas),
+            "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
+            "KAOKEN_VERSION": kaoken.__version__,
+            "KAOKEN_PYTHON": self._python(),
+        }
+        return values | ({} if options.jobs is None else {"KAOKEN_JOBS": str(options.jobs)})
+
+    def _python(self) -> str:
+        """This interpreter; by way of a script where its own path is not safe (a link would lose a venv)."""
+        if _SAFE_PATH.fullmatch(sys.executable):
+            return sys.executable
+        script = self._directory / "python"
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+        script.chmod(0o700)
+        return str(script)
+
+    def _run(self, command: list[str], progress: Progress) -> None:
+        environment = {name: value for name, value in os.environ.items() if not _HARMFUL.match(name)}
+        environment |= {"CXX": self._work.compiler.command, "NINJA_STATUS": NINJA_STATUS}
+        status, lines = run(command, environment, progress.line)
+        if status != 0:
+            raise self._failure(lines)
+
+    def _failure(self, lines: list[str]) -> BuildError:
+        """The output with the user's own names in the place of this directory's."""
+        text = explanation(lines).replace(
+            str(self._directory / "checkpoint"), str(self._work.source.directory)
+        )
+        root = self._directory.parent
+        if "No space left on device" in text or shutil.disk_usage(root).free < 1 << 20:
+            return BuildError(
+                f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}"
+            )
+        return BuildError(f"baking {self._work.source.name} failed: {text}")
+
+
+def _minimum_cmake(project: Path) -> tuple[int, ...]:
+    """The version that the project itself asks for, so that it stands in one place."""
+    match = re.search(r"cmake_minimum_required\(VERSION (\d+)\.(\d+)", project.read_text(encoding="utf-8"))
+    return (int(match[1]), int(match[2])) if match else (0,)
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    return {file: _stamp(file) for file in files}
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Differs when a file was written, replaced or removed."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(checkpoint: Checkpoint, before: dict[Path, tuple[int, ...]]) -> None:
+    """A library must be of the files that its cache key was made from."""
+    for file, stamp in _stamps(checkpoint.files).items():
+        if stamp != before[file]:
+            raise CheckpointError(
+                f"{file} changed while it was baked: bake again when the checkpoint is complete"
+            )
+
+
+def _own_digest() -> str:
+    """SHA-256 over Kaoken's generator, runtime and CMake files."""
+    digest = hashlib.sha256()
+    for name in _OWN_SOURCES:
+        for file in sorted((_ROOT / name).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(_ROOT)}\0{_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

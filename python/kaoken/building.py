@@ -1,0 +1,114 @@
+"""Running CMake and Ninja: their progress, and the part of their output that explains a failure."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from itertools import takewhile
+from types import TracebackType
+from typing import Any
+
+NINJA_STATUS = "[kaoken %f/%t] "
+
+_STATUS = re.compile(r"\[kaoken (\d+)/(\d+)\] ")
+_CODEGEN_ERROR = re.compile(r"\s*kaoken: error: (.+)")
+_FIRST_TROUBLE = re.compile(r"FAILED: |CMake Error|.*\b(?:fatal )?error\b", re.IGNORECASE)
+_KEPT_LINES = 2000
+_SHOWN_LINES = 30
+_SHOWN_WIDTH = 300
+
+
+class Progress:
+    """A bar on stderr that follows Ninja's status lines; nothing where it is off or tqdm is not installed."""
+
+    def __init__(self, name: str, enabled: bool | None) -> None:
+        self._name = name
+        self._bar = _bar() if (sys.stderr.isatty() if enabled is None else enabled) else None
+        self.say("waiting to start")
+
+    def say(self, what: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._name}: {what}")
+
+    def line(self, line: str) -> None:
+        """Takes one line of output."""
+        status = _STATUS.match(line)
+        if status and self._bar is not None:
+            self._bar.total = int(status[2])
+            self._bar.n = int(status[1])
+            self._bar.refresh()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _bar() -> Any:
+    try:
+        tqdm = import_module("tqdm").tqdm
+    except ImportError:
+        return None
+    return tqdm(total=1, unit="step", dynamic_ncols=True, leave=False)
+
+
+def run(
+    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Runs a command to its end; returns its exit status and the last lines of its output.
+
+    It gets a process group of its own, which is ended with it if this process is interrupted.
+    """
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                on_line(lines[-1])
+        except BaseException:
+            _stop(process)
+            raise
+    return process.returncode, list(lines)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Ends the whole group. What ignores SIGTERM for a while is killed, but only while its id is surely ours."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, signal_number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+
+
+def explanation(lines: Sequence[str]) -> str:
+    """What a user needs of a failed build's output: codegen's own error, else from the first trouble on."""
+    for index, line in enumerate(lines):
+        own = _CODEGEN_ERROR.match(line)
+        if own:
+            # CMake indents and wraps what a configuring codegen says.
+            rest = takewhile(lambda following: following.startswith("  "), lines[index + 1 :])
+            return " ".join([own[1], *map(str.strip, rest)])
+    shown = [line for line in lines if line and not _STATUS.match(line)]
+    first = next((index for index, line in enumerate(shown) if _FIRST_TROUBLE.match(line)), -_SHOWN_LINES)
+    return "\n".join(line[:_SHOWN_WIDTH] for line in shown[first:][:_SHOWN_LINES])

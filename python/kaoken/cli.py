@@ -1,0 +1,277 @@
+"""The `kaoken` command. A subcommand imports the heavy modules that it needs, so --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kaoken.errors import InputError, KaokenError
+
+if TYPE_CHECKING:
+    from kaoken.library import BlockConfig
+    from kaoken.model import BakedGPT2
+
+_DESCRIPTION = """\
+Run GPT-2-family models that were baked into native code, and bake new ones.
+
+  kaoken generate "ROMEO:"                  continue a text with the model in this wheel
+  kaoken info                               what that model is and how it was built
+  kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
+  kaoken generate "Hello" --model my.so     and run it
+"""
+
+_GENERATE = """\
+Continue PROMPT: print it and its completion, piece by piece as tokens are made.
+
+Without sampling options the likeliest token is taken each time, so the text is always the same. Any of
+--do-sample, --temperature, --top-k, --top-p and --seed turns sampling on. Generation ends at the model's
+end token, after --max-new-tokens, or where the model's context is full.
+
+  kaoken generate "ROMEO:"
+  kaoken generate "ROMEO:" --max-new-tokens 100 --temperature 0.8 --seed 1
+  cat story.txt | kaoken generate - --model my.so
+"""
+
+_INFO = """\
+Show a baked model's name, source, weights digest, build settings, shapes and compile statistics.
+
+  kaoken info
+  kaoken info --model my.so --json
+"""
+
+_BAKE = """\
+Compile a checkpoint into one model library. CHECKPOINT is a directory with config.json and model.safetensors
+(an existing directory wins), or the id of a model on the Hugging Face hub. Prints the library's path.
+
+Needs a C++17 compiler (CXX names one) and `pip install "kaoken[bake]"`. Compile statistics are written
+beside the library, to OUT.json. Without -o a cache serves, in which an unchanged bake is instant:
+$KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken.
+
+  kaoken bake ./my-checkpoint -o my.so
+  kaoken bake openai-community/gpt2 -o gpt2.so --isa portable
+  kaoken bake ./my-checkpoint -o my.so --jobs 2 --compile-memory 600M
+"""
+
+_EXIT_CODES = "exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted, 141 output closed early"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: sys.argv); returns the exit code. argparse itself exits, with 0 or 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except KaokenError as error:
+        return _fail(error)
+    except BrokenPipeError:
+        # Python would complain when it flushes at exit: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except MemoryError as error:
+        return _fail(f"not enough memory {error}".strip())
+    except OSError as error:
+        return _fail(error)
+
+
+def _fail(error: object) -> int:
+    print(f"kaoken: error: {error}", file=sys.stderr)
+    return 1
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        import kaoken
+
+        print(f"kaoken {kaoken.__version__}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kaoken",
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show Kaoken's version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_generate(_command(commands, "generate", _generate, _GENERATE, "continue a text"))
+    _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
+    _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], description: str, summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH", help="a baked library (default: the model in this wheel)")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help="the text to continue; - reads standard input as it is"
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors"
+    )
+    sampling = parser.add_argument_group("sampling (any of these turns it on)")
+    sampling.add_argument(
+        "--do-sample", action="store_true", help="draw tokens instead of taking the likeliest"
+    )
+    sampling.add_argument(
+        "--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest; 0: all (default: 50)")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)"
+    )
+    sampling.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: random)"
+    )
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_bake(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
+    parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
+    parser.add_argument("--dtype", default="float32", help="of the baked weights: float32 (the default)")
+    parser.add_argument(
+        "--isa", default="native", help="native (the default), portable, or names with commas"
+    )
+    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="compilations at once (default: all processors)"
+    )
+    parser.add_argument(
+        "--compile-memory", metavar="SIZE", help="cap for each process of the build, such as 600M"
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    prompt = _prompt(options.prompt)
+    model = _load(options.model, options.threads)
+    pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character must not end the text.
+        sys.stdout.reconfigure(errors="replace")
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _prompt(argument: str) -> str:
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 (byte {error.start}): convert it first") from None
+
+
+def _load(model: str | None, threads: int | None = None) -> BakedGPT2:
+    from kaoken.model import BakedGPT2
+
+    return BakedGPT2(model, threads=threads)
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("temperature", "top_k", "top_p", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {"do_sample": options.do_sample or bool(given), **given}
+
+
+def _info(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    model = _load(options.model)
+    facts = {**asdict(model.info), "config": asdict(model.config)}
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n".join(_describe(model)))
+
+
+def _describe(model: BakedGPT2) -> list[str]:
+    info, config = model.info, model.config
+    lines = {
+        "model": info.name,
+        "source": info.source + (f" at {info.revision}" if info.revision else ""),
+        "weights": f"sha256 {info.weights_sha256}",
+        "dtype": info.dtype,
+        "isa": f"{info.isa} (of {', '.join(info.isas)})",
+        "kaoken": info.kaoken_version,
+        "settings": ", ".join(f"{name} {_setting(value)}" for name, value in info.settings.items()),
+        "shape": f"{config.n_layer} layers, n_embd {config.n_embd}, {_blocks(config.blocks)}",
+        "tokens": f"vocabulary {config.vocab_size}, context {config.n_positions}",
+        "build": _build(info.statistics),
+    }
+    return [f"{name:10}{text}" for name, text in lines.items()]
+
+
+def _setting(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _blocks(blocks: Sequence[BlockConfig]) -> str:
+    """Heads and MLP widths, once if all blocks are alike."""
+    shapes = [f"{block.n_head} heads of {block.head_dim}, n_inner {block.n_inner}" for block in blocks]
+    return shapes[0] if len(set(shapes)) == 1 else "blocks: " + "; ".join(shapes)
+
+
+def _build(statistics: dict[str, Any] | None) -> str:
+    if statistics is None:
+        return "no statistics beside the library"
+    try:
+        seconds, peak = float(statistics["wall_seconds"]), statistics["peak_bytes"] / 2**20
+    except (LookupError, TypeError, ValueError):
+        return "statistics beside the library are of another Kaoken"
+    return f"{seconds:.1f} s, at most {peak:.0f} MiB a process"
+
+
+def _bake(options: argparse.Namespace) -> None:
+    from kaoken.baking import bake
+
+    path = bake(
+        options.checkpoint,
+        dtype=options.dtype,
+        isa=options.isa,
+        out=options.out,
+        revision=options.revision,
+        jobs=options.jobs,
+        compile_memory=options.compile_memory,
+    )
+    print(path)

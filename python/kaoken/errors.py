@@ -1,0 +1,25 @@
+"""The errors that Kaoken raises; `KaokenError` catches them all. See `kaoken.codegen.errors` for each."""
+
+from __future__ import annotations
+
+from kaoken.codegen.errors import (
+    BuildError,
+    CheckpointError,
+    HubError,
+    InputError,
+    ISAError,
+    KaokenError,
+    LibraryError,
+    UnsupportedModelError,
+)
+
+__all__ = [
+    "BuildError",
+    "CheckpointError",
+    "HubError",
+    "ISAError",
+    "InputError",
+    "KaokenError",
+    "LibraryError",
+    "UnsupportedModelError",
+]

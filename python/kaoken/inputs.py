@@ -1,0 +1,253 @@
+"""What users pass in, checked: token ids and generation options. Every refusal is an InputError."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kaoken.errors import InputError
+
+if TYPE_CHECKING:
+    from kaoken.library import GPT2Config
+
+# Lists and tuples of integers, NumPy arrays, and whatever has `__array__`, such as torch tensors.
+TokenIds: TypeAlias = ArrayLike
+
+_SHAPES = "pass one sequence, [1, 2, 3], or a batch of equally long ones, [[1, 2], [3, 4]]"
+
+
+def token_ids(ids: TokenIds, vocab_size: int) -> NDArray[np.int64]:
+    """A new C-contiguous int64 array [batch, sequence]; one flat sequence is a batch of one.
+
+    Raises InputError for anything but integers in [0, vocab_size), in one or two dimensions and at least one.
+    """
+    array = _array(ids) if hasattr(ids, "__array__") else _rows(ids)
+    outside = (array < 0) | (array >= vocab_size)
+    if outside.any():
+        where = tuple(int(index) for index in np.argwhere(outside)[0])
+        raise InputError(
+            f"token id {array[where]} (ids{list(where)}) is outside the vocabulary, 0 to {vocab_size - 1}: "
+            "use the tokenizer of this model"
+        )
+    return np.array(array, dtype=np.int64, order="C", ndmin=2)
+
+
+def _array(ids: Any) -> NDArray[Any]:
+    """An integer array of one or two dimensions; torch tensors come through their `__array__`."""
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"ids cannot be read as a NumPy array: {error}") from error
+    if array.dtype.kind not in "iu":
+        raise InputError(f"ids must be integers, not {array.dtype}: convert them to int64")
+    if array.ndim not in (1, 2):
+        raise InputError(f"ids have {array.ndim} dimensions: {_SHAPES}")
+    if array.size == 0:
+        raise InputError(f"ids of shape {list(array.shape)} are empty: pass at least one token")
+    return array
+
+
+def _rows(ids: Any) -> NDArray[Any]:
+    """Of lists; Python integers beyond int64 give an object array, which compares exactly."""
+    _check_sequence(ids)
+    nested = [_is_row(item) for item in ids]
+    if any(nested) and not all(nested):
+        raise InputError(f"ids mix single ids with sequences: {_SHAPES}")
+    rows = [_row(row) for row in ids] if any(nested) else [_row(ids)]
+    lengths = [len(row) for row in rows]
+    if len(set(lengths)) > 1:
+        raise InputError(
+            f"the sequences of one batch must be equally long, not {lengths}: pass them one by one"
+        )
+    try:
+        return np.array(rows, dtype=np.int64)
+    except OverflowError:
+        return np.array(rows, dtype=object)
+
+
+def _is_row(item: Any) -> bool:
+    return isinstance(item, Sequence) or getattr(item, "ndim", 0) > 0
+
+
+def _check_sequence(ids: Any) -> None:
+    if isinstance(ids, (str, bytes)):
+        raise InputError(
+            "ids are text: pass token ids, or the text itself to generate_text or model.tokenizer"
+        )
+    if not isinstance(ids, Sequence):
+        raise InputError(
+            f"ids must be a list, a NumPy array or a tensor, not {type(ids).__name__}: {_SHAPES}"
+        )
+    if len(ids) == 0:
+        raise InputError("ids are empty: pass at least one token")
+
+
+def _row(row: Any) -> list[int]:
+    if not hasattr(row, "__array__"):
+        _check_sequence(row)
+        return [_token(item) for item in row]
+    array = _array(row)
+    if array.ndim != 1:
+        raise InputError(f"ids have 3 dimensions: {_SHAPES}")
+    return [int(item) for item in array]
+
+
+def _token(item: Any) -> int:
+    if _is_row(item):
+        raise InputError(f"ids have 3 dimensions or more: {_SHAPES}")
+    return integer("a token id", item)
+
+
+def integer(name: str, value: Any, minimum: int | None = None) -> int:
+    """An int from anything that is one, NumPy's and torch's included; a bool is none."""
+    wanted = "an integer" if minimum is None else f"an integer of at least {minimum}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be {wanted}, not {value!r}") from None
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if is_bool or (minimum is not None and number < minimum):
+        raise InputError(f"{name} must be {wanted}, not {value!r}")
+    return number
+
+
+def check_length(length: int, n_positions: int) -> None:
+    if length > n_positions:
+        raise InputError(
+            f"the prompt has {length} tokens, but the model has n_positions = {n_positions}: shorten it"
+        )
+
+
+def thread_count(threads: int | None) -> int:
+    """As the C ABI counts: 0 is "decide for me"."""
+    return 0 if threads is None else min(integer("threads", threads, minimum=1), 2**31 - 1)
+
+
+def batch_size(batch: int) -> int:
+    return min(integer("batch", batch, minimum=1), 2**63 - 1)
+
+
+def rewind_length(length: int, current: int) -> int:
+    value = integer("length", length, minimum=0)
+    if value > current:
+        raise InputError(f"cannot rewind to {value}: the session holds only {current} positions")
+    return value
+
+
+class _ModelDefault:
+    """The type of MODEL_DEFAULT: the model's own end tokens, where None means no end token."""
+
+    def __repr__(self) -> str:
+        return "MODEL_DEFAULT"
+
+
+MODEL_DEFAULT: Final = _ModelDefault()
+EosTokenId: TypeAlias = int | Sequence[int] | _ModelDefault | None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What `_core.Session.generate` takes, every field in its range."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+
+_GREEDY = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+
+
+def generation_options(
+    config: GPT2Config,
+    max_new_tokens: int = 20,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    eos_token_id: EosTokenId = MODEL_DEFAULT,
+    pad_token_id: int | None = None,
+    seed: int | None = None,
+) -> GenerationOptions:
+    """`BakedGPT2.generate` documents them. Sampling options are looked at only when do_sample is true."""
+    if not isinstance(do_sample, (bool, np.bool_)):
+        raise InputError(f"do_sample must be True or False, not {do_sample!r}")
+    eos = _eos_token_ids(config, eos_token_id)
+    return GenerationOptions(
+        max_new_tokens=min(integer("max_new_tokens", max_new_tokens, minimum=1), config.n_positions),
+        do_sample=bool(do_sample),
+        eos_token_ids=eos,
+        pad_token_id=_pad_token_id(config, pad_token_id, eos),
+        **(_sampling(config, temperature, top_k, top_p, seed) if do_sample else _GREEDY),
+    )
+
+
+def _sampling(
+    config: GPT2Config, temperature: float, top_k: int, top_p: float, seed: int | None
+) -> dict[str, Any]:
+    return {
+        "temperature": _positive("temperature", temperature),
+        "top_k": min(integer("top_k", top_k, minimum=0), config.vocab_size),
+        "top_p": _positive("top_p", top_p, maximum=1.0),
+        "seed": secrets.randbits(64) if seed is None else _fold(integer("seed", seed, minimum=0)),
+    }
+
+
+def _positive(name: str, value: float, maximum: float = float(np.finfo(np.float32).max)) -> float:
+    """A number in (0, maximum] that is still above 0 as the float32 that the library takes."""
+    try:
+        number = float("nan") if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    smallest = float(np.finfo(np.float32).tiny)
+    if not smallest <= number <= maximum:
+        bound = " and at most 1" if maximum == 1.0 else ""
+        raise InputError(f"{name} must be a number greater than 0{bound}, not {value!r}")
+    return number
+
+
+def _fold(seed: int) -> int:
+    """Any size of seed as 64 bits; one that fits stays as it is."""
+    folded = 0
+    while seed:
+        folded ^= seed & (2**64 - 1)
+        seed >>= 64
+    return folded
+
+
+def _eos_token_ids(config: GPT2Config, eos_token_id: EosTokenId) -> tuple[int, ...]:
+    if isinstance(eos_token_id, _ModelDefault):
+        return config.eos_token_ids
+    if eos_token_id is None:
+        return ()
+    several = isinstance(eos_token_id, Iterable) and getattr(eos_token_id, "ndim", 1) > 0
+    ids = tuple(eos_token_id) if several else (eos_token_id,)  # type: ignore[arg-type]
+    return tuple(_in_vocabulary("eos_token_id", item, config.vocab_size) for item in ids)
+
+
+def _pad_token_id(config: GPT2Config, pad_token_id: int | None, eos: tuple[int, ...]) -> int:
+    """As transformers: the one given, else the model's, else the first end token."""
+    if pad_token_id is not None:
+        return _in_vocabulary("pad_token_id", pad_token_id, config.vocab_size)
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    return eos[0] if eos else 0
+
+
+def _in_vocabulary(name: str, value: Any, vocab_size: int) -> int:
+    token = integer(name, value)
+    if not 0 <= token < vocab_size:
+        raise InputError(
+            f"{name} {token} is outside the vocabulary, 0 to {vocab_size - 1}; None turns it off"
+        )
+    return token

@@ -1,0 +1,187 @@
+"""Model libraries: where the default one lies, how one is opened, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass, fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from kaoken import _core
+from kaoken.errors import LibraryError
+
+# The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
+_ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
+_ELF64_HEADER = struct.Struct("<40xQ10xHH2x")
+
+_HOW_TO_MAKE_ONE = "make one with `kaoken bake CHECKPOINT -o FILE`"
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block. Blocks of one model may differ (pruned models)."""
+
+    n_head: int
+    head_dim: int
+    n_inner: int
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """What was baked; names and meanings as in transformers' GPT2Config, heads and MLP widths per block."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    blocks: tuple[BlockConfig, ...]
+    activation_function: str
+    layer_norm_epsilon: float
+    tie_word_embeddings: bool
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    pad_token_id: int | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a baked model came from and how it was built.
+
+    `isa` is the instruction set in use, `isas` those inside the library, best last; `revision` is the hub's
+    commit, None for a local directory; `statistics` is the JSON that the build left beside the library
+    (processes, seconds, peak bytes), None where there is none.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    weights_sha256: str
+    dtype: str
+    isa: str
+    isas: tuple[str, ...]
+    kaoken_version: str
+    settings: dict[str, Any]
+    statistics: dict[str, Any] | None
+
+
+def default_library() -> Path:
+    """The library of the model that was baked into this wheel. Raises LibraryError if there is none."""
+    path = Path(_core.__file__).parent / "models" / "default.so"
+    if not path.is_file():
+        raise LibraryError(
+            f"this Kaoken has no default model ({path} is missing): pass the path of a baked library, or "
+            "reinstall Kaoken with the setting model=CHECKPOINT"
+        )
+    return path
+
+
+def open_library(path: Path) -> _core.Library:
+    """Loads a model library, which runs its code: open only files that you trust.
+
+    Raises LibraryError if the file is missing, truncated, not a model library, or of an incompatible Kaoken.
+    """
+    status = _check_file(path)
+    identity = (status.st_dev, status.st_ino)
+    stamp = (status.st_size, status.st_mtime_ns)
+    loaded = _loaded.get(identity)
+    if loaded is None:
+        loaded = _loaded.setdefault(identity, (stamp, _core.Library(_fresh_name(path))))
+    if loaded[0] != stamp:
+        raise LibraryError(
+            f"{path} was overwritten while this process has it loaded: start a new process, and replace a "
+            "library by renaming a new file over it, as `kaoken bake -o` does"
+        )
+    return loaded[1]
+
+
+# A library is never unloaded, so a file seen before needs no second look.
+_loaded: dict[tuple[int, int], tuple[tuple[int, int], _core.Library]] = {}
+_names: dict[str, count[int]] = {}
+
+
+def _fresh_name(path: Path) -> str:
+    """A spelling of the path that dlopen has not seen.
+
+    glibc compares spellings before it looks at the file, and would answer with the old library where a new
+    one has been renamed over it.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    repeat = next(_names.setdefault(os.path.join(directory, name), count()))
+    return os.path.join(directory, "./" * repeat + name)
+
+
+def _check_file(path: Path) -> os.stat_result:
+    if path.is_dir():
+        raise LibraryError(f"{path} is a directory, not a baked model library: {_HOW_TO_MAKE_ONE}")
+    try:
+        with path.open("rb") as file:
+            header = file.read(_ELF64_HEADER.size)
+            status = os.fstat(file.fileno())
+    except FileNotFoundError:
+        raise LibraryError(
+            f"{path} does not exist, so no model can be loaded from it: {_HOW_TO_MAKE_ONE}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"{path} cannot be read ({error}): check its permissions and its path") from error
+    _check_whole(path, header, status.st_size)
+    return status
+
+
+def _check_whole(path: Path, header: bytes, size: int) -> None:
+    """Refuses a truncated ELF file, on which dlopen itself would die with SIGBUS."""
+    if len(header) < _ELF64_HEADER.size or not header.startswith(_ELF64_LITTLE_ENDIAN):
+        return
+    offset, entry_size, entries = _ELF64_HEADER.unpack(header)
+    needed = offset + entry_size * entries
+    if size < needed:
+        raise LibraryError(f"{path} is truncated ({size} of at least {needed} bytes): bake or copy it again")
+
+
+def describe(library: _core.Library, path: Path, isa: str) -> tuple[GPT2Config, ModelInfo]:
+    """The model's configuration and origin, from the JSON inside the library and the one beside it."""
+    try:
+        description = json.loads(library.description)
+        return _config(description["config"]), _info(description, library, path, isa)
+    except (ValueError, TypeError, LookupError) as error:
+        raise LibraryError(
+            f"{path} describes itself wrongly ({type(error).__name__}: {error}): bake the checkpoint again"
+        ) from error
+
+
+def _config(description: dict[str, Any]) -> GPT2Config:
+    values = _known(GPT2Config, description)
+    values["blocks"] = tuple(BlockConfig(**_known(BlockConfig, block)) for block in values["blocks"])
+    values["eos_token_ids"] = tuple(values["eos_token_ids"])
+    return GPT2Config(**values)
+
+
+def _known(kind: type[GPT2Config] | type[BlockConfig], description: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `kind`: a newer Kaoken of the same ABI may describe more."""
+    return {field.name: description[field.name] for field in fields(kind)}
+
+
+def _info(description: dict[str, Any], library: _core.Library, path: Path, isa: str) -> ModelInfo:
+    return ModelInfo(
+        name=description["name"],
+        source=description["source"],
+        revision=description["revision"] or None,
+        weights_sha256=description["weights_sha256"],
+        dtype=description["dtype"],
+        isa=isa,
+        isas=tuple(library.isas.split(",")),
+        kaoken_version=library.kaoken_version,
+        settings=description["settings"],
+        statistics=_statistics(path.with_name(path.name + ".json")),
+    )
+
+
+def _statistics(path: Path) -> dict[str, Any] | None:
+    """The JSON beside a library: of use to people, so a missing or damaged one is no error."""
+    try:
+        statistics = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return statistics if isinstance(statistics, dict) else None

@@ -1,0 +1,271 @@
+"""Baked models as Python objects: `BakedGPT2`, and `Session` for feeding tokens by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaoken import _core
+from kaoken.errors import InputError
+from kaoken.inputs import (
+    MODEL_DEFAULT,
+    EosTokenId,
+    GenerationOptions,
+    TokenIds,
+    batch_size,
+    check_length,
+    generation_options,
+    rewind_length,
+    thread_count,
+    token_ids,
+)
+from kaoken.library import GPT2Config, ModelInfo, default_library, describe, open_library
+from kaoken.text import decode_stream, encode_prompt, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from typing_extensions import Unpack
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The keyword options of `BakedGPT2.generate`, which documents them."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    eos_token_id: EosTokenId
+    pad_token_id: int | None
+    seed: int | None
+
+
+class Session:
+    """A KV cache for `batch` sequences of one length, fed by hand. Made by `BakedGPT2.session`.
+
+    One session belongs to one thread at a time; distinct sessions run side by side. How a text is split
+    between calls of `append` does not change a bit of the logits.
+    """
+
+    def __init__(self, native: _core.Session, config: GPT2Config) -> None:
+        self._native = native
+        self._config = config
+
+    @property
+    def batch(self) -> int:
+        """Sequences side by side."""
+        return self._native.batch
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache, the same for every sequence."""
+        return self._native.length
+
+    @property
+    def threads(self) -> int:
+        """Threads that this session computes with, the caller's included."""
+        return self._native.threads
+
+    @property
+    def executed_isa(self) -> str:
+        """The instruction set that the last `append` really ran, as its code tells; "" before the first."""
+        return self._native.executed_isa
+
+    def append(self, ids: TokenIds) -> NDArray[np.float32]:
+        """Appends ids [batch, count]; returns the logits of the last position, float32 [batch, vocab_size].
+
+        One flat sequence is a batch of one here too, and the result keeps its batch dimension.
+        Raises InputError for ids out of range, for another batch, past n_positions, or on use from two
+        threads at once; the session is then unchanged.
+        """
+        appended = token_ids(ids, self._config.vocab_size)
+        if len(appended) != self.batch:
+            raise InputError(f"ids hold {len(appended)} sequences, but this session has batch = {self.batch}")
+        self._check_room(appended.shape[1])
+        logits = self._native.append(appended, _core.LOGITS_LAST)
+        assert logits is not None
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` positions; InputError if there are fewer."""
+        self._native.rewind(rewind_length(length, self.length))
+
+    def _check_room(self, count: int) -> None:
+        length, n_positions = self.length, self._config.n_positions
+        if length + count > n_positions:
+            raise InputError(
+                f"the session holds {length} positions, so {count} more would pass n_positions = "
+                f"{n_positions}: rewind it or start another"
+            )
+
+    def __repr__(self) -> str:
+        return f"<kaoken.Session batch={self.batch} length={self.length}>"
+
+
+class BakedGPT2:
+    """A baked model, ready to run on the CPU.
+
+    Args:
+        model: The path of a library made by `kaoken.bake`; None is the model baked into this wheel.
+            Loading a library runs its code: open only files that you trust.
+        threads: Threads for each call; None takes KAOKEN_THREADS, else the processors that this process may
+            use. The results are the same bits for any number.
+
+    The instruction set is chosen here, once: KAOKEN_ISA, else the best that library and machine share.
+
+    Attributes:
+        config: Shapes and constants of the model, a `GPT2Config`.
+        info: Where it came from and how it was built, a `ModelInfo`.
+
+    Every method may be called from several threads at once, and after a fork: each call works in a session of
+    its own. Pickling keeps the path and the thread count, and loads the library again.
+
+    Raises:
+        LibraryError: The file is missing, is no model library, or was baked by an incompatible Kaoken.
+        ISAError: KAOKEN_ISA names what the library or this machine lacks, or they share nothing.
+        InputError: `threads` is not a positive integer.
+    """
+
+    config: GPT2Config
+    info: ModelInfo
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
+        self._arguments = (model, threads)
+        self._threads = thread_count(threads)
+        path = default_library() if model is None else Path(model)
+        self._library = open_library(path)
+        isa = self._library.session(1, self._threads).isa
+        self.config, self.info = describe(self._library, path, isa)
+
+    def logits(self, ids: TokenIds) -> NDArray[np.float32]:
+        """Logits at every position: ids [batch, sequence] to float32 [batch, sequence, vocab_size].
+
+        ids: integers as lists, NumPy arrays or torch tensors; one flat sequence is a batch of one.
+        Raises InputError for ids that are ragged, empty, outside the vocabulary, or longer than n_positions.
+        """
+        prompt = self._prompt(ids)
+        logits = self._session(len(prompt)).append(prompt, _core.LOGITS_ALL)
+        assert logits is not None
+        return logits
+
+    def generate(
+        self,
+        ids: TokenIds,
+        max_new_tokens: int = 20,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        eos_token_id: EosTokenId = MODEL_DEFAULT,
+        pad_token_id: int | None = None,
+        seed: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Continues each sequence: ids [batch, prompt] to int64 [batch, prompt + new].
+
+        Options mean what they mean in transformers' `GenerationMixin.generate`; greedy results are the same
+        tokens, sampled ones have the same distribution from other draws. It ends when every sequence has
+        finished, after max_new_tokens, or at n_positions; a prompt that long comes back as it is.
+
+        Args:
+            ids: As for `logits`.
+            max_new_tokens: At least 1.
+            do_sample: False takes the likeliest token and ignores the next three options and the seed.
+            temperature: Divides the logits; greater than 0.
+            top_k: Keeps that many of the likeliest tokens; 0 keeps all.
+            top_p: Keeps the likeliest tokens that together reach this probability, in (0, 1]; 1 keeps all.
+            eos_token_id: One token or several that finish a sequence; None for none; by default the model's,
+                if it has one.
+            pad_token_id: Fills the rows that have finished; by default the model's, else the first end token.
+            seed: Any integer from 0; the same seed gives the same tokens. None draws one.
+
+        Raises InputError for ids or options outside these ranges. Ctrl-C stops it between two tokens.
+        """
+        options = generation_options(
+            self.config,
+            max_new_tokens,
+            do_sample,
+            temperature,
+            top_k,
+            top_p,
+            eos_token_id,
+            pad_token_id,
+            seed,
+        )
+        prompt = self._prompt(ids)
+        return np.concatenate([prompt, *(step[:, None] for step in self._steps(prompt, options))], axis=1)
+
+    def stream(self, ids: TokenIds, **options: Unpack[GenerateOptions]) -> Iterator[int]:
+        """Yields the new tokens of one sequence as they are made, an end token included.
+
+        Options and errors as for `generate`; a batch of several sequences is an InputError. Arguments are
+        checked at once, before the first token is asked for.
+        """
+        checked = generation_options(self.config, **options)
+        prompt = self._prompt(ids)
+        if len(prompt) != 1:
+            raise InputError(
+                f"stream takes one sequence, not {len(prompt)}: use generate, or stream each of them"
+            )
+        return (int(step[0]) for step in self._steps(prompt, checked))
+
+    def session(self, batch: int = 1) -> Session:
+        """A new, empty KV cache for `batch` sequences; InputError unless that is a positive integer."""
+        return Session(self._session(batch_size(batch)), self.config)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, a `tokenizers.Tokenizer`. Raises KaokenError if it had none."""
+        return load_tokenizer(self._library.tokenizer, self.info.name)
+
+    def generate_text(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
+        """The completion of a prompt, without the prompt and without special tokens.
+
+        Options and errors as for `generate`, and KaokenError where the model has no tokenizer. An empty
+        prompt starts from the model's bos token.
+        """
+        return "".join(self.stream_text(prompt, **options))
+
+    def stream_text(self, prompt: str, **options: Unpack[GenerateOptions]) -> Iterator[str]:
+        """Yields the completion of `generate_text` piece by piece; no piece ends inside a character."""
+        ids = encode_prompt(self.tokenizer, prompt, self.config.bos_token_id)
+        return decode_stream(self.tokenizer, ids, self.stream(ids, **options))
+
+    def _prompt(self, ids: TokenIds) -> NDArray[np.int64]:
+        prompt = token_ids(ids, self.config.vocab_size)
+        check_length(prompt.shape[1], self.config.n_positions)
+        return prompt
+
+    def _session(self, batch: int) -> _core.Session:
+        return self._library.session(batch, self._threads, self.info.isa)
+
+    def _steps(self, prompt: NDArray[np.int64], options: GenerationOptions) -> Iterator[NDArray[np.int64]]:
+        """The new tokens, int64 [batch] a step. The loop is here so that signals are seen between steps."""
+        if prompt.shape[1] == self.config.n_positions:
+            return
+        generation = self._session(len(prompt)).generate(prompt, **asdict(options))
+        done = False
+        while not done:
+            tokens, done = generation.next()
+            yield tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, self._arguments
+
+    def __repr__(self) -> str:
+        return f"<kaoken.BakedGPT2 {self.info.name} {self.info.dtype} {self.info.isa}>"
+
+
+def _restore(model: str | os.PathLike[str] | None, threads: int | None) -> BakedGPT2:
+    return BakedGPT2(model, threads=threads)
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> BakedGPT2:
+    """The model in a library that `kaoken.bake` made; arguments and errors as for `BakedGPT2`."""
+    return BakedGPT2(path, threads=threads)

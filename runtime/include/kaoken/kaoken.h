@@ -1,0 +1,120 @@
+/* The public C ABI of a baked model.
+ *
+ * A model library exports `kaoken_model_<name>()`, and a shared library also `kaoken_model()`. Both return
+ * one static table of functions. Nothing else is exported, nothing is thrown across, nothing aborts.
+ *
+ * Threads: distinct sessions may be used from distinct threads at the same time; one session (with its
+ * generations) belongs to one thread at a time. A session keeps working in the child after fork().
+ */
+#ifndef KAOKEN_H
+#define KAOKEN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when an existing field or function changes its meaning. New fields are only ever appended, so a
+ * caller compares `size` with the offset of what it needs. */
+#define KAOKEN_ABI_VERSION 1
+
+typedef int32_t kaoken_status;
+enum {
+  KAOKEN_OK = 0,
+  KAOKEN_INVALID_ARGUMENT = 1,  /* a null pointer, a count or an option outside its range */
+  KAOKEN_TOKEN_OUT_OF_RANGE = 2, /* a token id outside [0, vocab_size) */
+  KAOKEN_CONTEXT_FULL = 3,      /* the session would pass n_positions */
+  KAOKEN_OUT_OF_MEMORY = 4,
+  KAOKEN_UNSUPPORTED_ISA = 5,   /* an ISA that this library or this machine lacks */
+  KAOKEN_INTERNAL = 6
+};
+
+/* What was baked. Every pointer is static and lives as long as the library. */
+typedef struct kaoken_model_info {
+  size_t size;                /* sizeof(kaoken_model_info) of the library */
+  const char *name;           /* the model's name, a C identifier */
+  const char *kaoken_version; /* the Kaoken that baked it */
+  const char *isas;           /* the instruction sets inside, best last, separated by commas */
+  const char *description;    /* JSON: source, revision, weights_sha256, dtype, settings, config */
+  const char *tokenizer;      /* tokenizer.json, or NULL where the checkpoint had none */
+  size_t tokenizer_size;      /* its bytes, without the final NUL */
+  int64_t vocab_size;
+  int64_t n_positions;
+  int64_t n_embd;
+  int64_t n_layer;
+} kaoken_model_info;
+
+typedef struct kaoken_session kaoken_session;
+typedef struct kaoken_generation kaoken_generation;
+
+typedef struct kaoken_session_options {
+  size_t size;      /* sizeof(kaoken_session_options) of the caller */
+  int64_t batch;    /* sequences side by side, at least 1 */
+  int32_t threads;  /* 0: KAOKEN_THREADS, else the processors this process may use */
+  const char *isa;  /* NULL: KAOKEN_ISA, else the best that this machine has */
+} kaoken_session_options;
+
+/* Which logits kaoken_model_api.append writes, float32. */
+enum {
+  KAOKEN_LOGITS_NONE = 0, /* none; `logits` may be NULL */
+  KAOKEN_LOGITS_LAST = 1, /* [batch, vocab_size], of the last position */
+  KAOKEN_LOGITS_ALL = 2   /* [batch, count, vocab_size] */
+};
+
+/* Meanings as in transformers' GenerationMixin.generate. */
+typedef struct kaoken_generation_options {
+  size_t size;            /* sizeof(kaoken_generation_options) of the caller */
+  int64_t max_new_tokens; /* at least 1; generation also stops at n_positions */
+  int32_t do_sample;      /* 0: greedy, and the next four fields are not used */
+  float temperature;      /* greater than 0 */
+  int64_t top_k;          /* 0: off */
+  float top_p;            /* in (0, 1]; 1: off */
+  uint64_t seed;
+  const int64_t *eos_token_ids; /* may be NULL where eos_count is 0 */
+  size_t eos_count;
+  int64_t pad_token_id; /* written for rows that have finished; used only with an eos */
+} kaoken_generation_options;
+
+typedef struct kaoken_model_api {
+  size_t size;          /* sizeof(kaoken_model_api) of the library */
+  uint32_t abi_version; /* KAOKEN_ABI_VERSION of the library */
+  const kaoken_model_info *info;
+
+  /* The message of this thread's last failed call; "" before any. */
+  const char *(*last_error)(void);
+
+  /* A session is a KV cache for `batch` sequences of one length, its scratch memory and its threads. */
+  kaoken_status (*session_create)(const kaoken_session_options *options, kaoken_session **session);
+  void (*session_destroy)(kaoken_session *session);
+  /* Positions in the cache, the same for every sequence of the batch. */
+  int64_t (*session_length)(const kaoken_session *session);
+  int32_t (*session_threads)(const kaoken_session *session);
+  /* The instruction set chosen for this session. */
+  const char *(*session_isa)(const kaoken_session *session);
+  /* The tag left by the code that really ran the last pass; "" before the first. */
+  const char *(*session_executed_isa)(const kaoken_session *session);
+  /* Forgets all but the first `length` positions. */
+  kaoken_status (*session_rewind)(kaoken_session *session, int64_t length);
+  /* Appends ids [batch, count], row-major, to every sequence; on failure the session is unchanged. */
+  kaoken_status (*session_append)(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which,
+                                  float *logits);
+
+  /* Appends the prompt ids [batch, count] to the session, then yields tokens [batch] a call. The session
+   * must outlive the generation and must not be used beside it. */
+  kaoken_status (*generation_create)(kaoken_session *session, const int64_t *ids, int64_t count,
+                                     const kaoken_generation_options *options, kaoken_generation **generation);
+  /* Writes one token for each sequence; *done becomes 1 with the last. A call after that is an error. */
+  kaoken_status (*generation_next)(kaoken_generation *generation, int64_t *tokens, int32_t *done);
+  void (*generation_destroy)(kaoken_generation *generation);
+} kaoken_model_api;
+
+/* The one model of a shared library. */
+const kaoken_model_api *kaoken_model(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,48 @@
+// `Vec`, 16 float32 lanes, for the ISA that this file is compiled for.
+//
+// Every kernel is written once over Vec. KAOKEN_ISA names the ISA and its namespace; the build defines it, with
+// KAOKEN_ISA_<name> = 1, for one object library per ISA. Nothing here comes from the C++ library: an inline
+// std:: function compiled with AVX-512 flags could be the copy that the linker keeps for everyone.
+#pragma once
+
+#include <stdint.h>
+
+#if KAOKEN_ISA_avx2 || KAOKEN_ISA_avx512
+#include <immintrin.h>
+#elif KAOKEN_ISA_neon
+#include <arm_neon.h>
+#elif !KAOKEN_ISA_scalar
+#error "compile with -DKAOKEN_ISA=<isa> -DKAOKEN_ISA_<isa>=1, where <isa> is one of cmake/isas.json"
+#endif
+
+#define KAOKEN_INLINE static inline __attribute__((always_inline))
+#define KAOKEN_MEMBER inline __attribute__((always_inline))
+
+namespace kaoken::KAOKEN_ISA {
+
+constexpr int64_t kLanes = 16;
+
+#if KAOKEN_ISA_avx512
+#include "isa/avx512.h"
+#elif KAOKEN_ISA_avx2
+#include "isa/avx2.h"
+#elif KAOKEN_ISA_neon
+#include "isa/neon.h"
+#else
+#include "isa/scalar.h"
+#endif
+
+constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Lane i holds i.
+KAOKEN_INLINE Vec lane_numbers() {
+  alignas(64) static constexpr float numbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(numbers);
+}
+
+// The first `count` lanes of x, the rest of y; count may lie outside [0, 16].
+KAOKEN_INLINE Vec select_first(int64_t count, Vec x, Vec y) {
+  return select_less(lane_numbers(), broadcast(static_cast<float>(count)), x, y);
+}
+
+}  // namespace kaoken::KAOKEN_ISA

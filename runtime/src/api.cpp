@@ -1,0 +1,134 @@
+// The C ABI: C++ exceptions end here, as status codes and messages.
+#include <new>
+#include <system_error>
+
+#include "errors.h"
+#include "generation.h"
+#include "kaoken/library.h"
+#include "session.h"
+
+struct kaoken_session : kaoken::Session {
+  using Session::Session;
+};
+
+struct kaoken_generation : kaoken::Generation {
+  using Generation::Generation;
+};
+
+namespace kaoken {
+namespace {
+
+std::string &last_message() {
+  thread_local std::string message;
+  return message;
+}
+
+kaoken_status fail(kaoken_status status, const char *message) noexcept {
+  try {
+    last_message() = message;
+  } catch (...) {
+    last_message().clear();  // no memory even for the message; the status still tells
+  }
+  return status;
+}
+
+// Runs an action and turns what it throws into a status.
+template <class Action>
+kaoken_status guard(Action action) noexcept {
+  try {
+    action();
+    return KAOKEN_OK;
+  } catch (const Error &error) {
+    return fail(error.status, error.what());
+  } catch (const std::bad_alloc &) {
+    return fail(KAOKEN_OUT_OF_MEMORY, "not enough memory for this batch; use a smaller one");
+  } catch (const std::system_error &error) {
+    return fail(KAOKEN_OUT_OF_MEMORY, (std::string("cannot start threads: ") + error.what()).c_str());
+  } catch (const std::invalid_argument &error) {
+    return fail(KAOKEN_INVALID_ARGUMENT, error.what());
+  } catch (const std::exception &error) {
+    return fail(KAOKEN_INTERNAL, error.what());
+  } catch (...) {
+    return fail(KAOKEN_INTERNAL, "unknown error");
+  }
+}
+
+template <class T>
+void require(const T *pointer, const char *name) {
+  if (!pointer) throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + " is null");
+}
+
+// Options of a caller built against an older header are shorter; a newer library would then use defaults.
+void require_size(size_t size, size_t expected, const char *name) {
+  if (size < expected) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(size) + "; set it to " +
+                                             std::to_string(expected) + ", the size of the struct");
+  }
+}
+
+const char *last_error() { return last_message().c_str(); }
+
+void session_destroy(kaoken_session *session) { delete session; }
+
+int64_t session_length(const kaoken_session *session) { return session->length(); }
+int32_t session_threads(const kaoken_session *session) { return session->threads(); }
+const char *session_isa(const kaoken_session *session) { return session->isa(); }
+const char *session_executed_isa(const kaoken_session *session) { return session->executed_isa(); }
+
+kaoken_status session_rewind(kaoken_session *session, int64_t length) {
+  return guard([&] {
+    require(session, "session");
+    session->rewind(length);
+  });
+}
+
+kaoken_status session_append(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which,
+                             float *logits) {
+  return guard([&] {
+    require(session, "session");
+    session->append(ids, count, which, logits);
+  });
+}
+
+kaoken_status generation_create(kaoken_session *session, const int64_t *ids, int64_t count,
+                                const kaoken_generation_options *options, kaoken_generation **generation) {
+  return guard([&] {
+    require(session, "session");
+    require(options, "options");
+    require(generation, "generation");
+    require_size(options->size, sizeof *options, "options");
+    *generation = new kaoken_generation(*session, ids, count, *options);
+  });
+}
+
+kaoken_status generation_next(kaoken_generation *generation, int64_t *tokens, int32_t *done) {
+  return guard([&] {
+    require(generation, "generation");
+    require(done, "done");
+    *done = generation->next(tokens);
+  });
+}
+
+void generation_destroy(kaoken_generation *generation) { delete generation; }
+
+}  // namespace
+
+kaoken_status session_create(const Model &model, const kaoken_session_options *options,
+                             kaoken_session **session) noexcept {
+  return guard([&] {
+    require(options, "options");
+    require(session, "session");
+    require_size(options->size, sizeof *options, "options");
+    *session = new kaoken_session(model, options->batch, options->threads, options->isa);
+  });
+}
+
+kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
+  return {
+      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION,   &model.info,    last_error,        create,
+      session_destroy,          session_length,       session_threads, session_isa,      session_executed_isa,
+      session_rewind,           session_append,       generation_create, generation_next, generation_destroy,
+  };
+}
+
+}  // namespace kaoken

@@ -1,0 +1,176 @@
+#include "session.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "errors.h"
+
+namespace kaoken {
+namespace {
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+const Code *find_code(const Model &model, const std::string &isa) {
+  for (int32_t i = 0; i < model.code_count; ++i) {
+    if (isa == model.codes[i].isa) return &model.codes[i];
+  }
+  return nullptr;
+}
+
+const Code &best_code(const Model &model) {
+  for (int32_t i = model.code_count; i-- > 0;) {
+    if (model.codes[i].supported()) return model.codes[i];
+  }
+  throw Error(KAOKEN_UNSUPPORTED_ISA, std::string("this library holds code for ") + model.info.isas +
+                                          ", and this machine has none of it; bake the model again with isa=portable");
+}
+
+const Code &choose_code(const Model &model, const char *isa) {
+  const char *origin = "isa";
+  if (!isa) {
+    isa = getenv("KAOKEN_ISA");
+    origin = "KAOKEN_ISA";
+  }
+  if (!isa || !*isa) return best_code(model);
+  const Code *code = find_code(model, isa);
+  if (!code) {
+    throw Error(KAOKEN_UNSUPPORTED_ISA, std::string(origin) + " is \"" + isa + "\", but this library holds code for " +
+                                            model.info.isas + "; choose one of those, or bake the model for it");
+  }
+  if (!code->supported()) {
+    throw Error(KAOKEN_UNSUPPORTED_ISA, std::string(origin) + " is \"" + isa +
+                                            "\", which this machine does not have; unset it to use the best that it has");
+  }
+  return *code;
+}
+
+// Floats of scratch for each row of a pass.
+int64_t scratch_width(const Model &model) {
+  return 2 * model.hidden_width + 2 * model.attention_width + model.inner_width;
+}
+
+size_t arena_bytes(const Model &model, int64_t batch, int64_t capacity, int64_t rows) {
+  const double floats = static_cast<double>(batch) * capacity * model.cache_width +
+                        static_cast<double>(rows) * scratch_width(model);
+  if (floats * sizeof(float) > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
+  return static_cast<size_t>(batch * capacity * model.cache_width + rows * scratch_width(model)) * sizeof(float);
+}
+
+int64_t checked_batch(int64_t batch) {
+  constexpr int64_t most = 1 << 20;
+  if (batch >= 1 && batch <= most) return batch;
+  throw Error(KAOKEN_INVALID_ARGUMENT,
+              "batch is " + std::to_string(batch) + "; it must be from 1 to " + std::to_string(most));
+}
+
+int checked_threads(int threads) {
+  if (threads == 0) return default_threads();
+  if (threads >= 1 && threads <= kMaxThreads) return threads;
+  throw Error(KAOKEN_INVALID_ARGUMENT, "threads is " + std::to_string(threads) + "; it must be from 1 to " +
+                                           std::to_string(kMaxThreads) + ", or 0 for the default");
+}
+
+}  // namespace
+
+Arena::Arena(size_t bytes)
+    : data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)),
+      bytes_(bytes) {
+  if (data_ == MAP_FAILED) throw std::bad_alloc();
+}
+
+Arena::~Arena() { munmap(data_, bytes_); }
+
+Session::Session(const Model &model, int64_t batch, int threads, const char *isa)
+    : model_(model),
+      code_(choose_code(model, isa)),
+      batch_(checked_batch(batch)),
+      capacity_(round_up(model.info.n_positions, kAttentionTile)),
+      pass_rows_(std::max(kPassRows, batch)),
+      pass_ids_(static_cast<size_t>(pass_rows_)),
+      arena_(arena_bytes(model, batch, capacity_, pass_rows_)),
+      team_(checked_threads(threads)) {}
+
+void Session::rewind(int64_t length) {
+  if (length < 0 || length > length_) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "cannot rewind to " + std::to_string(length) + " positions: the session holds " +
+                                             std::to_string(length_));
+  }
+  length_ = length;
+}
+
+void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
+  check(ids, count, which, logits);
+  const int64_t vocab_size = model_.info.vocab_size;
+  const int64_t step = std::max<int64_t>(1, pass_rows_ / batch_);
+  Pass pass = lay_out();
+  for (int64_t done = 0; done < count; done += pass.count) {
+    pass.past = length_;
+    pass.count = std::min(step, count - done);
+    for (int64_t row = 0; row < batch_ * pass.count; ++row) {
+      pass_ids_[row] = static_cast<int32_t>(ids[row / pass.count * count + done + row % pass.count]);
+    }
+    const bool last = done + pass.count == count;
+    pass.logits_which = which == KAOKEN_LOGITS_LAST && !last ? KAOKEN_LOGITS_NONE : which;
+    pass.logits_stride = which == KAOKEN_LOGITS_ALL ? count * vocab_size : vocab_size;
+    pass.logits = which == KAOKEN_LOGITS_ALL ? logits + done * vocab_size : logits;
+    run(pass);
+    length_ += pass.count;
+  }
+}
+
+void Session::check(const int64_t *ids, int64_t count, int32_t which, const float *logits) const {
+  if (count < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
+  if (!ids) throw Error(KAOKEN_INVALID_ARGUMENT, "ids is null");
+  if (which < KAOKEN_LOGITS_NONE || which > KAOKEN_LOGITS_ALL) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "which is " + std::to_string(which) + "; it must be a KAOKEN_LOGITS_ value");
+  }
+  if (which != KAOKEN_LOGITS_NONE && !logits) throw Error(KAOKEN_INVALID_ARGUMENT, "logits is null");
+  if (count > model_.info.n_positions - length_) {
+    throw Error(KAOKEN_CONTEXT_FULL, std::to_string(count) + " tokens behind " + std::to_string(length_) +
+                                         " pass the model's " + std::to_string(model_.info.n_positions) +
+                                         " positions; give fewer, or start a new session");
+  }
+  for (int64_t i = 0; i < batch_ * count; ++i) {
+    if (ids[i] >= 0 && ids[i] < model_.info.vocab_size) continue;
+    throw Error(KAOKEN_TOKEN_OUT_OF_RANGE, "token id " + std::to_string(ids[i]) + " at sequence " +
+                                               std::to_string(i / count) + ", position " + std::to_string(i % count) +
+                                               " is outside the vocabulary, 0 to " +
+                                               std::to_string(model_.info.vocab_size - 1));
+  }
+}
+
+// The arena: the cache, then the rows of a pass.
+Pass Session::lay_out() const {
+  Pass pass = {};
+  pass.batch = batch_;
+  pass.positions = capacity_;
+  pass.ids = pass_ids_.data();
+  pass.executed_isa = "";
+  pass.cache = arena_.data();
+  pass.hidden = pass.cache + batch_ * capacity_ * model_.cache_width;
+  pass.normed = pass.hidden + pass_rows_ * model_.hidden_width;
+  pass.query = pass.normed + pass_rows_ * model_.hidden_width;
+  pass.attended = pass.query + pass_rows_ * model_.attention_width;
+  pass.inner = pass.attended + pass_rows_ * model_.attention_width;
+  return pass;
+}
+
+void Session::run(Pass &pass) {
+  struct Job {
+    const Code &code;
+    Pass &pass;
+  } job = {code_, pass};
+  team_.run(
+      [](void *context, const Worker &worker) {
+        const Job &job = *static_cast<Job *>(context);
+        job.code.forward(job.pass, worker);
+      },
+      &job);
+  executed_isa_ = pass.executed_isa;
+}
+
+}  // namespace kaoken

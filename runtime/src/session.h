@@ -1,0 +1,60 @@
+// A KV cache for a batch of sequences, the scratch memory of a pass, and the threads that run it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kaoken/pass.h"
+#include "team.h"
+
+namespace kaoken {
+
+// Zeroed memory from the system, page by page as it is touched.
+class Arena {
+ public:
+  explicit Arena(size_t bytes);
+  ~Arena();
+  Arena(const Arena &) = delete;
+  Arena &operator=(const Arena &) = delete;
+  float *data() const { return static_cast<float *>(data_); }
+
+ private:
+  void *data_;
+  size_t bytes_;
+};
+
+class Session {
+ public:
+  // `isa` null: KAOKEN_ISA, else the best that this machine has. Raises Error.
+  Session(const Model &model, int64_t batch, int threads, const char *isa);
+
+  // Appends ids [batch, count] to every sequence and writes the logits that `which` asks for (kaoken.h). Everything is
+  // checked before anything changes. Raises Error.
+  void append(const int64_t *ids, int64_t count, int32_t which, float *logits);
+  void rewind(int64_t length);
+
+  const Model &model() const { return model_; }
+  int64_t batch() const { return batch_; }
+  int64_t length() const { return length_; }
+  int threads() const { return team_.size(); }
+  const char *isa() const { return code_.isa; }
+  const char *executed_isa() const { return executed_isa_; }
+
+ private:
+  void check(const int64_t *ids, int64_t count, int32_t which, const float *logits) const;
+  Pass lay_out() const;
+  void run(Pass &pass);
+
+  const Model &model_;
+  const Code &code_;
+  const int64_t batch_;
+  const int64_t capacity_;  // cache positions, a multiple of kAttentionTile
+  const int64_t pass_rows_;
+  int64_t length_ = 0;
+  const char *executed_isa_ = "";
+  std::vector<int32_t> pass_ids_;
+  Arena arena_;
+  Team team_;
+};
+
+}  // namespace kaoken

@@ -1,0 +1,43 @@
+// The threads of one session: persistent workers that run a function side by side and meet at barriers.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+
+#include "kaoken/pass.h"
+
+namespace kaoken {
+
+class Team {
+ public:
+  // Threads start with the first run.
+  explicit Team(int size);
+  ~Team();
+  Team(const Team &) = delete;
+  Team &operator=(const Team &) = delete;
+
+  int size() const { return size_; }
+
+  // Runs task(context, worker) on every worker, this thread being worker 0, and returns when all are done. Every worker
+  // runs with round-to-nearest and denormals flushed to zero; the caller's own mode is restored.
+  void run(void (*task)(void *context, const Worker &worker), void *context);
+
+  void wait_at_barrier();
+
+ private:
+  struct Crew;
+  void hire();
+
+  int size_;
+  pid_t process_ = -1;  // where the crew's threads live; after fork() the child has none and hires its own
+  std::unique_ptr<Crew> crew_;
+};
+
+// KAOKEN_THREADS, else the processors that affinity and cgroup limits leave to this process; at least 1.
+// Raises std::invalid_argument where KAOKEN_THREADS is not a number from 1 to kMaxThreads.
+int default_threads();
+
+constexpr int kMaxThreads = 1024;
+
+}  // namespace kaoken

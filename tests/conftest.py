@@ -1,0 +1,116 @@
+"""Fixtures: checkpoints of the configurations, models baked from them, and the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from configurations import CONFIGURATIONS
+
+if TYPE_CHECKING:
+    from kaoken import BakedGPT2
+
+Checkpoints = Callable[[str], Path]
+Bake = Callable[..., Path]
+Baked = Callable[[str], "BakedGPT2"]
+RecordError = Callable[[str, float], None]
+
+ERRORS = pytest.StashKey[dict[str, dict[str, float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ERRORS] = {}
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Says, for each kind of comparison, the largest error seen and where."""
+    for kind, errors in config.stash[ERRORS].items():
+        worst = max(errors, key=lambda name: errors[name])
+        terminalreporter.write_line(
+            f"largest error of {kind}: {errors[worst]:.2e} of max(1, largest logit), in {worst!r}; "
+            f"{len(errors)} compared"
+        )
+
+
+@pytest.fixture
+def record_error(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> RecordError:
+    """`record_error(kind, error)` keeps an error for the report and for the summary at the end."""
+
+    def record(kind: str, error: float) -> None:
+        record_property(kind, error)
+        request.config.stash[ERRORS].setdefault(kind, {})[request.node.name] = error
+
+    return record
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kaoken_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this session's own: no test reads or leaves anything in the user's."""
+    directory = tmp_path_factory.mktemp("kaoken-cache")
+    directory.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KAOKEN_CACHE", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """`checkpoints(name)` is the directory of a configuration's checkpoint, written on first use."""
+
+    @cache
+    def checkpoint(name: str) -> Path:
+        directory = tmp_path_factory.mktemp("checkpoints") / name
+        CONFIGURATIONS[name].write(directory)
+        return directory
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def bake_checkpoint() -> Bake:
+    """`bake_checkpoint(directory, **options)` bakes for this machine's ISA and returns the library's path."""
+
+    def bake_checkpoint(directory: Path, **options: Any) -> Path:
+        from kaoken import bake
+
+        return Path(bake(directory, **{"isa": "native", **options}))
+
+    return bake_checkpoint
+
+
+@pytest.fixture(scope="session")
+def baked(checkpoints: Checkpoints, bake_checkpoint: Bake) -> Baked:
+    """`baked(name)` is a configuration's model, baked on first use."""
+
+    @cache
+    def baked(name: str) -> BakedGPT2:
+        from kaoken import load
+
+        return load(bake_checkpoint(checkpoints(name)))
+
+    return baked
+
+
+@pytest.fixture(scope="session")
+def tiny_model(baked: Baked) -> BakedGPT2:
+    """Two layers, n_embd 32, n_head 2, 61 tokens of which none ends the text, 32 positions."""
+    return baked("plain")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> BakedGPT2:
+    """The default model of the installed package."""
+    from kaoken import BakedGPT2
+
+    return BakedGPT2()
+
+
+@pytest.fixture(scope="session")
+def bundled_directory() -> Path:
+    """The checkpoint that the default model was baked from."""
+    return Path(__file__).parent.parent / "models" / "gptlite-shakespeare"

@@ -1,0 +1,344 @@
+// The runtime through its C ABI: errors, determinism, threads, fork, generation. Run under each sanitizer.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kaoken/kaoken.h"
+
+extern "C" const kaoken_model_api *kaoken_model_first(void);
+extern "C" const kaoken_model_api *kaoken_model_second(void);
+
+namespace {
+
+const kaoken_model_api *const api = kaoken_model_first();
+int failures = 0;
+
+#define CHECK(condition)                                                          \
+  do {                                                                            \
+    if (!(condition)) {                                                           \
+      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                                 \
+    }                                                                             \
+  } while (0)
+
+using Ids = std::vector<int64_t>;
+using Logits = std::vector<float>;
+
+Ids random_ids(int64_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  Ids ids(static_cast<size_t>(count));
+  for (int64_t &id : ids) id = static_cast<int64_t>(random() % static_cast<unsigned>(api->info->vocab_size));
+  return ids;
+}
+
+// A session that destroys itself.
+class Session {
+ public:
+  explicit Session(int64_t batch = 1, int threads = 2, const char *isa = nullptr,
+                   const kaoken_model_api *model = api)
+      : model_(model) {
+    const kaoken_session_options options = {sizeof options, batch, threads, isa};
+    status = model->session_create(&options, &handle);
+  }
+  ~Session() {
+    if (handle) model_->session_destroy(handle);
+  }
+  Session(const Session &) = delete;
+
+  Logits append(const Ids &ids, int64_t count) {
+    const int64_t batch = static_cast<int64_t>(ids.size()) / count;
+    Logits logits(static_cast<size_t>(batch * count * model_->info->vocab_size));
+    CHECK(model_->session_append(handle, ids.data(), count, KAOKEN_LOGITS_ALL, logits.data()) == KAOKEN_OK);
+    return logits;
+  }
+
+  kaoken_session *handle = nullptr;
+  kaoken_status status;
+
+ private:
+  const kaoken_model_api *model_;
+};
+
+bool same_bits(const Logits &a, const Logits &b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+Logits logits_of(const Ids &ids, int threads, const char *isa = nullptr) {
+  Session session(1, threads, isa);
+  return session.append(ids, static_cast<int64_t>(ids.size()));
+}
+
+kaoken_generation_options greedy(int64_t max_new_tokens) {
+  kaoken_generation_options options = {};
+  options.size = sizeof options;
+  options.max_new_tokens = max_new_tokens;
+  return options;
+}
+
+Ids generate(kaoken_session *session, const Ids &prompt, const kaoken_generation_options &options) {
+  kaoken_generation *generation = nullptr;
+  Ids tokens;
+  CHECK(api->generation_create(session, prompt.data(), static_cast<int64_t>(prompt.size()), &options, &generation) ==
+        KAOKEN_OK);
+  for (int32_t done = 0; !done;) {
+    tokens.push_back(-1);
+    if (api->generation_next(generation, &tokens.back(), &done) != KAOKEN_OK) break;
+  }
+  api->generation_destroy(generation);
+  return tokens;
+}
+
+bool message_has(const char *text) { return std::strstr(api->last_error(), text) != nullptr; }
+
+void test_errors_are_reported_and_change_nothing() {
+  kaoken_session *handle = nullptr;
+  CHECK(api->session_create(nullptr, &handle) == KAOKEN_INVALID_ARGUMENT);
+  kaoken_session_options options = {sizeof options - 1, 1, 1, nullptr};
+  CHECK(api->session_create(&options, &handle) == KAOKEN_INVALID_ARGUMENT && message_has("size"));
+  CHECK(Session(0).status == KAOKEN_INVALID_ARGUMENT && message_has("batch"));
+  CHECK(Session(1, -1).status == KAOKEN_INVALID_ARGUMENT && message_has("threads"));
+  CHECK(Session(1, 1, "pentium").status == KAOKEN_UNSUPPORTED_ISA && message_has("pentium"));
+
+  Session session;
+  const Ids ids = random_ids(10, 1);
+  Logits logits(static_cast<size_t>(api->info->vocab_size));
+  session.append(ids, 10);
+  Ids wrong = ids;
+  wrong[7] = api->info->vocab_size;
+  CHECK(api->session_append(session.handle, wrong.data(), 10, KAOKEN_LOGITS_LAST, logits.data()) ==
+            KAOKEN_TOKEN_OUT_OF_RANGE &&
+        message_has("position 7"));
+  CHECK(api->session_append(session.handle, ids.data(), 0, KAOKEN_LOGITS_LAST, logits.data()) ==
+        KAOKEN_INVALID_ARGUMENT);
+  CHECK(api->session_append(session.handle, nullptr, 1, KAOKEN_LOGITS_LAST, logits.data()) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(api->session_append(session.handle, ids.data(), 1, 3, logits.data()) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_LAST, nullptr) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(api->session_rewind(session.handle, 11) == KAOKEN_INVALID_ARGUMENT);
+  const Ids many = random_ids(api->info->n_positions, 2);
+  CHECK(api->session_append(session.handle, many.data(), api->info->n_positions, KAOKEN_LOGITS_NONE, nullptr) ==
+        KAOKEN_CONTEXT_FULL);
+  CHECK(api->session_length(session.handle) == 10);
+}
+
+void test_bits_do_not_depend_on_threads_batch_or_split() {
+  const int64_t count = std::min<int64_t>(150, api->info->n_positions);
+  const int64_t vocab = api->info->vocab_size;
+  const Ids ids = random_ids(count, 3);
+  const Logits expected = logits_of(ids, 1);
+  for (int threads : {2, 3, 4}) CHECK(same_bits(expected, logits_of(ids, threads)));
+
+  Session split;
+  Logits pieces;
+  for (int64_t start = 0, step = 1; start < count; start += step, step = 1 + start % 37) {
+    step = std::min(step, count - start);
+    const Logits piece = split.append(Ids(ids.begin() + start, ids.begin() + start + step), step);
+    pieces.insert(pieces.end(), piece.begin(), piece.end());
+  }
+  CHECK(same_bits(expected, pieces));
+
+  constexpr int64_t batch = 5;
+  Ids rows = random_ids(batch * count, 4);
+  std::copy(ids.begin(), ids.end(), rows.begin() + 3 * count);
+  const Logits all = Session(batch).append(rows, count);
+  CHECK(same_bits(expected, Logits(all.begin() + 3 * count * vocab, all.begin() + 4 * count * vocab)));
+}
+
+void test_rewind_forgets() {
+  const Ids ids = random_ids(60, 5);
+  Session session;
+  session.append(random_ids(100, 6), 100);
+  CHECK(api->session_rewind(session.handle, 0) == KAOKEN_OK);
+  CHECK(same_bits(logits_of(ids, 2), session.append(ids, 60)));
+}
+
+void test_each_isa_runs_when_it_is_asked_for() {
+  const std::string isas = api->info->isas;
+  const Ids ids = random_ids(20, 7);
+  const Logits expected = logits_of(ids, 1, "scalar");
+  for (size_t start = 0; start < isas.size(); start = isas.find(',', start) == std::string::npos
+                                                          ? isas.size()
+                                                          : isas.find(',', start) + 1) {
+    const std::string isa = isas.substr(start, isas.find(',', start) - start);
+    Session session(1, 2, isa.c_str());
+    if (session.status == KAOKEN_UNSUPPORTED_ISA) {
+      std::fprintf(stderr, "this machine lacks %s\n", isa.c_str());
+      continue;
+    }
+    const Logits logits = session.append(ids, 20);
+    CHECK(isa == api->session_isa(session.handle));
+    CHECK(isa == api->session_executed_isa(session.handle));
+    for (size_t i = 0; i < logits.size(); ++i) CHECK(std::abs(logits[i] - expected[i]) < 1e-3f);
+  }
+}
+
+void test_sessions_in_two_threads() {
+  const Ids a = random_ids(90, 8), b = random_ids(90, 9);
+  const Logits expected_a = logits_of(a, 2), expected_b = logits_of(b, 2);
+  std::atomic<int> wrong{0};
+  const auto work = [&](const Ids &ids, const Logits &expected) {
+    for (int i = 0; i < 3; ++i) wrong += !same_bits(expected, logits_of(ids, 2));
+  };
+  std::thread other(work, a, expected_a);
+  work(b, expected_b);
+  other.join();
+  CHECK(wrong == 0);
+}
+
+void test_two_models_in_one_program() {
+  const kaoken_model_api *other = kaoken_model_second();
+  CHECK(std::string(api->info->name) == "first" && std::string(other->info->name) == "second");
+  const Ids ids = random_ids(30, 10);
+  Session session(1, 2, "scalar", other);
+  CHECK(same_bits(logits_of(ids, 2, "scalar"), session.append(ids, 30)));
+}
+
+// ThreadSanitizer does not follow a fork of several threads.
+#if !defined(__SANITIZE_THREAD__)
+void test_fork_while_another_thread_generates() {
+  Session parents;
+  const Ids ids = random_ids(40, 11);
+  const Logits expected = parents.append(ids, 40);
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) logits_of(ids, 2);
+  });
+  const pid_t child = fork();
+  if (child == 0) {
+    const bool fresh = same_bits(expected, logits_of(ids, 2));
+    const bool inherited = api->session_rewind(parents.handle, 0) == KAOKEN_OK && same_bits(expected, parents.append(ids, 40));
+    _exit(fresh && inherited ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  stop = true;
+  busy.join();
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+#endif
+
+void test_rounding_mode_is_ours_and_restored() {
+  const Ids ids = random_ids(20, 12);
+  const Logits expected = logits_of(ids, 2);
+  std::fesetround(FE_UPWARD);
+  const Logits upward = logits_of(ids, 2);
+  CHECK(std::fegetround() == FE_UPWARD);
+  std::fesetround(FE_TONEAREST);
+  CHECK(same_bits(expected, upward));
+}
+
+void test_greedy_generation_takes_the_largest_logit() {
+  const Ids prompt = random_ids(5, 13);
+  Session session;
+  Ids sequence = prompt;
+  for (const int64_t token : generate(session.handle, prompt, greedy(12))) {
+    const Logits logits = logits_of(sequence, 1);
+    const auto last = logits.end() - api->info->vocab_size;
+    CHECK(token == std::max_element(last, logits.end()) - last);
+    sequence.push_back(token);
+  }
+  CHECK(sequence.size() == 17);
+}
+
+void test_generation_stops_at_eos_and_at_the_last_position() {
+  const Ids prompt = random_ids(5, 14);
+  Session first, second, third;
+  const Ids tokens = generate(first.handle, prompt, greedy(20));
+  kaoken_generation_options options = greedy(20);
+  const int64_t eos = tokens[3];
+  options.eos_token_ids = &eos;
+  options.eos_count = 1;
+  const Ids stopped = generate(second.handle, prompt, options);
+  CHECK(stopped == Ids(tokens.begin(), std::find(tokens.begin(), tokens.end(), eos) + 1));
+
+  const Ids longest = random_ids(api->info->n_positions - 3, 15);
+  CHECK(generate(third.handle, longest, greedy(100)).size() == 3);
+}
+
+void test_a_seed_repeats_its_draws() {
+  const Ids prompt = random_ids(5, 16);
+  kaoken_generation_options options = greedy(30);
+  options.do_sample = 1;
+  options.temperature = 1.5f;
+  options.top_k = 50;
+  options.top_p = 0.9f;
+  options.seed = 42;
+  Session first, second, third;
+  const Ids tokens = generate(first.handle, prompt, options);
+  CHECK(tokens == generate(second.handle, prompt, options));
+  options.seed = 43;
+  CHECK(tokens != generate(third.handle, prompt, options));
+}
+
+void test_generation_options_are_checked() {
+  Session session;
+  const Ids prompt = random_ids(5, 17);
+  kaoken_generation *generation = nullptr;
+  const auto refused = [&](kaoken_generation_options options, const char *text) {
+    CHECK(api->generation_create(session.handle, prompt.data(), 5, &options, &generation) == KAOKEN_INVALID_ARGUMENT);
+    CHECK(message_has(text));
+    CHECK(api->session_length(session.handle) == 0);
+  };
+  kaoken_generation_options options = greedy(0);
+  refused(options, "max_new_tokens");
+  options = greedy(1);
+  options.do_sample = 1;
+  refused(options, "temperature");
+  options.temperature = 1;
+  options.top_k = -1;
+  refused(options, "top_k");
+  options.top_k = 0;
+  options.top_p = 1.5f;
+  refused(options, "top_p");
+}
+
+struct Test {
+  const char *name;
+  void (*run)();
+};
+
+#define TEST(name) \
+  { #name, test_##name }
+const Test tests[] = {
+    TEST(errors_are_reported_and_change_nothing),
+    TEST(bits_do_not_depend_on_threads_batch_or_split),
+    TEST(rewind_forgets),
+    TEST(each_isa_runs_when_it_is_asked_for),
+    TEST(sessions_in_two_threads),
+    TEST(two_models_in_one_program),
+#if !defined(__SANITIZE_THREAD__)
+    TEST(fork_while_another_thread_generates),
+#endif
+    TEST(rounding_mode_is_ours_and_restored),
+    TEST(greedy_generation_takes_the_largest_logit),
+    TEST(generation_stops_at_eos_and_at_the_last_position),
+    TEST(a_seed_repeats_its_draws),
+    TEST(generation_options_are_checked),
+};
+
+bool chosen(const Test &test, int argc, char **argv) {
+  return argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char *name) { return !std::strcmp(name, test.name); });
+}
+
+}  // namespace
+
+// runtime_test [NAME...]: the tests named, or all.
+int main(int argc, char **argv) {
+  int ran = 0;
+  for (const Test &test : tests) {
+    if (!chosen(test, argc, argv)) continue;
+    test.run();
+    ++ran;
+  }
+  std::fprintf(stderr, "%d tests, %d checks failed\n", ran, failures);
+  return failures || ran < argc - 1 ? 1 : 0;
+}

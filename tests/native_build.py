@@ -1,0 +1,38 @@
+"""Runs CMake and Ninja for the tests that build: a failure shows the whole output, and nothing is skipped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import kaoken
+from kaoken.tools import find_cmake, find_ninja
+
+SOURCE = Path(__file__).parent.parent
+
+
+def call(*command: str | Path, **options: object) -> str:
+    """The standard output of a command that must succeed."""
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert ran.returncode == 0, f"{command} failed:\n{ran.stdout}\n{ran.stderr}"
+    return str(ran.stdout)
+
+
+def configure(source: Path, build: Path, arguments: Iterable[str] = (), **values: object) -> None:
+    """Configures a CMake project with this Python for codegen."""
+    values = {"KAOKEN_PYTHON": sys.executable, "KAOKEN_VERSION": kaoken.__version__, **values}
+    values["CMAKE_MAKE_PROGRAM"] = find_ninja()
+    definitions = [f"-D{name}={value}" for name, value in values.items()]
+    call(find_cmake((3, 24)), "-G", "Ninja", "-S", source, "-B", build, *arguments, *definitions)
+
+
+def ninja(build: Path, *arguments: str) -> str:
+    """Builds; returns what Ninja printed."""
+    return call(find_ninja(), "-C", build, *arguments)
+
+
+def configure_native_tests(build: Path, arguments: Iterable[str] = (), **values: object) -> None:
+    """The project's own tests of the C ABI and of the kernels (tests/native)."""
+    configure(SOURCE, build, arguments, KAOKEN_BUILD_PYTHON="OFF", KAOKEN_BUILD_TESTS="ON", **values)

@@ -1,0 +1,269 @@
+"""The `kaoken` command: its output, its exit codes, and one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kaoken
+import pytest
+from kaoken.cli import main
+
+if TYPE_CHECKING:
+    from conftest import Bake, Checkpoints
+    from kaoken import BakedGPT2
+
+Capture = pytest.CaptureFixture[str]
+
+
+def kaoken_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "kaoken", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=300, check=False, **options)
+
+
+def succeed(capsys: Capture, *arguments: str) -> str:
+    """What a command prints; it must exit with 0 and leave stderr empty."""
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def fail(capsys: Capture, *arguments: str) -> str:
+    """The one line that a command leaves on stderr; it must exit with 1 and print nothing."""
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("kaoken: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+# generate
+
+
+def test_generate_prints_the_prompt_and_its_completion(bundled: BakedGPT2, capsys: Capture) -> None:
+    text = succeed(capsys, "generate", "ROMEO:", "--max-new-tokens", "30")
+    assert text == "ROMEO:" + bundled.generate_text("ROMEO:", max_new_tokens=30) + "\n"
+
+
+def test_generate_from_a_process_of_its_own(bundled: BakedGPT2) -> None:
+    run = kaoken_command("generate", "ROMEO:", "--max-new-tokens", "30")
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout.decode() == "ROMEO:" + bundled.generate_text("ROMEO:", max_new_tokens=30) + "\n"
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sysconfig.get_path("scripts")) / "kaoken"
+    run = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout == f"kaoken {kaoken.__version__}\n"
+
+
+def test_a_prompt_from_standard_input(
+    bundled: BakedGPT2, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("É:\n".encode())))
+    text = succeed(capsys, "generate", "-", "--max-new-tokens", "5")
+    assert text == "É:\n" + bundled.generate_text("É:\n", max_new_tokens=5) + "\n"
+
+
+def test_standard_input_must_be_utf8(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    assert "not UTF-8 (byte 2)" in fail(capsys, "generate", "-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--do-sample", "--seed", "7"], {"seed": 7}),
+        (["--seed", "7"], {"seed": 7}),
+        (["--seed", "7", "--temperature", "0.5"], {"seed": 7, "temperature": 0.5}),
+        (["--seed", "7", "--top-k", "3", "--top-p", "0.9"], {"seed": 7, "top_k": 3, "top_p": 0.9}),
+        (["--top-k", "1"], {"top_k": 1}),
+    ],
+)
+def test_sampling_options_turn_sampling_on(
+    arguments: list[str], options: dict[str, Any], bundled: BakedGPT2, capsys: Capture
+) -> None:
+    text = succeed(capsys, "generate", "ROMEO:", "--max-new-tokens", "40", *arguments)
+    assert (
+        text
+        == "ROMEO:" + bundled.generate_text("ROMEO:", max_new_tokens=40, do_sample=True, **options) + "\n"
+    )
+
+
+def test_output_that_cannot_show_a_character_goes_on() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = kaoken_command("generate", "é", "--max-new-tokens", "5", env=environment)
+    assert (run.returncode, run.stdout[:1]) == (0, b"?")
+
+
+def test_threads_do_not_change_the_text(capsys: Capture) -> None:
+    texts = {succeed(capsys, "generate", "ROMEO:", "--threads", str(count)) for count in (1, 2)}
+    assert len(texts) == 1
+
+
+# info
+
+
+def test_info_for_people(bundled: BakedGPT2, capsys: Capture) -> None:
+    text = succeed(capsys, "info")
+    facts = ("gptlite_shakespeare", bundled.info.weights_sha256, bundled.info.isa, "6 layers", "context 256")
+    assert all(fact in text for fact in facts)
+
+
+def test_info_for_programs(bundled: BakedGPT2, capsys: Capture) -> None:
+    facts = json.loads(succeed(capsys, "info", "--json"))
+    assert facts["weights_sha256"] == bundled.info.weights_sha256
+    assert facts["config"]["blocks"][5] == {"n_head": 8, "head_dim": 32, "n_inner": 1024}
+    assert facts["statistics"] == bundled.info.statistics
+
+
+def test_info_of_differing_blocks_and_no_statistics(
+    checkpoints: Checkpoints, bake_checkpoint: Bake, tmp_path: Path, capsys: Capture
+) -> None:
+    library = tmp_path / "pruned.so"
+    library.write_bytes(bake_checkpoint(checkpoints("pruned")).read_bytes())
+    text = succeed(capsys, "info", "--model", str(library))
+    assert "1 heads of 16, n_inner 5; 2 heads of 16, n_inner 80" in text
+    assert "no statistics" in text
+
+
+# bake; test_baking.py has the rest
+
+
+def test_bake_prints_the_path(tiny_model: BakedGPT2, checkpoints: Checkpoints, capsys: Capture) -> None:
+    path = Path(succeed(capsys, "bake", str(checkpoints("plain"))).rstrip("\n"))
+    assert kaoken.load(path).config == tiny_model.config
+
+
+def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    passed: dict[str, Any] = {}
+
+    def bake(checkpoint: str, **options: Any) -> Path:
+        passed.update(options, checkpoint=checkpoint)
+        return Path("there.so")
+
+    monkeypatch.setattr("kaoken.baking.bake", bake)
+    arguments = (
+        "bake gpt2 -o x.so --dtype float32 --isa portable --revision main --jobs 3 --compile-memory 300M"
+    )
+    assert succeed(capsys, *arguments.split()) == "there.so\n"
+    assert passed == {
+        "checkpoint": "gpt2",
+        "out": "x.so",
+        "dtype": "float32",
+        "isa": "portable",
+        "revision": "main",
+        "jobs": 3,
+        "compile_memory": "300M",
+    }
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("generate x --model ./no.so", "no.so does not exist"),
+        ("generate x --model .", "is a directory"),
+        ("generate x --max-new-tokens 0", "max_new_tokens must be an integer of at least 1, not 0"),
+        ("generate x --temperature 0", "temperature must be a number greater than 0"),
+        ("generate x --threads 0", "threads"),
+        (f"generate {'x' * 257}", "257 tokens"),
+        ("info --model ./no.so", "no.so does not exist"),
+        ("bake ./no-checkpoint -o x.so", "no-checkpoint is not a directory"),
+        ("bake ./no-checkpoint -o ./no/x.so", "the directory no does not exist"),
+        ("bake ./no-checkpoint --dtype int8", "dtype must be float32, not 'int8'"),
+        ("bake ./no-checkpoint --isa avx3", "avx3"),
+        ("bake ./no-checkpoint --jobs 0", "jobs"),
+        ("bake ./no-checkpoint --compile-memory much", "much"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, message: str, capsys: Capture) -> None:
+    assert message in fail(capsys, *arguments.split())
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    run = kaoken_command("generate", "x", "--model", "no.so")
+    assert (run.returncode, run.stdout) == (1, b"")
+    assert run.stderr.startswith(b"kaoken: error: ")
+    assert b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "generate", "generat x", "generate x --top-k many", "info --jso", "bake"]
+)
+def test_wrong_usage_exits_with_2(arguments: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert "usage: kaoken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 1, "kaoken: error: not enough memory\n"),
+        (OSError(5, "Input/output error"), 1, "kaoken: error: [Errno 5] Input/output error\n"),
+    ],
+)
+def test_other_ends(
+    error: BaseException, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def stream_text(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("kaoken.model.BakedGPT2.stream_text", stream_text)
+    assert main(["generate", "x"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    command = [sys.executable, "-m", "kaoken", "generate", "ROMEO:", "--max-new-tokens", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+# Help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lessons"),
+    [
+        ("--help", ("kaoken generate", "kaoken info", "kaoken bake", "exit codes")),
+        ("generate --help", ("--seed", "turns sampling on", "standard input", "exit codes")),
+        ("info --help", ("--json", "--model")),
+        ("bake --help", ("CHECKPOINT", "kaoken[bake]", "--isa portable", "KAOKEN_CACHE")),
+    ],
+)
+def test_help_teaches(arguments: str, lessons: tuple[str, ...], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert [lesson for lesson in lessons if lesson not in text] == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from kaoken.cli import main\n"
+        "try: main(['generate', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('numpy', 'kaoken._core', 'tokenizers', 'tqdm') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,148 @@
+"""Model libraries that cannot be loaded, and ones that change while they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kaoken
+import pytest
+from kaoken.library import default_library
+
+if TYPE_CHECKING:
+    from kaoken import BakedGPT2
+
+INCLUDE = Path(__file__).parent.parent / "runtime" / "include"
+
+Compile = Callable[[str], Path]
+
+
+@pytest.fixture
+def compile_library(tmp_path: Path) -> Compile:
+    """`compile_library(code)` is a shared library of C++ code; kaoken.h is included."""
+
+    def compile_library(code: str) -> Path:
+        source, library = tmp_path / "fake.cpp", tmp_path / "fake.so"
+        source.write_text(f'#include "kaoken/kaoken.h"\nextern "C" {{\n{code}\n}}\n')
+        compiler = os.environ.get("CXX", "c++")
+        subprocess.run(
+            [*compiler.split(), "-shared", "-fPIC", f"-I{INCLUDE}", str(source), "-o", str(library)],
+            check=True,
+        )
+        return library
+
+    return compile_library
+
+
+def refuse(path: Path, message: str) -> None:
+    with pytest.raises(kaoken.LibraryError, match=message) as caught:
+        kaoken.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    refuse(tmp_path / "no.so", "does not exist.*kaoken bake")
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    refuse(tmp_path, "is a directory.*kaoken bake")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF\x02\x01" + b"\xff" * 100, bytes(100)])
+def test_a_file_that_is_no_library(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "no.so").write_bytes(content)
+    refuse(tmp_path / "no.so", "not a Kaoken model library|truncated")
+
+
+@pytest.mark.parametrize("part", [0.1, 0.9, 0.999])
+def test_a_truncated_library(part: float, tmp_path: Path) -> None:
+    """Loading one unchecked would end the process with SIGBUS."""
+    whole = default_library().read_bytes()
+    (tmp_path / "part.so").write_bytes(whole[: int(len(whole) * part)])
+    refuse(tmp_path / "part.so", "truncated")
+
+
+def test_another_library(compile_library: Compile) -> None:
+    refuse(compile_library("int answer(void) { return 42; }"), "no function kaoken_model.*kaoken bake")
+
+
+def test_another_abi_version(compile_library: Compile) -> None:
+    code = (
+        "static kaoken_model_api api = {sizeof(kaoken_model_api), KAOKEN_ABI_VERSION + 1};\n"
+        "const kaoken_model_api *kaoken_model(void) { return &api; }"
+    )
+    refuse(
+        compile_library(code),
+        "incompatible Kaoken .its ABI is 2, this one's is 1.: bake the checkpoint again",
+    )
+
+
+def test_an_older_smaller_table(compile_library: Compile) -> None:
+    code = (
+        "static kaoken_model_api api = {sizeof(kaoken_model_api) - 8, KAOKEN_ABI_VERSION};\n"
+        "const kaoken_model_api *kaoken_model(void) { return &api; }"
+    )
+    refuse(compile_library(code), "incompatible Kaoken.*bake the checkpoint again")
+
+
+def test_a_library_without_a_table(compile_library: Compile) -> None:
+    refuse(compile_library("const kaoken_model_api *kaoken_model(void) { return 0; }"), "incompatible Kaoken")
+
+
+def test_a_missing_default_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kaoken import _core
+
+    monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.so"))
+    with pytest.raises(kaoken.LibraryError, match=r"no default model.*default\.so.*model=CHECKPOINT"):
+        kaoken.BakedGPT2()
+
+
+def library_of(model: BakedGPT2) -> Path:
+    return Path(str(model.__reduce__()[1][0]))
+
+
+def test_a_library_renamed_over_another_is_seen(tiny_model: BakedGPT2, tmp_path: Path) -> None:
+    path = tmp_path / "model.so"
+    shutil.copy(default_library(), path)
+    assert kaoken.load(path).config.vocab_size == 257
+    shutil.copy(library_of(tiny_model), tmp_path / "new.so")
+    os.replace(tmp_path / "new.so", path)
+    assert kaoken.load(path).config.vocab_size == 61
+
+
+def test_a_library_overwritten_in_place_is_refused(tiny_model: BakedGPT2, tmp_path: Path) -> None:
+    path = tmp_path / "model.so"
+    shutil.copy(library_of(tiny_model), path)
+    kaoken.load(path)
+    os.utime(path, ns=(1, 1))
+    refuse(path, "was overwritten while this process has it loaded")
+
+
+def test_paths_of_any_characters(tiny_model: BakedGPT2, tmp_path: Path) -> None:
+    directory = tmp_path / "a b;c\"d'e$f é"
+    directory.mkdir()
+    shutil.copy(library_of(tiny_model), directory / "model.so")
+    model = kaoken.load(directory / "model.so")
+    assert model.generate([1, 2]).tolist() == tiny_model.generate([1, 2]).tolist()
+
+
+def test_a_path_relative_to_the_working_directory(
+    tiny_model: BakedGPT2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(library_of(tiny_model), tmp_path / "model.so")
+    monkeypatch.chdir(tmp_path)
+    assert kaoken.load("model.so").config == tiny_model.config
+
+
+def test_statistics_are_optional(tiny_model: BakedGPT2, tmp_path: Path) -> None:
+    path = tmp_path / "model.so"
+    shutil.copy(library_of(tiny_model), path)
+    assert kaoken.load(path).info.statistics is None
+    (tmp_path / "model.so.json").write_text("{")
+    assert kaoken.load(path).info.statistics is None
+    (tmp_path / "model.so.json").write_text('{"wall_seconds": 2.5}')
+    assert kaoken.load(path).info.statistics == {"wall_seconds": 2.5}
