@@ -50,9 +50,7 @@ def _model(value: str) -> str:
             "wheel from an unpacked sdist: give it an absolute path)"
         )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value, re.ASCII):
-        raise _mistake(
-            f"model={value} is neither a directory ({path}) nor a hub id; expected a path or OWNER/NAME"
-        )
+        raise _mistake(f"model={value} is neither a directory ({path}) nor a hub id; expected a path or OWNER/NAME")
     return value
 
 
@@ -115,9 +113,7 @@ def split_settings(settings: Settings | None) -> tuple[dict[str, str], Settings]
 
 def _single(name: str, value: str | list[str]) -> str:
     if not isinstance(value, str):
-        raise _mistake(
-            f"{name} is given more than once: {value}; expected one value, like {name}={value[-1]}"
-        )
+        raise _mistake(f"{name} is given more than once: {value}; expected one value, like {name}={value[-1]}")
     if not value.strip() or not value.isprintable():
         raise _mistake(f"{name}={value!r} is empty or unprintable; leave {name} out to use its default")
     return value.strip()
@@ -184,9 +180,7 @@ def _links() -> Path:
         links.mkdir(mode=0o700)
     status = links.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise _mistake(
-            f"{links} is not a directory that only this user can write; remove it, or set TMPDIR elsewhere"
-        )
+        raise _mistake(f"{links} is not a directory that only this user can write; remove it, or set TMPDIR elsewhere")
     return links
 
 
@@ -198,9 +192,7 @@ def _temporary_directory() -> str:
     )
     directory = next(usable, None)
     if directory is None:
-        raise _mistake(
-            f"CMake cannot take the path of {tempfile.gettempdir()}; set TMPDIR to another directory"
-        )
+        raise _mistake(f"CMake cannot take the path of {tempfile.gettempdir()}; set TMPDIR to another directory")
     return directory
 
 
@@ -210,6 +202,16 @@ def _safe_build_directory(directory: str) -> str:
     base = Path(*takewhile(lambda part: "{" not in part, path.parts))
     base.mkdir(parents=True, exist_ok=True)
     return str(safe_path(str(base)) / path.relative_to(base))
+
+
+def _check_environment() -> None:
+    """Where pybind11, and often CMake itself, are in such a path, no link helps."""
+    environment = os.path.dirname(skbuild.__file__)
+    if re.search(r'[;"\\]', environment):
+        raise _mistake(
+            f"CMake cannot take the path of the build's packages, {environment}; set TMPDIR to a directory "
+            'without ; and " in its path, or without build isolation use an environment elsewhere'
+        )
 
 
 def _safe_python() -> str:
@@ -224,6 +226,7 @@ def _safe_python() -> str:
 
 def _settings_for_cmake(config_settings: Settings | None) -> Settings:
     """Everything as scikit-build-core's settings, and this process ready to run CMake with them."""
+    _check_environment()
     own, settings = split_settings(config_settings)
     values = check_settings(own)
     if os.path.isabs(values.get("model", "")):
@@ -273,9 +276,7 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: S
     return skbuild.prepare_metadata_for_build_wheel(metadata_directory, passed)
 
 
-def prepare_metadata_for_build_editable(
-    metadata_directory: str, config_settings: Settings | None = None
-) -> str:
+def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: Settings | None = None) -> str:
     _, passed = _checked_settings(config_settings)
     return skbuild.prepare_metadata_for_build_editable(metadata_directory, passed)
 

@@ -58,6 +58,8 @@ function(kaoken_find_python)
     find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
     set(KAOKEN_PYTHON "${Python_EXECUTABLE}" CACHE FILEPATH "The Python that runs Kaoken's codegen")
   endif()
+  # Run from the directory that holds the package codegen, which a "safe path" would hide.
+  set(KAOKEN_CODEGEN ${CMAKE_COMMAND} -E env --unset=PYTHONSAFEPATH "${KAOKEN_PYTHON}" -m codegen PARENT_SCOPE)
 endfunction()
 
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
@@ -72,7 +74,7 @@ macro(kaoken_plan OUT)
     endif()
   endforeach()
   execute_process(
-    COMMAND "${KAOKEN_PYTHON}" -m codegen plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
+    COMMAND ${KAOKEN_CODEGEN} plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
             --machine "${CMAKE_SYSTEM_PROCESSOR}" --kaoken-version "${KAOKEN_VERSION}" ${plan_options} --out "${OUT}"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     RESULT_VARIABLE plan_status
@@ -91,7 +93,7 @@ function(kaoken_generate TARGET OUT)
   add_custom_command(
     OUTPUT "${OUT}/description.json" ${names}
     BYPRODUCTS "${OUT}/tokenizer.json"
-    COMMAND ${KAOKEN_MEASURE} "${OUT}" codegen -- "${KAOKEN_PYTHON}" -m codegen generate --out "${OUT}"
+    COMMAND ${KAOKEN_MEASURE} "${OUT}" codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
     DEPENDS "${OUT}/options.json"
     DEPFILE "${OUT}/codegen.d"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"

@@ -38,18 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m codegen", description="Kaoken's codegen stage, run by CMake."
-    )
+    parser = argparse.ArgumentParser(prog="python -m codegen", description="Kaoken's codegen stage, run by CMake.")
     commands = parser.add_subparsers(required=True)
     plan = commands.add_parser("plan", help="say which files a checkpoint becomes, from its headers alone")
     plan.set_defaults(run=_plan)
     plan.add_argument("--checkpoint", required=True, help="a directory or a hub id")
     plan.add_argument("--root", type=Path, default=Path.cwd(), help="where relative directories start")
     plan.add_argument("--revision", default=None)
-    plan.add_argument(
-        "--name", default=None, help="a C identifier; made from the checkpoint's name without it"
-    )
+    plan.add_argument("--name", default=None, help="a C identifier; made from the checkpoint's name without it")
     plan.add_argument("--source", default=None, help="the checkpoint's name for people")
     plan.add_argument("--dtype", choices=DTYPES, default="float32")
     plan.add_argument("--isa", default="portable")

@@ -21,8 +21,6 @@ def write_if_changed(path: Path, chunks: Iterable[bytes]) -> bool:
         temporary.replace(path)
         return True
     except OSError as error:
-        raise BuildError(
-            f"cannot write {path}: {error.strerror}; free some space or build elsewhere"
-        ) from error
+        raise BuildError(f"cannot write {path}: {error.strerror}; free some space or build elsewhere") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,9 +32,7 @@ class Tensor:
 
     def map(self, function: Callable[[Array], Array], *others: Tensor) -> Tensor:
         """The array after `function`, which works on any rows by themselves; `others` only add to the sources."""
-        return Tensor(
-            self.shape, merge_sources(self, *others), lambda start, stop: function(self.rows(start, stop))
-        )
+        return Tensor(self.shape, merge_sources(self, *others), lambda start, stop: function(self.rows(start, stop)))
 
 
 def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
@@ -45,6 +43,14 @@ def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
 def computed(shape: tuple[int, ...], sources: tuple[str, ...], function: Callable[[], Array]) -> Tensor:
     """A tensor that is computed whole."""
     return Tensor(shape, sources, lambda start, stop: function()[start:stop])
+
+
+def matvec(matrix: Array, vector: Array) -> Array:
+    """matrix @ vector, every row summed in ascending order: a BLAS's bits would depend on its threads and processor."""
+    total = np.zeros(matrix.shape[0])
+    for column, factor in enumerate(vector):
+        total += matrix[:, column] * factor
+    return total
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,7 @@ def _expect_linear(linear: Linear, outputs: int, inputs: int) -> None:
 
 def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
-        raise AssertionError(
-            f"{' + '.join(tensor.sources)}: shape {tensor.shape} where the graph needs {shape}"
-        )
+        raise AssertionError(f"{' + '.join(tensor.sources)}: shape {tensor.shape} where the graph needs {shape}")
 
 
 def _build_block(checkpoint: Checkpoint, spec: ModelSpec, index: int) -> Block:
@@ -159,9 +163,7 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _layer_norm(checkpoint: Checkpoint, spec: ModelSpec, name: str) -> LayerNorm:
-    return LayerNorm(
-        spec.layer_norm_epsilon, _read(checkpoint, f"{name}.weight"), _read(checkpoint, f"{name}.bias")
-    )
+    return LayerNorm(spec.layer_norm_epsilon, _read(checkpoint, f"{name}.weight"), _read(checkpoint, f"{name}.bias"))
 
 
 def _split_linear(checkpoint: Checkpoint, name: str, parts: int) -> list[Linear]:

@@ -67,9 +67,7 @@ def resolve_model(model: str, *, revision: str | None, root: Path) -> Source:
 def _require_hub_id(model: str, revision: str | None, path: Path) -> None:
     """Refuses what must be a path, is no id or has no such form of revision, before the hub is asked."""
     if _is_path(model) or os.path.exists(path):
-        raise CheckpointError(
-            f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors"
-        )
+        raise CheckpointError(f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors")
     if not _is_hub_id(model):
         raise HubError(
             f"{quoted(model)} is neither a directory ({_shown(path)}) nor a hub id; expected a path, 'name' "
@@ -138,9 +136,7 @@ def _explain(error: Exception, hub: ModuleType, model: str, revision: str | None
     """The reason in the user's terms; the order matters, as some of these derive from others."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error}); free some space or point HF_HOME elsewhere"
-    access = (
-        f"open https://huggingface.co/{model}, and log in with `hf auth login` if it is restricted or private"
-    )
+    access = f"open https://huggingface.co/{model}, and log in with `hf auth login` if it is restricted or private"
     reasons = (
         (hub.utils.GatedRepoError, f"access to it is restricted; {access}"),
         (hub.utils.RepositoryNotFoundError, f"the hub shows no such model; {access}"),

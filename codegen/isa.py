@@ -37,10 +37,7 @@ class ISA:
 def table() -> dict[str, ISA]:
     """Every ISA by name, worst first."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {
-        name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "flags")))
-        for name, row in rows.items()
-    }
+    return {name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "flags"))) for name, row in rows.items()}
 
 
 def this_machine() -> str:
@@ -60,9 +57,7 @@ def resolve(isa: str, machine: str | None = None) -> tuple[str, ...]:
     machine = MACHINES.get((machine or this_machine()).lower(), (machine or this_machine()).lower())
     if isa == "native":
         if machine != this_machine():
-            raise ISAError(
-                f"isa=native cannot be known when compiling for {machine} on {this_machine()}; use portable"
-            )
+            raise ISAError(f"isa=native cannot be known when compiling for {machine} on {this_machine()}; use portable")
         return (_native(machine),)
     if isa == "portable":
         return tuple(row.name for row in table().values() if row.runs_on(machine))
@@ -79,9 +74,7 @@ def _known(name: str, machine: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known are native, portable, {', '.join(table())}"
         raise ISAError(f"unknown isa {name!r}; {hint}")
     if not row.runs_on(machine):
-        raise ISAError(
-            f"isa {name!r} does not exist on {machine}; use portable, or one of {', '.join(row.machines)}"
-        )
+        raise ISAError(f"isa {name!r} does not exist on {machine}; use portable, or one of {', '.join(row.machines)}")
     return name
 
 

@@ -49,7 +49,7 @@ def make_budget(compile_memory: str | None, jobs: int | None) -> MemoryBudget:
     cap = parse_size(compile_memory) if compile_memory else DEFAULT_CAP
     if cap < SMALLEST_CAP:
         raise InputError(
-            f"compile-memory={compile_memory} is less than a compiler needs; give {SMALLEST_CAP >> 20}M or more"
+            f"a compile memory of {compile_memory} is less than a compiler needs; give {SMALLEST_CAP // MiB}M or more"
         )
     jobs = processors() if jobs is None else jobs
     if jobs < 1:
@@ -61,7 +61,7 @@ def parse_size(text: str) -> int:
     """Bytes in "536870912", "512M", "512MiB" or "1.5G"; units are powers of 1024. Raises InputError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text, re.IGNORECASE)
     if not match:
-        raise InputError(f"compile-memory={text!r} is not a size; write it like 512M or 1G")
+        raise InputError(f"compile memory {text!r} is not a size; write it like 512M or 1G")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 

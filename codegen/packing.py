@@ -173,8 +173,8 @@ def _group(arrays: list[Packed], blob_limit: int) -> list[list[Packed]]:
         size = round_up(array.nbytes, ALIGNMENT)
         if size > blob_limit:
             raise BuildError(
-                f"{' + '.join(array.sources)} packs to {size} bytes, over the {blob_limit} that compile-memory "
-                "leaves for one file; raise compile-memory"
+                f"{' + '.join(array.sources)} packs to {size} bytes, over the {blob_limit} that the compile memory "
+                "leaves for one file; raise it"
             )
         if not groups or filled + size > blob_limit:
             groups.append([])
@@ -208,9 +208,7 @@ def _table(name: str, tensor: Tensor, blob_limit: int, pack_rows: Callable[[Floa
     shard_rows = -(-panels // count) * PANEL
     shards = []
     for index, start in enumerate(range(0, rows, shard_rows)):
-        shards.append(
-            _packed(f"{name}_{index}", _slice(tensor, start, min(rows, start + shard_rows)), pack_rows)
-        )
+        shards.append(_packed(f"{name}_{index}", _slice(tensor, start, min(rows, start + shard_rows)), pack_rows))
     return Table(tuple(shards), shard_rows)
 
 

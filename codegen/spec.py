@@ -132,8 +132,7 @@ class ModelSpec:
             "n_embd": self.n_embd,
             "n_layer": len(self.blocks),
             "blocks": [
-                {"n_head": block.n_head, "head_dim": block.head_dim, "n_inner": block.n_inner}
-                for block in self.blocks
+                {"n_head": block.n_head, "head_dim": block.head_dim, "n_inner": block.n_inner} for block in self.blocks
             ],
             "activation_function": self.activation_function,
             "layer_norm_epsilon": self.layer_norm_epsilon,
@@ -244,9 +243,7 @@ def _is_integer(value: object) -> bool:
 def _check_family(config: Mapping[str, Any], path: Path) -> None:
     """model_type gpt2, or none with an architecture of GPT-2; and no head but the language model's."""
     family, architectures = config.get("model_type"), config.get("architectures")
-    names = (
-        [] if architectures is None else architectures if isinstance(architectures, list) else [architectures]
-    )
+    names = [] if architectures is None else architectures if isinstance(architectures, list) else [architectures]
     if family != "gpt2" and (family is not None or not names):
         raise UnsupportedModelError(
             f"{path}: model_type is {quoted(family)}; expected 'gpt2', the family that Kaoken bakes: "
@@ -301,9 +298,7 @@ def _special_tokens(checkpoint: Checkpoint, fields: _Fields) -> _Fields:
 def _read_model(fields: _Fields, tokens: _Fields) -> ModelSpec:
     vocab_size = fields.integer("vocab_size", 50257, MAX_VOCAB_SIZE)
     n_embd = fields.integer("n_embd", 768, MAX_N_EMBD)
-    fields.boolean(
-        "reorder_and_upcast_attn", False
-    )  # decides where half precision is left; there is none here
+    fields.boolean("reorder_and_upcast_attn", False)  # decides where half precision is left; there is none here
     activation_function = _read_activation(fields)
     return ModelSpec(
         vocab_size=vocab_size,

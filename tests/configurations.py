@@ -72,9 +72,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "odd_width": Configuration(
         {"n_embd": 35, "n_head": 5, "n_inner": 37, "vocab_size": 5, "activation_function": "tanh"}
     ),
-    "one_layer": Configuration(
-        {"n_embd": 24, "n_head": 1, "n_layer": 1, "activation_function": "gelu_pytorch_tanh"}
-    ),
+    "one_layer": Configuration({"n_embd": 24, "n_head": 1, "n_layer": 1, "activation_function": "gelu_pytorch_tanh"}),
     "untied": Configuration({"tie_word_embeddings": False, "vocab_size": 67}),
     "own_head": Configuration({"n_layer": 1, "n_inner": 16}, own_head=True),
     "inverse_layer_scale": Configuration({"scale_attn_by_inverse_layer_idx": True, "n_layer": 4}),

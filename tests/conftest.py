@@ -36,9 +36,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def record_error(
-    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
-) -> RecordError:
+def record_error(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> RecordError:
     """`record_error(kind, error)` keeps an error for the report and for the summary at the end."""
 
     def record(kind: str, error: float) -> None:

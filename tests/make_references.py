@@ -76,9 +76,7 @@ def make_index(digests: dict[str, str]) -> dict[str, Any]:
     bundled = load(BUNDLED_DIRECTORY)
     return {
         "made_with": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "greedy": {
-            prompt: bytes(greedy(bundled, prompt.encode(), 200)).decode("ascii") for prompt in PROMPTS
-        },
+        "greedy": {prompt: bytes(greedy(bundled, prompt.encode(), 200)).decode("ascii") for prompt in PROMPTS},
         "digests": digests,
     }
 

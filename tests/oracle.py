@@ -139,9 +139,7 @@ class Block:
 
     def attend(self, x: Array, cache: KVCache) -> Array:
         """Self-attention of the positions x [batch, count, n_embd] that follow those in the cache."""
-        query, key, value = (
-            self.heads(part) for part in np.split(self.project(x, "attn.c_attn"), 3, axis=-1)
-        )
+        query, key, value = (self.heads(part) for part in np.split(self.project(x, "attn.c_attn"), 3, axis=-1))
         merged = attention(query, *cache.append(key, value), self.scale).swapaxes(1, 2)
         return self.project(merged.reshape(*merged.shape[:2], -1), "attn.c_proj")
 
@@ -261,14 +259,10 @@ def _weight_files(directory: Path) -> Iterator[Path]:
 def read_tensors(directory: Path) -> dict[str, Array]:
     """Every floating-point tensor of a checkpoint as float64, named without `transformer.`."""
     return {
-        name.removeprefix("transformer."): _decode(tensor["dtype"], bytes(tensor["data"])).reshape(
-            tensor["shape"]
-        )
+        name.removeprefix("transformer."): _decode(tensor["dtype"], bytes(tensor["data"])).reshape(tensor["shape"])
         for file in _weight_files(directory)
         for name, tensor in safetensors.deserialize(file.read_bytes())
-        if not name.endswith(
-            (".attn.bias", ".attn.masked_bias")
-        )  # the causal mask that old checkpoints carry
+        if not name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal mask that old checkpoints carry
     }
 
 

@@ -407,9 +407,7 @@ def test_threads_share_a_model(bundled: BakedGPT2) -> None:
     prompts = [[index] * 4 for index in range(16)]
     expected = [bundled.generate(prompt, 10).tolist() for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
-        assert [
-            result.tolist() for result in pool.map(lambda ids: bundled.generate(ids, 10), prompts)
-        ] == expected
+        assert [result.tolist() for result in pool.map(lambda ids: bundled.generate(ids, 10), prompts)] == expected
 
 
 def test_pickling_loads_the_library_again(tiny_model: BakedGPT2) -> None:
@@ -455,9 +453,7 @@ def test_an_empty_prompt_starts_from_bos(bundled: BakedGPT2) -> None:
     assert bundled.generate_text("", max_new_tokens=12) == bundled.tokenizer.decode(tokens)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "message"), [(7, "str, not int"), ("\udcff", "Unicode"), ("x" * 257, "257 tokens")]
-)
+@pytest.mark.parametrize(("prompt", "message"), [(7, "str, not int"), ("\udcff", "Unicode"), ("x" * 257, "257 tokens")])
 def test_bad_prompts_are_refused(prompt: Any, message: str, bundled: BakedGPT2) -> None:
     with pytest.raises(kaoken.InputError, match=message):
         bundled.generate_text(prompt)

@@ -125,9 +125,7 @@ def test_a_second_bake_is_instant(
     assert time.perf_counter() - start < 2.0
 
 
-def test_what_the_compiler_says_is_passed_on(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_compiler_says_is_passed_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXXFLAGS", "-fno-such-flag")
     out = tmp_path / "out" / "x.so"
     out.parent.mkdir()
@@ -151,9 +149,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
 # What CMake sees
 
 
-def test_only_safe_names_reach_the_tools(
-    tmp_path: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_safe_names_reach_the_tools(tmp_path: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_checkpoint(tmp_path / AWKWARD)
     monkeypatch.setattr(sys, "executable", f"/opt/{AWKWARD}/python")
     kaoken.bake(directory, out=tmp_path / "x.so", compile_memory="300M", jobs=3)
@@ -191,9 +187,7 @@ def test_a_python_at_an_awkward_path_runs_through_a_script(
     said = []
 
     def run_python() -> None:
-        said.append(
-            subprocess.check_output([builds.definitions["KAOKEN_PYTHON"], "-c", "two words"], text=True)
-        )
+        said.append(subprocess.check_output([builds.definitions["KAOKEN_PYTHON"], "-c", "two words"], text=True))
 
     builds.before_library = run_python
     kaoken.bake(checkpoint, out=tmp_path / "x.so")
@@ -327,9 +321,7 @@ def test_out_is_replaced_and_executable(checkpoint: Path, tmp_path: Path, builds
 
 
 @pytest.mark.parametrize("failing", ["copyfileobj", "replace", "fsync"])
-@pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "cannot be written")]
-)
+@pytest.mark.parametrize(("code", "message"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "cannot be written")])
 def test_a_failing_disk_leaves_the_old_library(
     failing: str,
     code: int,
@@ -362,9 +354,7 @@ def test_a_disk_that_fills_up_during_the_build(
         kaoken.bake(checkpoint, out=tmp_path / "x.so")
 
 
-def test_a_checkpoint_that_changes_meanwhile(
-    checkpoint: Path, tmp_path: Path, builds: Builds, cache: Path
-) -> None:
+def test_a_checkpoint_that_changes_meanwhile(checkpoint: Path, tmp_path: Path, builds: Builds, cache: Path) -> None:
     builds.before_library = lambda: os.utime(checkpoint / "config.json", ns=(1, 1))
     with pytest.raises(kaoken.CheckpointError, match=r"config\.json changed while it was baked"):
         kaoken.bake(checkpoint)
@@ -471,9 +461,7 @@ def test_a_list_of_isas_in_any_order_is_one(checkpoint: Path, builds: Builds, ca
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
-def test_a_cache_that_others_may_write_is_refused(
-    mode: int, checkpoint: Path, builds: Builds, cache: Path
-) -> None:
+def test_a_cache_that_others_may_write_is_refused(mode: int, checkpoint: Path, builds: Builds, cache: Path) -> None:
     cache.mkdir()
     cache.chmod(mode)
     with pytest.raises(kaoken.BuildError, match=rf"written by other users \(mode 0{mode:o}\).*chmod 700"):
@@ -598,17 +586,13 @@ def write_program(path: Path, code: str) -> None:
 
 
 def test_no_compiler(checkpoint: Path, empty_path: Path, builds: Builds) -> None:
-    with pytest.raises(
-        kaoken.BuildError, match=r"none of c\+\+, g\+\+, clang\+\+ is on PATH.*install one.*CXX"
-    ):
+    with pytest.raises(kaoken.BuildError, match=r"none of c\+\+, g\+\+, clang\+\+ is on PATH.*install one.*CXX"):
         kaoken.bake(checkpoint)
     assert builds.commands == []
 
 
 @pytest.mark.parametrize("value", ["no-such-compiler", "/no/such compiler", "'unbalanced", "no-such -O2"])
-def test_cxx_that_is_no_program(
-    value: str, checkpoint: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cxx_that_is_no_program(value: str, checkpoint: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", value)
     with pytest.raises(kaoken.BuildError, match=re.escape(value)):
         kaoken.bake(checkpoint)

@@ -172,9 +172,7 @@ def test_what_is_optional_may_be_absent(tmp_path: Path) -> None:
 def test_one_file_is_preferred_to_shards(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=2, seed=1)
     write_checkpoint(tmp_path, seed=2)
-    np.testing.assert_array_equal(
-        open_checkpoint(tmp_path).read("wte.weight"), make_tensors(TINY, 2)["wte.weight"]
-    )
+    np.testing.assert_array_equal(open_checkpoint(tmp_path).read("wte.weight"), make_tensors(TINY, 2)["wte.weight"])
 
 
 def test_a_tied_head_stored_alone_is_the_embedding_too(tmp_path: Path) -> None:
@@ -213,9 +211,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, dtype: str, valu
     values = VALUES.copy()
     values[2, 1:4] = value
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, dtype=dtype, tensors={"wte.weight": values}))
-    with pytest.raises(
-        CheckpointError, match=r"3 of the 24 values read from 'wte\.weight' are NaN or infinite"
-    ):
+    with pytest.raises(CheckpointError, match=r"3 of the 24 values read from 'wte\.weight' are NaN or infinite"):
         checkpoint.read("wte.weight")
     assert checkpoint.read("wte.weight", slice(0, 2)).shape == (2, 6)
 
@@ -225,12 +221,8 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
         open_checkpoint(write_checkpoint(tmp_path)).read("h.7.ln_1.weight")
 
 
-@pytest.mark.parametrize(
-    "use", [lambda opened: opened.read("ln_f.bias"), Checkpoint.sha256], ids=["read", "sha256"]
-)
-def test_weights_that_vanish_after_they_were_opened(
-    tmp_path: Path, use: Callable[[Checkpoint], object]
-) -> None:
+@pytest.mark.parametrize("use", [lambda opened: opened.read("ln_f.bias"), Checkpoint.sha256], ids=["read", "sha256"])
+def test_weights_that_vanish_after_they_were_opened(tmp_path: Path, use: Callable[[Checkpoint], object]) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
@@ -269,9 +261,7 @@ DAMAGED = {
     "a_list": raw_safetensors(b"[]"),
     "not_utf8": raw_safetensors(b'{"\xff": 1}'),
     "nested": raw_safetensors(b'{"a": ' + b"[" * 100_000),
-    "twice": raw_safetensors(
-        f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry())}}}'.encode(), bytes(8)
-    ),
+    "twice": raw_safetensors(f'{{"a": {json.dumps(entry())}, "a": {json.dumps(entry())}}}'.encode(), bytes(8)),
     "a_pickle": b"\x80\x04\x95" + bytes(64),
 }
 
@@ -340,9 +330,7 @@ def sharded(directory: Path, **names: Any) -> Path:
     ids=repr,
 )
 def test_shards_are_bare_file_names(tmp_path: Path, name: object) -> None:
-    refused(
-        sharded(tmp_path, extra=name), "model.safetensors.index.json", "'extra'", quoted(name), "bare name"
-    )
+    refused(sharded(tmp_path, extra=name), "model.safetensors.index.json", "'extra'", quoted(name), "bare name")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -65,9 +65,7 @@ def test_the_command_is_installed() -> None:
     assert run.stdout == f"kaoken {kaoken.__version__}\n"
 
 
-def test_a_prompt_from_standard_input(
-    bundled: BakedGPT2, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_from_standard_input(bundled: BakedGPT2, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("É:\n".encode())))
     text = succeed(capsys, "generate", "-", "--max-new-tokens", "5")
     assert text == "É:\n" + bundled.generate_text("É:\n", max_new_tokens=5) + "\n"
@@ -92,10 +90,7 @@ def test_sampling_options_turn_sampling_on(
     arguments: list[str], options: dict[str, Any], bundled: BakedGPT2, capsys: Capture
 ) -> None:
     text = succeed(capsys, "generate", "ROMEO:", "--max-new-tokens", "40", *arguments)
-    assert (
-        text
-        == "ROMEO:" + bundled.generate_text("ROMEO:", max_new_tokens=40, do_sample=True, **options) + "\n"
-    )
+    assert text == "ROMEO:" + bundled.generate_text("ROMEO:", max_new_tokens=40, do_sample=True, **options) + "\n"
 
 
 def test_output_that_cannot_show_a_character_goes_on() -> None:
@@ -151,9 +146,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         return Path("there.so")
 
     monkeypatch.setattr("kaoken.baking.bake", bake)
-    arguments = (
-        "bake gpt2 -o x.so --dtype float32 --isa portable --revision main --jobs 3 --compile-memory 300M"
-    )
+    arguments = "bake gpt2 -o x.so --dtype float32 --isa portable --revision main --jobs 3 --compile-memory 300M"
     assert succeed(capsys, *arguments.split()) == "there.so\n"
     assert passed == {
         "checkpoint": "gpt2",
@@ -198,9 +191,7 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
     assert b"Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize(
-    "arguments", ["", "generate", "generat x", "generate x --top-k many", "info --jso", "bake"]
-)
+@pytest.mark.parametrize("arguments", ["", "generate", "generat x", "generate x --top-k many", "info --jso", "bake"])
 def test_wrong_usage_exits_with_2(arguments: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments.split())

@@ -120,9 +120,7 @@ def test_a_path_may_leave_the_root_and_begin_at_home(
     assert resolve_model("~/a model; 'quoted'", revision=None, root=tmp_path / "root") == expected
 
 
-def test_a_relative_root_is_resolved(
-    tmp_path: Path, no_download: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_root_is_resolved(tmp_path: Path, no_download: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve_model(".", revision=None, root=Path("gpt2")).directory == tmp_path / "gpt2"
@@ -131,14 +129,10 @@ def test_a_relative_root_is_resolved(
 def test_a_linked_directory_keeps_the_name_that_the_user_gave(tmp_path: Path, no_download: list[Any]) -> None:
     (tmp_path / "run-17").mkdir()
     (tmp_path / "latest").symlink_to("run-17")
-    assert resolve_model("latest", revision=None, root=tmp_path) == Source(
-        tmp_path / "latest", "latest", None
-    )
+    assert resolve_model("latest", revision=None, root=tmp_path) == Source(tmp_path / "latest", "latest", None)
 
 
-@pytest.mark.parametrize(
-    "model", ["./gpt2", "../gpt2", "/nowhere/gpt2", "~/gpt2", "~nobody-at-all/gpt2", "./", "..x/"]
-)
+@pytest.mark.parametrize("model", ["./gpt2", "../gpt2", "/nowhere/gpt2", "~/gpt2", "~nobody-at-all/gpt2", "./", "..x/"])
 def test_a_path_that_does_not_exist_is_resolved_in_the_message(
     tmp_path: Path, no_download: list[Any], model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,9 +205,7 @@ def test_revisions_that_are_none(tmp_path: Path, no_download: list[Any], revisio
 
 @pytest.mark.parametrize("model", ["gpt2", "openai-community/gpt2", "a", "A_b.C-d/e1"])
 @pytest.mark.parametrize("revision", [None, "main", COMMIT, "refs/pr/1", "v1.0+x"])
-def test_a_snapshot_is_named_by_its_commit(
-    tmp_path: Path, download: Patch, model: str, revision: str | None
-) -> None:
+def test_a_snapshot_is_named_by_its_commit(tmp_path: Path, download: Patch, model: str, revision: str | None) -> None:
     snapshot = write_checkpoint(tmp_path / "snapshots" / COMMIT)
     calls = download(lambda repo_id, **options: str(snapshot))
     assert resolve_model(model, revision=revision, root=tmp_path) == Source(snapshot, model, COMMIT)
@@ -275,9 +267,7 @@ def test_a_failure_names_the_id_and_says_how_to_pass_a_directory(
         raise make()
 
     download(fail)
-    message = refused(
-        HubError, "org/name", tmp_path, "org/name", part, "model=./my-checkpoint", revision="v9"
-    )
+    message = refused(HubError, "org/name", tmp_path, "org/name", part, "model=./my-checkpoint", revision="v9")
     assert str(tmp_path / "org" / "name") in message
     assert message.isprintable()
     assert len(message) < 2000

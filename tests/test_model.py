@@ -41,9 +41,7 @@ def require_same_bits(actual: NDArray[Any], expected: NDArray[Any]) -> None:
     if actual.tobytes() != expected.tobytes():
         differing = np.flatnonzero(actual.ravel() != expected.ravel())
         worst = np.abs(actual.astype(np.float64) - expected).max()
-        pytest.fail(
-            f"{differing.size} of {actual.size} differ, first at {differing[:5]}, by up to {worst:.3g}"
-        )
+        pytest.fail(f"{differing.size} of {actual.size} differ, first at {differing[:5]}, by up to {worst:.3g}")
 
 
 def decode(model: BakedGPT2, ids: Ids, splits: Sequence[int]) -> list[Logits]:
@@ -76,9 +74,7 @@ def bundled_ids(model: BakedGPT2, batch: int = 1) -> Ids:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_logits_equal_the_oracle(
-    name: str, checkpoints: Checkpoints, baked: Baked, record_error: RecordError
-) -> None:
+def test_logits_equal_the_oracle(name: str, checkpoints: Checkpoints, baked: Baked, record_error: RecordError) -> None:
     ids = CONFIGURATIONS[name].ids()
     logits = baked(name).logits(ids)
     error = reference.relative_error(open_oracle(checkpoints(name)).logits(ids), logits)
@@ -98,9 +94,7 @@ def test_logits_equal_transformers(
     assert error < reference.LIMIT
 
 
-def test_logits_of_the_bundled_model(
-    bundled: BakedGPT2, bundled_directory: Path, record_error: RecordError
-) -> None:
+def test_logits_of_the_bundled_model(bundled: BakedGPT2, bundled_directory: Path, record_error: RecordError) -> None:
     stored = reference.read(reference.BUNDLED)
     stored.require_checkpoint(bundled_directory)
     error = reference.relative_error(stored.logits, bundled.logits(stored.ids)[:, stored.positions])
@@ -194,9 +188,7 @@ def test_rewind_leaves_nothing_behind(name: str, baked: Baked) -> None:
         session.append(np.concatenate([ids[:, :kept], others[:, kept:]], axis=1))
         session.rewind(kept)
         assert session.length == kept
-        require_same_bits(
-            session.append(ids[:, kept : kept + 3]), baked(name).logits(ids[:, : kept + 3])[:, -1]
-        )
+        require_same_bits(session.append(ids[:, kept : kept + 3]), baked(name).logits(ids[:, : kept + 3])[:, -1])
 
 
 # Instruction sets
@@ -235,9 +227,7 @@ def cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.split(":")[1].split()}
 
 
-def run_with_one_isa(
-    isa: str, library: Path | None, ids: Ids, directory: Path
-) -> subprocess.CompletedProcess[str]:
+def run_with_one_isa(isa: str, library: Path | None, ids: Ids, directory: Path) -> subprocess.CompletedProcess[str]:
     """Runs a model in a process of its own under KAOKEN_ISA; the logits are left in output.npz."""
     np.save(directory / "ids.npy", ids)
     arguments = [str(library or ""), str(directory / "ids.npy"), str(directory / "output.npz")]
@@ -503,8 +493,7 @@ def test_rows_of_a_batch_end_each_at_its_own_step(
     steps = trimmed(continuations, eos)
     padding = pad if pad is not None else next(iter(eos), 0)
     expected = [
-        [*prompt, *ended(row, eos, padding)[:steps]]
-        for prompt, row in zip(PROMPTS, continuations, strict=True)
+        [*prompt, *ended(row, eos, padding)[:steps]] for prompt, row in zip(PROMPTS, continuations, strict=True)
     ]
     tokens = bundled.generate(PROMPTS, max_new_tokens=40, eos_token_id=eos or None, pad_token_id=pad)
     assert tokens.dtype == np.int64

@@ -226,9 +226,7 @@ def test_top_p_follows_top_k_and_temperature() -> None:
         ("odd_width", "n_head", 7),
     ],
 )
-def test_the_configurations_tell_options_apart(
-    name: str, field: str, other: object, checkpoints: Checkpoints
-) -> None:
+def test_the_configurations_tell_options_apart(name: str, field: str, other: object, checkpoints: Checkpoints) -> None:
     """Ignoring the option would be seen: it moves the logits by more than is forgiven."""
     model, ids = open_oracle(checkpoints(name)), CONFIGURATIONS[name].ids()
     config = {**model.config, field: other}
@@ -283,9 +281,7 @@ def test_oracle_equals_transformers(name: str, checkpoints: Checkpoints, record_
     assert error < ROUNDING
 
 
-def test_oracle_equals_transformers_on_the_bundled_model(
-    bundled_directory: Path, record_error: RecordError
-) -> None:
+def test_oracle_equals_transformers_on_the_bundled_model(bundled_directory: Path, record_error: RecordError) -> None:
     stored = reference.read(reference.BUNDLED)
     stored.require_checkpoint(bundled_directory)
     logits = open_oracle(bundled_directory).logits(stored.ids)[:, stored.positions]

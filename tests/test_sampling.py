@@ -108,9 +108,7 @@ def test_the_same_seed_gives_the_same_tokens(tiny_model: BakedGPT2) -> None:
 
 def test_stream_draws_what_generate_draws(tiny_model: BakedGPT2) -> None:
     options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": True, "seed": 5}
-    assert (
-        list(tiny_model.stream([7, 8], **options)) == tiny_model.generate([7, 8], **options)[0, 2:].tolist()
-    )
+    assert list(tiny_model.stream([7, 8], **options)) == tiny_model.generate([7, 8], **options)[0, 2:].tolist()
 
 
 def test_without_a_seed_each_call_draws_anew(tiny_model: BakedGPT2) -> None:
@@ -129,9 +127,7 @@ def test_top_k_of_one_is_greedy(bundled: BakedGPT2) -> None:
 
 def test_greedy_ignores_the_sampling_options(tiny_model: BakedGPT2) -> None:
     greedy = tiny_model.generate(PROMPT)
-    assert (
-        tiny_model.generate(PROMPT, temperature=9.0, top_k=2, top_p=0.1, seed=4).tolist() == greedy.tolist()
-    )
+    assert tiny_model.generate(PROMPT, temperature=9.0, top_k=2, top_p=0.1, seed=4).tolist() == greedy.tolist()
 
 
 # Ties. The head has rows that are equal to the bit, so their logits are.
@@ -163,9 +159,7 @@ def test_the_first_of_equal_tokens_is_taken(ties: Path, bake_checkpoint: Bake) -
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_k": 3}, {"top_k": 4}, {"top_k": 6}], ids=str)
-def test_top_k_keeps_all_that_equal_the_last(
-    options: dict[str, Any], ties: Path, bake_checkpoint: Bake
-) -> None:
+def test_top_k_keeps_all_that_equal_the_last(options: dict[str, Any], ties: Path, bake_checkpoint: Bake) -> None:
     from kaoken import load
 
     # NumPy's product may sum equal rows in different orders; rounding makes them equal again.

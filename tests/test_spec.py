@@ -34,9 +34,7 @@ def spec_of(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     named = {ALIASES.get(name, name): value for name, value in config.items()}
     shapes = tensor_shapes({**DEFAULTS, **named})
     file = Path("/checkpoint/model.safetensors")
-    tensors = {
-        name: TensorInfo("F32", shape, file, 0, 4 * math.prod(shape)) for name, shape in shapes.items()
-    }
+    tensors = {name: TensorInfo("F32", shape, file, 0, 4 * math.prod(shape)) for name, shape in shapes.items()}
     return read_spec(Checkpoint(file.parent, dict(config), dict(generation or {}), tensors, (), (), None))
 
 
@@ -205,9 +203,7 @@ HUB_CONFIGS: dict[str, tuple[dict[str, Any], int, int, int]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("config", "n_embd", "n_layer", "n_head"), HUB_CONFIGS.values(), ids=HUB_CONFIGS.keys()
-)
+@pytest.mark.parametrize(("config", "n_embd", "n_layer", "n_head"), HUB_CONFIGS.values(), ids=HUB_CONFIGS.keys())
 def test_configs_of_the_hub(config: dict[str, Any], n_embd: int, n_layer: int, n_head: int) -> None:
     spec = spec_of(config)
     assert (spec.n_embd, len(spec.blocks), spec.vocab_size, spec.n_positions) == (
@@ -552,9 +548,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path, name: str, change: str) -> None:
 )
 def test_a_tensor_too_many_is_named(tmp_path: Path, name: str) -> None:
     tensors = make_tensors(TINY) | {name: np.ones(3, np.float32)}
-    refused(
-        UnsupportedModelError, write_checkpoint(tmp_path, tensors=tensors, prefix=False), repr(name)[1:-1]
-    )
+    refused(UnsupportedModelError, write_checkpoint(tmp_path, tensors=tensors, prefix=False), repr(name)[1:-1])
 
 
 def test_more_layers_in_the_file_than_in_the_config(tiny: Path) -> None:
@@ -580,9 +574,7 @@ def test_a_head_beside_the_embedding(tmp_path: Path, tie: object, last: float) -
     tensors = make_tensors(TINY)
     head = tensors["wte.weight"].copy()
     head[-1, -1] += last
-    directory = write_checkpoint(
-        tmp_path, {"tie_word_embeddings": tie}, tensors=tensors | {"lm_head.weight": head}
-    )
+    directory = write_checkpoint(tmp_path, {"tie_word_embeddings": tie}, tensors=tensors | {"lm_head.weight": head})
     assert spec_in(directory).tie_word_embeddings is (tie is not False and last == 0.0)
 
 
@@ -625,9 +617,7 @@ def test_identifiers(name: str, expected: str) -> None:
     assert identifier(name) == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["a" * 49, "a-" * 60, "x" * 38 + "-" + "y" * 60, "a" * 60 + "\ud800"], ids=len
-)
+@pytest.mark.parametrize("name", ["a" * 49, "a-" * 60, "x" * 38 + "-" + "y" * 60, "a" * 60 + "\ud800"], ids=len)
 def test_long_names_stay_apart(name: str) -> None:
     assert len(identifier(name)) <= 48
     assert identifier(name).isidentifier()

@@ -46,9 +46,7 @@ def bundled_live(load: Load, bundled_directory: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", reference.comparable())
-def test_logits(
-    name: str, load: Load, checkpoints: Checkpoints, baked: Baked, record_error: RecordError
-) -> None:
+def test_logits(name: str, load: Load, checkpoints: Checkpoints, baked: Baked, record_error: RecordError) -> None:
     ids = CONFIGURATIONS[name].ids()
     expected = live.logits(load(checkpoints(name)), ids)
     error = reference.relative_error(expected, baked(name).logits(ids))
@@ -56,9 +54,7 @@ def test_logits(
     assert error < reference.LIMIT
 
 
-def test_logits_of_the_bundled_model(
-    bundled_live: Any, bundled: BakedGPT2, record_error: RecordError
-) -> None:
+def test_logits_of_the_bundled_model(bundled_live: Any, bundled: BakedGPT2, record_error: RecordError) -> None:
     ids = bundled_ids(bundled, batch=4)
     error = reference.relative_error(live.logits(bundled_live, ids), bundled.logits(ids))
     record_error("logits against transformers, live", error)
@@ -66,9 +62,7 @@ def test_logits_of_the_bundled_model(
 
 
 @pytest.mark.parametrize("name", reference.comparable())
-def test_the_stored_reference_is_what_transformers_gives(
-    name: str, load: Load, checkpoints: Checkpoints
-) -> None:
+def test_the_stored_reference_is_what_transformers_gives(name: str, load: Load, checkpoints: Checkpoints) -> None:
     stored = reference.read(name)
     stored.require_checkpoint(checkpoints(name))
     logits = live.logits(load(checkpoints(name)), stored.ids)[:, stored.positions]
@@ -76,9 +70,7 @@ def test_the_stored_reference_is_what_transformers_gives(
 
 
 @pytest.mark.parametrize("prompt", live.PROMPTS)
-def test_200_greedy_tokens(
-    prompt: str, bundled_live: Any, bundled: BakedGPT2, bundled_directory: Path
-) -> None:
+def test_200_greedy_tokens(prompt: str, bundled_live: Any, bundled: BakedGPT2, bundled_directory: Path) -> None:
     ids = list(prompt.encode())
     expected = live.greedy(bundled_live, ids, 200)
     margins = open_oracle(bundled_directory).greedy(ids, 200).margins
@@ -96,9 +88,7 @@ def generate(model: Any, prompts: list[list[int]], **options: Any) -> Any:
 
 @pytest.mark.parametrize("pad", [None, 0])
 @pytest.mark.parametrize("eos", [10, [10, 32], [46], [32, 10, 46]], ids=str)
-def test_ends_of_text_in_a_batch(
-    eos: int | list[int], pad: int | None, bundled_live: Any, bundled: BakedGPT2
-) -> None:
+def test_ends_of_text_in_a_batch(eos: int | list[int], pad: int | None, bundled_live: Any, bundled: BakedGPT2) -> None:
     options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": eos}
     padding = pad if pad is not None else np.ravel(eos).tolist()[0]
     expected = generate(bundled_live, PROMPTS, pad_token_id=padding, **options)
@@ -150,7 +140,5 @@ def test_options_of_sampling_mean_the_same(
     expected = processed(bundled_live, prompt, options)
     logits = open_oracle(bundled_directory).logits([prompt])[0, -1]
     np.testing.assert_allclose(distribution(logits, **options), expected, atol=2e-5)
-    drawn = bundled.generate(
-        [prompt] * 2048, max_new_tokens=1, do_sample=True, seed=17, eos_token_id=None, **options
-    )
+    drawn = bundled.generate([prompt] * 2048, max_new_tokens=1, do_sample=True, seed=17, eos_token_id=None, **options)
     require_distribution(drawn[:, -1], expected)

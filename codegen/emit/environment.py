@@ -3,6 +3,8 @@ starting with //% a statement."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from ..layout import round_up
 from ..packing import Blob, Packed, Unit
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-COMMENT_WIDTH = 118
+WIDTH = 118
 
 
 @cache
@@ -46,12 +48,14 @@ def environment() -> jinja2.Environment:
 
 def hex_float(value: float) -> str:
     """A float32 literal without rounding."""
-    return f"{float(np.float32(value)).hex()}f"
+    return re.sub(r"\.?0*p", "p", float(np.float32(value)).hex()) + "f"
 
 
 def literal(array: Packed) -> str:
-    """The values of a small array, as an initializer."""
-    return ", ".join(map(hex_float, array.values()))
+    """The values of a small array, as an initializer, wrapped."""
+    return textwrap.fill(
+        ", ".join(map(hex_float, array.values())), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )
 
 
 def names(arrays: tuple[Packed, ...]) -> str:
@@ -60,10 +64,8 @@ def names(arrays: tuple[Packed, ...]) -> str:
 
 
 def unit_sources(units: list[Unit]) -> str:
-    """The checkpoint tensors behind some units, wrapped for a comment; the names are of codegen/spec.py's closed set."""
-    return wrap_comment(
-        dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources)
-    )
+    """The checkpoint tensors behind some units, for a comment; the names are of codegen/spec.py's closed set."""
+    return wrap_comment(dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources))
 
 
 def layout(blob: Blob) -> str:
@@ -75,7 +77,7 @@ def wrap_comment(words: Iterable[str]) -> str:
     """Words separated by commas, over as many comment lines as they need."""
     lines = [""]
     for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) > COMMENT_WIDTH - len("//   From: "):
+        if lines[-1] and len(lines[-1]) + len(word) > WIDTH - len("//   From: "):
             lines.append("")
         lines[-1] += f", {word}" if lines[-1] else word
     return ",\n//   ".join(lines)

@@ -42,9 +42,7 @@ def weights_texts(name: str, packed: PackedModel) -> Iterator[tuple[Source, Blob
             yield Source(f"{blob.name}_weights.cpp", _render("weights.cpp", name, packed, blob=blob)), blob
 
 
-def library_text(
-    name: str, packed: PackedModel, isas: tuple[ISA, ...], version: str, tokenizer_size: int
-) -> Source:
+def library_text(name: str, packed: PackedModel, isas: tuple[ISA, ...], version: str, tokenizer_size: int) -> Source:
     """What the model is, for the C ABI; compiled once, with the flags of no ISA."""
     text = _render(
         "library.cpp",
@@ -92,8 +90,7 @@ def _block_text(name: str, packed: PackedModel, index: int, unit: Unit) -> str:
 def _head_text(name: str, packed: PackedModel) -> str:
     present = {array.name for array in packed.head.arrays}
     vectors = {
-        vector: vector if vector in present else "nullptr"
-        for vector in ("ln_f_weight", "ln_f_bias", "head_bias")
+        vector: vector if vector in present else "nullptr" for vector in ("ln_f_weight", "ln_f_bias", "head_bias")
     }
     return _render("head.cpp", name, packed, unit=packed.head, table=packed.head_table, **vectors)
 

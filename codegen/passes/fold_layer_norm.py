@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Array, Block, Graph, LayerNorm, Linear, Tensor, merge_sources
+from ..graph import Array, Block, Graph, LayerNorm, Linear, Tensor, matvec, merge_sources
 
 
 def fold_layer_norm(graph: Graph) -> Graph:
@@ -41,7 +41,7 @@ def _fold(norm: LayerNorm, linear: Linear) -> Linear:
     weight, bias = linear.weight, linear.bias
 
     def folded_bias(start: int, stop: int) -> Array:
-        moved = weight.rows(start, stop) @ shift.load()
+        moved = matvec(weight.rows(start, stop), shift.load())
         return moved if bias is None else moved + bias.rows(start, stop)
 
     sources = merge_sources(*(tensor for tensor in (bias, weight, shift) if tensor is not None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Array, Block, Graph, Tensor, merge_sources
+from ..graph import Array, Block, Graph, Tensor, matvec, merge_sources
 
 
 def move_value_bias(graph: Graph) -> Graph:
@@ -18,7 +18,7 @@ def _move(block: Block) -> Block:
         return block
 
     def moved(start: int, stop: int) -> Array:
-        through = out.weight.rows(start, stop) @ value_bias.load()
+        through = matvec(out.weight.rows(start, stop), value_bias.load())
         return through if out.bias is None else through + out.bias.rows(start, stop)
 
     sources = merge_sources(*(tensor for tensor in (out.bias, out.weight, value_bias) if tensor is not None))

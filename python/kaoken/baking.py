@@ -287,14 +287,10 @@ class _Workplace:
 
     def _failure(self, lines: list[str]) -> BuildError:
         """The output with the user's own names in the place of this directory's."""
-        text = explanation(lines).replace(
-            str(self._directory / "checkpoint"), str(self._work.source.directory)
-        )
+        text = explanation(lines).replace(str(self._directory / "checkpoint"), str(self._work.source.directory))
         root = self._directory.parent
         if "No space left on device" in text or shutil.disk_usage(root).free < 1 << 20:
-            return BuildError(
-                f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}"
-            )
+            return BuildError(f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}")
         return BuildError(f"baking {self._work.source.name} failed: {text}")
 
 
@@ -321,9 +317,7 @@ def _check_unchanged(checkpoint: Checkpoint, before: dict[Path, tuple[int, ...]]
     """A library must be of the files that its cache key was made from."""
     for file, stamp in _stamps(checkpoint.files).items():
         if stamp != before[file]:
-            raise CheckpointError(
-                f"{file} changed while it was baked: bake again when the checkpoint is complete"
-            )
+            raise CheckpointError(f"{file} changed while it was baked: bake again when the checkpoint is complete")
 
 
 def _own_digest() -> str:

@@ -93,7 +93,7 @@ def run(
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Ends the whole group. What ignores SIGTERM for a while is killed, but only while its id is surely ours."""
+    """Ends the whole group; what ignores SIGTERM is killed, but only while the id is surely its own."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, signal_number)

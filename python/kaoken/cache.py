@@ -48,9 +48,7 @@ def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise BuildError(
-            "there is no home directory for the cache: set KAOKEN_CACHE to a directory"
-        ) from None
+        raise BuildError("there is no home directory for the cache: set KAOKEN_CACHE to a directory") from None
 
 
 def _check_private(directory: Path, status: os.stat_result) -> None:
@@ -108,9 +106,7 @@ def install(files: dict[Path, Path]) -> None:
 def write_error(path: Path, error: OSError) -> BuildError:
     if error.errno in _DISK_FULL:
         return BuildError(f"the disk is full: {path} was not written; free some space there and bake again")
-    return BuildError(
-        f"{path} cannot be written ({error.strerror or error}): check the directory and its permissions"
-    )
+    return BuildError(f"{path} cannot be written ({error.strerror or error}): check the directory and its permissions")
 
 
 def _temporary(destination: Path) -> Path:

@@ -133,30 +133,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "prompt", metavar="PROMPT", help="the text to continue; - reads standard input as it is"
-    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input as it is")
     _add_model(parser)
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)"
-    )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors")
     sampling = parser.add_argument_group("sampling (any of these turns it on)")
-    sampling.add_argument(
-        "--do-sample", action="store_true", help="draw tokens instead of taking the likeliest"
-    )
-    sampling.add_argument(
-        "--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)"
-    )
+    sampling.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)")
     sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest; 0: all (default: 50)")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)"
-    )
-    sampling.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed gives the same text (default: random)"
-    )
+    sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: random)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -168,16 +154,10 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
     parser.add_argument("--dtype", default="float32", help="of the baked weights: float32 (the default)")
-    parser.add_argument(
-        "--isa", default="native", help="native (the default), portable, or names with commas"
-    )
+    parser.add_argument("--isa", default="native", help="native (the default), portable, or names with commas")
     parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="compilations at once (default: all processors)"
-    )
-    parser.add_argument(
-        "--compile-memory", metavar="SIZE", help="cap for each process of the build, such as 600M"
-    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once (default: all processors)")
+    parser.add_argument("--compile-memory", metavar="SIZE", help="cap for each process of the build, such as 600M")
 
 
 def _generate(options: argparse.Namespace) -> None:

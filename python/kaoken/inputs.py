@@ -62,9 +62,7 @@ def _rows(ids: Any) -> NDArray[Any]:
     rows = [_row(row) for row in ids] if any(nested) else [_row(ids)]
     lengths = [len(row) for row in rows]
     if len(set(lengths)) > 1:
-        raise InputError(
-            f"the sequences of one batch must be equally long, not {lengths}: pass them one by one"
-        )
+        raise InputError(f"the sequences of one batch must be equally long, not {lengths}: pass them one by one")
     try:
         return np.array(rows, dtype=np.int64)
     except OverflowError:
@@ -77,13 +75,9 @@ def _is_row(item: Any) -> bool:
 
 def _check_sequence(ids: Any) -> None:
     if isinstance(ids, (str, bytes)):
-        raise InputError(
-            "ids are text: pass token ids, or the text itself to generate_text or model.tokenizer"
-        )
+        raise InputError("ids are text: pass token ids, or the text itself to generate_text or model.tokenizer")
     if not isinstance(ids, Sequence):
-        raise InputError(
-            f"ids must be a list, a NumPy array or a tensor, not {type(ids).__name__}: {_SHAPES}"
-        )
+        raise InputError(f"ids must be a list, a NumPy array or a tensor, not {type(ids).__name__}: {_SHAPES}")
     if len(ids) == 0:
         raise InputError("ids are empty: pass at least one token")
 
@@ -119,9 +113,7 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
 
 def check_length(length: int, n_positions: int) -> None:
     if length > n_positions:
-        raise InputError(
-            f"the prompt has {length} tokens, but the model has n_positions = {n_positions}: shorten it"
-        )
+        raise InputError(f"the prompt has {length} tokens, but the model has n_positions = {n_positions}: shorten it")
 
 
 def thread_count(threads: int | None) -> int:
@@ -192,9 +184,7 @@ def generation_options(
     )
 
 
-def _sampling(
-    config: GPT2Config, temperature: float, top_k: int, top_p: float, seed: int | None
-) -> dict[str, Any]:
+def _sampling(config: GPT2Config, temperature: float, top_k: int, top_p: float, seed: int | None) -> dict[str, Any]:
     return {
         "temperature": _positive("temperature", temperature),
         "top_k": min(integer("top_k", top_k, minimum=0), config.vocab_size),
@@ -247,7 +237,5 @@ def _pad_token_id(config: GPT2Config, pad_token_id: int | None, eos: tuple[int, 
 def _in_vocabulary(name: str, value: Any, vocab_size: int) -> int:
     token = integer(name, value)
     if not 0 <= token < vocab_size:
-        raise InputError(
-            f"{name} {token} is outside the vocabulary, 0 to {vocab_size - 1}; None turns it off"
-        )
+        raise InputError(f"{name} {token} is outside the vocabulary, 0 to {vocab_size - 1}; None turns it off")
     return token

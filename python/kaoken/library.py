@@ -121,9 +121,7 @@ def _check_file(path: Path) -> os.stat_result:
             header = file.read(_ELF64_HEADER.size)
             status = os.fstat(file.fileno())
     except FileNotFoundError:
-        raise LibraryError(
-            f"{path} does not exist, so no model can be loaded from it: {_HOW_TO_MAKE_ONE}"
-        ) from None
+        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_HOW_TO_MAKE_ONE}") from None
     except (OSError, ValueError) as error:
         raise LibraryError(f"{path} cannot be read ({error}): check its permissions and its path") from error
     _check_whole(path, header, status.st_size)

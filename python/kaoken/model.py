@@ -210,9 +210,7 @@ class BakedGPT2:
         checked = generation_options(self.config, **options)
         prompt = self._prompt(ids)
         if len(prompt) != 1:
-            raise InputError(
-                f"stream takes one sequence, not {len(prompt)}: use generate, or stream each of them"
-            )
+            raise InputError(f"stream takes one sequence, not {len(prompt)}: use generate, or stream each of them")
         return (int(step[0]) for step in self._steps(prompt, checked))
 
     def session(self, batch: int = 1) -> Session:

@@ -59,11 +59,7 @@ def _words(command: str) -> list[str]:
 
 
 def _no_compiler(command: str) -> str:
-    tried = (
-        f"CXX is {command!r}, which is no program"
-        if command
-        else f"none of {', '.join(_COMPILERS)} is on PATH"
-    )
+    tried = f"CXX is {command!r}, which is no program" if command else f"none of {', '.join(_COMPILERS)} is on PATH"
     return (
         f"no C++ compiler was found ({tried}): install one (`apt install g++`, `dnf install gcc-c++`, "
         "`xcode-select --install`) or set CXX to one"
@@ -77,9 +73,7 @@ def _version(command: str, mtime_ns: int, size: int) -> str:
     try:
         ran = subprocess.run([*program, "--version"], capture_output=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(
-            f"the C++ compiler {command} does not run ({error}): repair it or set CXX"
-        ) from error
+        raise BuildError(f"the C++ compiler {command} does not run ({error}): repair it or set CXX") from error
     return ran.stdout.decode("utf-8", "replace").strip()
 
 

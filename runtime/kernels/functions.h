@@ -49,7 +49,7 @@ KAOKEN_INLINE Vec tanh(Vec x) {
   return select_less(square, broadcast(0.09f), near, signed_far);
 }
 
-// erf within 4e-7. Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+// erf within 6e-7. Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 KAOKEN_INLINE Vec erf(Vec x) {
   const Vec zero = broadcast(0.0f);
   const Vec one = broadcast(1.0f);

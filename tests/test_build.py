@@ -1,0 +1,293 @@
+"""What CMake does with a plan: complete dependencies, a cap on memory, ISAs kept apart, reproducible libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import kaoken
+import numpy as np
+import pytest
+from checkpoints import make_tensors, write_checkpoint
+from configurations import CONFIGURATIONS
+from kaoken.codegen.isa import resolve
+from native_build import call, configure, ninja
+from oracle import open_oracle
+
+ROOT = Path(str(kaoken.codegen.__file__)).parent.parent
+TOY = CONFIGURATIONS["plain"].config
+IDS = [[3, 1, 4, 1, 5, 9, 2, 6]]
+
+Build = Callable[[], set[str]]
+
+
+class Project:
+    """A copy of Kaoken's build files, which a test may change, with a checkpoint and a build of it."""
+
+    def __init__(self, directory: Path, **values: object) -> None:
+        self.root = directory / "kaoken"
+        for name in ("codegen", "cmake", "runtime"):
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self.root / name, ignore=ignore)
+        self.checkpoint = CONFIGURATIONS["plain"].write(directory / "checkpoint")
+        self.out = directory / "build"
+        self.library = self.out / "model.so"
+        values = {"KAOKEN_MODEL": self.checkpoint, "KAOKEN_ISA": "scalar", **values}
+        configure(self.root / "cmake" / "bake", self.out, **values)
+
+    def build(self) -> set[str]:
+        """The object files and the library that a build made anew."""
+        before = self.times()
+        ninja(self.out)
+        after = self.times()
+        return {name for name, time in after.items() if before.get(name) != time}
+
+    def times(self) -> dict[str, int]:
+        made = [*self.out.rglob("*.o"), *self.out.glob("model.so")]
+        return {path.name.removesuffix(".o"): path.stat().st_mtime_ns for path in made}
+
+    def logits(self, copy: Path) -> np.ndarray:
+        """Of the library as it is now; loaded from a copy, for a loader keeps what it has loaded."""
+        shutil.copy(self.library, copy)
+        return kaoken.load(copy).logits(IDS)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("rebuild"))
+    project.build()
+    return project
+
+
+def touch(path: Path) -> None:
+    os.utime(path, None)
+
+
+def test_the_toy_runs(project: Project, tmp_path: Path) -> None:
+    exact = open_oracle(project.checkpoint).logits(np.array(IDS))
+    assert np.abs(project.logits(tmp_path / "toy.so") - exact).max() < 1e-4
+
+
+def test_an_unchanged_build_does_nothing(project: Project) -> None:
+    project.build()
+    assert project.build() == set()
+    assert "no work to do" in ninja(project.out)
+
+
+@pytest.mark.parametrize(
+    "file", ["kaoken/codegen/templates/block.cpp", "kaoken/codegen/passes/pad_heads.py", "checkpoint/model.safetensors"]
+)
+def test_touching_an_input_runs_codegen_and_compiles_nothing(project: Project, file: str) -> None:
+    project.build()
+    touch(project.root.parent / file)
+    assert "generating" in ninja(project.out, "-n", "-v") or "codegen" in ninja(project.out, "-n", "-v")
+    assert project.build() == set()
+    assert "no work to do" in ninja(project.out)
+
+
+def test_a_changed_weight_rebuilds_its_blob_and_changes_the_logits(project: Project, tmp_path: Path) -> None:
+    before = project.logits(tmp_path / "before.so")
+    weight = make_tensors(TOY)["h.1.mlp.c_fc.weight"].copy()
+    weight[0, 0] += 0.5
+    CONFIGURATIONS["plain"].write(project.checkpoint, {"h.1.mlp.c_fc.weight": weight})
+    assert project.build() == {"block_01_weights.cpp", "library.cpp", "model.so"}
+    after = project.logits(tmp_path / "after.so")
+    assert np.abs(after - before).max() > 1e-3
+    exact = open_oracle(project.checkpoint).logits(np.array(IDS))
+    assert np.abs(after - exact).max() < 1e-4
+
+
+def test_a_changed_template_rebuilds_the_code_and_no_weights(project: Project) -> None:
+    project.build()
+    template = project.root / "codegen" / "templates" / "block.cpp"
+    template.write_text(template.read_text() + "\n// a comment at the end\n")
+    rebuilt = project.build()
+    assert "model.so" in rebuilt
+    assert any(name.startswith("unity_group") for name in rebuilt)
+    assert not any("weights" in name for name in rebuilt)
+
+
+def test_a_changed_kernel_rebuilds_the_code(project: Project) -> None:
+    project.build()
+    kernel = project.root / "runtime" / "kernels" / "tile.h"
+    kernel.write_text(kernel.read_text() + "\n// a comment at the end\n")
+    rebuilt = project.build()
+    assert any(name.startswith("unity_group") for name in rebuilt)
+    assert not any("weights" in name for name in rebuilt)
+
+
+def test_a_changed_config_is_planned_again(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.build()
+    write_checkpoint(project.checkpoint, {**TOY, "n_layer": 3})
+    assert "block_02_weights.cpp" in project.build()
+    assert kaoken.load(project.library).config.n_layer == 3
+
+
+def statistics(project: Project) -> dict[str, object]:
+    content: dict[str, object] = json.loads((project.out / "model.so.json").read_text())
+    return content
+
+
+def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: Path) -> None:
+    layers = {"KAOKEN_MODEL": write_checkpoint(tmp_path / "deep", {**TOY, "n_layer": 16})}
+    roomy = Project(tmp_path / "roomy", **layers, KAOKEN_COMPILE_MEMORY="1G")
+    tight = Project(tmp_path / "tight", **layers, KAOKEN_COMPILE_MEMORY="160M")
+    for project in (roomy, tight):
+        project.build()
+        assert statistics(project)["peak_bytes"] < statistics(project)["compile_memory_bytes"]  # type: ignore[operator]
+    assert statistics(tight)["unity_groups"] > statistics(roomy)["unity_groups"]  # type: ignore[operator]
+    kinds = {process["what"] for process in statistics(tight)["processes"]}  # type: ignore[attr-defined]
+    assert kinds == {"codegen", "compile", "link"}
+    np.testing.assert_array_equal(roomy.logits(tmp_path / "a.so"), tight.logits(tmp_path / "b.so"))
+
+
+def test_libraries_are_reproducible(tmp_path: Path) -> None:
+    """From two directories and with different numbers of jobs, the same bytes."""
+    digests = set()
+    for name, jobs in (("a", "1"), ("another place", "2")):
+        project = Project(tmp_path / name, KAOKEN_JOBS=jobs, KAOKEN_MODEL_NAME="toy", KAOKEN_SOURCE="toy")
+        project.build()
+        digests.add(hashlib.sha256(project.library.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("portable"), KAOKEN_ISA="portable", KAOKEN_MODEL_NAME="toy")
+    project.build()
+    return project
+
+
+@pytest.mark.parametrize("isa", resolve("portable"))
+def test_an_isa_leaves_no_weak_symbol_that_another_could_pick(portable: Project, isa: str) -> None:
+    """The linker keeps one copy of a weak symbol; one compiled for AVX-512 must not serve older machines."""
+    objects = list((portable.out / "CMakeFiles" / f"model_{isa}.dir").rglob("*.o"))
+    assert objects
+    for line in call("nm", *objects).splitlines():
+        match = re.match(r"[0-9a-f ]{16} ([VWu]) (\S+)", line)
+        assert not match or match[2].startswith(f"_ZN6kaoken{len(isa)}{isa}"), line
+
+
+def test_a_library_exports_its_entry_points_alone(portable: Project) -> None:
+    symbols = {line.split()[-1] for line in call("nm", "-D", "--defined-only", portable.library).splitlines()}
+    assert symbols == {"kaoken_model", "kaoken_model_toy"}
+
+
+def test_a_library_needs_no_python(portable: Project) -> None:
+    needed = re.findall(r"NEEDED.*\[(.+)\]", call("readelf", "-d", portable.library))
+    assert needed
+    assert all(re.match(r"lib(stdc\+\+|m|gcc_s|c|pthread)\.so|ld-linux", name) for name in needed)
+
+
+@pytest.mark.skipif(resolve("portable")[-1] == "neon", reason="large sections are x86-64's")
+def test_weights_may_pass_2_gb(portable: Project) -> None:
+    """They lie in a large section and are reached through 64-bit pointers, so 32-bit displacements never span them."""
+    (weights,) = portable.out.rglob("block_00_weights.cpp.o")
+    assert re.search(r"\.lrodata\s.*\bWAl\b|\.lrodata\s.*\bAl\b", call("readelf", "-SW", weights))
+    relocations = call("readelf", "-rW", weights)
+    assert "R_X86_64_64" in relocations
+    assert not re.search(r"R_X86_64_(PC32|32S?)\b.*lrodata", relocations)
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "quote'd", 'double"quoted', "semi;colon", "dollar$HOME", "Ünïcode", "a#b"]
+)
+def test_checkpoints_and_outputs_in_awkward_places(name: str, tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / name / name)
+    library = kaoken.bake(checkpoint, isa="scalar", out=tmp_path / name / f"{name}.so")
+    ids = CONFIGURATIONS["one_layer"].ids()
+    exact = open_oracle(checkpoint).logits(ids)
+    assert np.abs(kaoken.load(library).logits(ids) - exact).max() < 1e-4
+
+
+def test_a_directory_that_cmake_cannot_take_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    with pytest.raises(AssertionError, match="choose another build directory"):
+        configure(ROOT / "cmake" / "bake", tmp_path / "a;b", KAOKEN_MODEL=checkpoint)
+
+
+def test_another_project_links_two_models_into_its_program(tmp_path: Path) -> None:
+    """kaoken_add_model(... STATIC) from a CMakeLists.txt that is not ours, with a relative checkpoint."""
+    for name in ("plain", "untied"):
+        CONFIGURATIONS[name].write(tmp_path / name)
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"""
+cmake_minimum_required(VERSION 3.24)
+project(theirs LANGUAGES CXX)
+include("{ROOT}/cmake/Kaoken.cmake")
+kaoken_add_model(plain STATIC CHECKPOINT plain ISA scalar)
+kaoken_add_model(untied STATIC CHECKPOINT ./untied NAME other ISA scalar)
+add_executable(program main.cpp)
+target_link_libraries(program PRIVATE plain untied)
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "main.cpp").write_text(
+        """
+#include <cstdio>
+#include "kaoken/kaoken.h"
+extern "C" const kaoken_model_api *kaoken_model_plain(void), *kaoken_model_other(void);
+int main() {
+  for (const auto *api : {kaoken_model_plain(), kaoken_model_other()}) {
+    std::printf("%s %d ", api->info->name, (int)api->info->vocab_size);
+  }
+}
+""",
+        encoding="utf-8",
+    )
+    configure(tmp_path, tmp_path / "build")
+    ninja(tmp_path / "build")
+    assert call(tmp_path / "build" / "program") == "plain 61 other 67 "
+
+
+def test_cmake_shows_codegens_own_error(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(AssertionError, match=r"model\.safetensors"):
+        configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint)
+
+
+def test_gpt2_xl_is_planned_within_the_default_cap(tmp_path: Path) -> None:
+    """1.5 billion parameters, 6.2 GB in float32: planned from headers over a sparse file, without a bake."""
+    config = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25}
+    checkpoint = write_sparse_checkpoint(tmp_path / "xl", config)
+    configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint)
+    plan = (tmp_path / "build" / "model.kaoken" / "plan.cmake").read_text()
+    assert plan.count("_weights.cpp") > 48
+
+
+def write_sparse_checkpoint(directory: Path, config: dict[str, int]) -> Path:
+    """A checkpoint of zeros that takes no room on the disk."""
+    from checkpoints import raw_safetensors, tensor_shapes, write_json
+
+    directory.mkdir()
+    write_json(directory / "config.json", {**TOY, **config})
+    header, end = {}, 0
+    for name, shape in tensor_shapes({**TOY, **config}).items():
+        begin, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    start = raw_safetensors(header)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(start)
+        file.truncate(len(start) + end)
+    return directory
+
+
+def test_no_process_is_left_when_ninja_is_missing(tmp_path: Path) -> None:
+    """Another generator has no job pools, so it is refused rather than left to fill the memory."""
+    make = shutil.which("make")
+    assert make, "this test needs make"
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    from kaoken.tools import find_cmake
+
+    command = [find_cmake((3, 24)), "-G", "Unix Makefiles", "-S", ROOT / "cmake" / "bake", "-B", tmp_path / "build"]
+    ran = subprocess.run([*command, f"-DKAOKEN_MODEL={checkpoint}"], capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert "-G Ninja" in ran.stderr
