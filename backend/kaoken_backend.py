@@ -23,12 +23,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
-from scikit_build_core import build as skbuild
-
 from codegen.__main__ import DTYPES
 from codegen.errors import KaokenError
 from codegen.isa import resolve
 from codegen.memory import make_budget
+from scikit_build_core import build as skbuild
 
 Settings: TypeAlias = "dict[str, str | list[str]]"
 

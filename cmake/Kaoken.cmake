@@ -47,10 +47,6 @@ function(kaoken_check_generator)
   if(NOT CMAKE_GENERATOR MATCHES "Ninja")
     message(FATAL_ERROR "Kaoken needs Ninja's job pools to cap memory; configure with -G Ninja")
   endif()
-  if(CMAKE_CURRENT_BINARY_DIR MATCHES "[;\"]")
-    message(FATAL_ERROR "CMake itself cannot build in a directory whose path has ; or \" in it: "
-                        "${CMAKE_CURRENT_BINARY_DIR}; choose another build directory")
-  endif()
 endfunction()
 
 function(kaoken_find_python)
@@ -83,16 +79,16 @@ macro(kaoken_plan OUT)
     message(FATAL_ERROR "${plan_error}")
   endif()
   include("${OUT}/plan.cmake")
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${KAOKEN_PLAN_INPUTS}")
 endmacro()
 
 # Build time: the files of the plan. Whatever they were made from is in a depfile.
 function(kaoken_generate TARGET OUT)
-  set(names model.h ${KAOKEN_PLAN_CODE} ${KAOKEN_PLAN_WEIGHTS} ${KAOKEN_PLAN_BLOBS} library.cpp)
+  set(names ${KAOKEN_PLAN_TEXTS} model.h ${KAOKEN_PLAN_CODE} ${KAOKEN_PLAN_WEIGHTS} ${KAOKEN_PLAN_BLOBS} library.cpp)
   list(TRANSFORM names PREPEND "${OUT}/")
   kaoken_job_pool()
   add_custom_command(
-    OUTPUT "${OUT}/description.json" ${names}
-    BYPRODUCTS "${OUT}/tokenizer.json"
+    OUTPUT ${names}
     COMMAND ${KAOKEN_MEASURE} "${OUT}" codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
     DEPENDS "${OUT}/options.json"
     DEPFILE "${OUT}/codegen.d"
@@ -137,7 +133,9 @@ function(kaoken_compile TARGET OUT)
     set_source_files_properties("${OUT}/${source}" PROPERTIES OBJECT_DEPENDS "${OUT}/${blob}"
                                                               SKIP_UNITY_BUILD_INCLUSION ON)
   endforeach()
-  set_source_files_properties("${OUT}/library.cpp" PROPERTIES OBJECT_DEPENDS "${OUT}/description.json"
+  set(texts ${KAOKEN_PLAN_TEXTS})
+  list(TRANSFORM texts PREPEND "${OUT}/")
+  set_source_files_properties("${OUT}/library.cpp" PROPERTIES OBJECT_DEPENDS "${texts}"
                                                               SKIP_UNITY_BUILD_INCLUSION ON)
   set(weights ${KAOKEN_PLAN_WEIGHTS})
   list(TRANSFORM weights PREPEND "${OUT}/")

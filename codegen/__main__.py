@@ -75,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     saved = {"checkpoint": os.path.abspath(source.directory), **asdict(options)}
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])
-    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked).encode()])
+    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, _inputs(baked)).encode()])
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -87,13 +87,17 @@ def _generate(arguments: argparse.Namespace) -> None:
     write_if_changed(arguments.out / "codegen.d", [_depfile(arguments.out, baked).encode()])
 
 
-def _depfile(out: Path, baked: Baked) -> str:
-    """A Make rule: everything the generated files were made from, this program included."""
+def _inputs(baked: Baked) -> list[str]:
+    """Absolute paths of everything that decides the generated files: this program and the checkpoint's files."""
     program = Path(__file__).resolve().parent
     sources = [*program.rglob("*.py"), *(path for path in TEMPLATES.iterdir() if path.is_file()), TABLE]
-    inputs = sorted(map(str, sources)) + [os.path.abspath(path) for path in baked.checkpoint.files]
+    return sorted(map(str, sources)) + [os.path.abspath(path) for path in baked.checkpoint.files]
+
+
+def _depfile(out: Path, baked: Baked) -> str:
+    """A Make rule for the first file of the plan."""
     target = os.path.abspath(out / "description.json")
-    return f"{_escape(target)}: " + " \\\n  ".join(map(_escape, inputs)) + "\n"
+    return f"{_escape(target)}: " + " \\\n  ".join(map(_escape, _inputs(baked))) + "\n"
 
 
 def _escape(path: str) -> str:

@@ -1,16 +1,19 @@
 """The plan: which files a bake will make and how they compile, as variables that CMake reads at configure.
 
-Only names that Kaoken makes itself enter it, never a path or a string of the checkpoint.
+Apart from the paths of what the plan was made from, quoted so that CMake takes them literally, only names that Kaoken
+makes itself enter it.
 """
 
 from __future__ import annotations
+
+import re
 
 from .memory import group_sources
 from .pipeline import Baked
 
 
-def plan_text(baked: Baked) -> str:
-    """set() lines: the code with the unity group of each file, weights and blobs in pairs, texts, the job pool."""
+def plan_text(baked: Baked, inputs: list[str]) -> str:
+    """set() lines: code with the unity group of each file, weights and blobs in pairs, texts, the job pool, inputs."""
     options = baked.options
     code = [(source.name, len(source.text)) for source in baked.code() if source.name.endswith(".cpp")]
     groups = group_sources(code, options.budget.group_limit)
@@ -25,4 +28,11 @@ def plan_text(baked: Baked) -> str:
         "BLOBS": [f"{blob.name}.bin" for _, blob in weights],
         "TEXTS": ["description.json", *(["tokenizer.json"] if baked.checkpoint.tokenizer else [])],
     }
+    lines["INPUTS"] = [_quote(path) for path in inputs]
     return "".join(f"set(KAOKEN_PLAN_{key} {' '.join(values)})\n" for key, values in lines.items())
+
+
+def _quote(path: str) -> str:
+    """One element of a CMake list, as a bracket argument: nothing in it is expanded, and \\; does not divide it."""
+    fence = "=" * (1 + max((len(run) for run in re.findall("=+", path)), default=0))
+    return f"[{fence}[{path.replace(';', chr(92) + ';')}]{fence}]"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import TINY, make_tensors, uniform, write_checkpoint
 from numpy.typing import NDArray
+
+from checkpoints import TINY, make_tensors, uniform, write_checkpoint
 
 
 @dataclass(frozen=True)

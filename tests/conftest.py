@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from configurations import CONFIGURATIONS
 
 if TYPE_CHECKING:
@@ -81,15 +84,31 @@ def bake_checkpoint() -> Bake:
     return bake_checkpoint
 
 
+def wanted(session: pytest.Session) -> list[str]:
+    """The configurations that the selected tests bake, by their parameter `name`."""
+    baking = [item for item in session.items if "baked" in getattr(item, "fixturenames", ())]
+    names = {item.callspec.params.get("name") for item in baking if hasattr(item, "callspec")}
+    return [name for name in CONFIGURATIONS if name in names]
+
+
 @pytest.fixture(scope="session")
-def baked(checkpoints: Checkpoints, bake_checkpoint: Bake) -> Baked:
-    """`baked(name)` is a configuration's model, baked on first use."""
+def libraries(
+    request: pytest.FixtureRequest, checkpoints: Checkpoints, bake_checkpoint: Bake
+) -> dict[str, Future[Path]]:
+    """The configurations' libraries, baked side by side: one bake alone cannot fill several processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {name: pool.submit(bake_checkpoint, checkpoints(name), jobs=1) for name in wanted(request.session)}
+
+
+@pytest.fixture(scope="session")
+def baked(libraries: dict[str, Future[Path]], checkpoints: Checkpoints, bake_checkpoint: Bake) -> Baked:
+    """`baked(name)` is a configuration's model."""
 
     @cache
     def baked(name: str) -> BakedGPT2:
         from kaoken import load
 
-        return load(bake_checkpoint(checkpoints(name)))
+        return load(libraries[name].result() if name in libraries else bake_checkpoint(checkpoints(name)))
 
     return baked
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
 import torch
 import transformers
-from configurations import CONFIGURATIONS
 from numpy.typing import NDArray
+
+import reference
+from configurations import CONFIGURATIONS
 
 BUNDLED_DIRECTORY = Path(__file__).parent.parent / "models" / reference.BUNDLED
 TEXT = "ROMEO:\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n"

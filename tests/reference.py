@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from configurations import CONFIGURATIONS
 from numpy.typing import ArrayLike, NDArray
+
+from configurations import CONFIGURATIONS
 from oracle import DEFAULTS, read_config, read_tensors
 
 BUNDLED = "gptlite-shakespeare"

@@ -11,10 +11,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import kaoken
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import kaoken
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2

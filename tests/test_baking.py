@@ -21,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kaoken
 import numpy as np
 import pytest
+
+import kaoken
 from checkpoints import TINY, make_tensors, write_checkpoint
 from kaoken import baking, building, tools
 

@@ -11,16 +11,18 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import kaoken
 import numpy as np
 import pytest
+from kaoken.codegen.isa import resolve
+
+import kaoken
 from checkpoints import make_tensors, write_checkpoint
 from configurations import CONFIGURATIONS
-from kaoken.codegen.isa import resolve
+from kaoken import codegen
 from native_build import call, configure, ninja
 from oracle import open_oracle
 
-ROOT = Path(str(kaoken.codegen.__file__)).parent.parent
+ROOT = Path(str(codegen.__file__)).parent.parent
 TOY = CONFIGURATIONS["plain"].config
 IDS = [[3, 1, 4, 1, 5, 9, 2, 6]]
 
@@ -38,13 +40,15 @@ class Project:
         self.checkpoint = CONFIGURATIONS["plain"].write(directory / "checkpoint")
         self.out = directory / "build"
         self.library = self.out / "model.so"
+        self.steps: set[str] = set()
         values = {"KAOKEN_MODEL": self.checkpoint, "KAOKEN_ISA": "scalar", **values}
         configure(self.root / "cmake" / "bake", self.out, **values)
 
     def build(self) -> set[str]:
         """The object files and the library that a build made anew."""
         before = self.times()
-        ninja(self.out)
+        printed = ninja(self.out)
+        self.steps = {step for step in ("Re-running CMake", "generating model") if step in printed}
         after = self.times()
         return {name for name, time in after.items() if before.get(name) != time}
 
@@ -81,13 +85,14 @@ def test_an_unchanged_build_does_nothing(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["kaoken/codegen/templates/block.cpp", "kaoken/codegen/passes/pad_heads.py", "checkpoint/model.safetensors"]
+    "file",
+    ["kaoken/codegen/templates/block.cpp", "kaoken/codegen/passes/pad_heads.py", "checkpoint/model.safetensors"],
 )
 def test_touching_an_input_runs_codegen_and_compiles_nothing(project: Project, file: str) -> None:
     project.build()
     touch(project.root.parent / file)
-    assert "generating" in ninja(project.out, "-n", "-v") or "codegen" in ninja(project.out, "-n", "-v")
     assert project.build() == set()
+    assert project.steps >= {"Re-running CMake", "generating model"}
     assert "no work to do" in ninja(project.out)
 
 
@@ -136,7 +141,7 @@ def statistics(project: Project) -> dict[str, object]:
 
 
 def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: Path) -> None:
-    layers = {"KAOKEN_MODEL": write_checkpoint(tmp_path / "deep", {**TOY, "n_layer": 16})}
+    layers = {"KAOKEN_MODEL": write_checkpoint(tmp_path / "deep", {**TOY, "n_layer": 10})}
     roomy = Project(tmp_path / "roomy", **layers, KAOKEN_COMPILE_MEMORY="1G")
     tight = Project(tmp_path / "tight", **layers, KAOKEN_COMPILE_MEMORY="160M")
     for project in (roomy, tight):
@@ -196,21 +201,13 @@ def test_weights_may_pass_2_gb(portable: Project) -> None:
     assert not re.search(r"R_X86_64_(PC32|32S?)\b.*lrodata", relocations)
 
 
-@pytest.mark.parametrize(
-    "name", ["with space", "quote'd", 'double"quoted', "semi;colon", "dollar$HOME", "Ünïcode", "a#b"]
-)
+@pytest.mark.parametrize("name", ["a b;c'd", '"$HOME"#Ünï'])
 def test_checkpoints_and_outputs_in_awkward_places(name: str, tmp_path: Path) -> None:
     checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / name / name)
     library = kaoken.bake(checkpoint, isa="scalar", out=tmp_path / name / f"{name}.so")
     ids = CONFIGURATIONS["one_layer"].ids()
     exact = open_oracle(checkpoint).logits(ids)
     assert np.abs(kaoken.load(library).logits(ids) - exact).max() < 1e-4
-
-
-def test_a_directory_that_cmake_cannot_take_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
-    with pytest.raises(AssertionError, match="choose another build directory"):
-        configure(ROOT / "cmake" / "bake", tmp_path / "a;b", KAOKEN_MODEL=checkpoint)
 
 
 def test_another_project_links_two_models_into_its_program(tmp_path: Path) -> None:
@@ -235,9 +232,8 @@ target_link_libraries(program PRIVATE plain untied)
 #include "kaoken/kaoken.h"
 extern "C" const kaoken_model_api *kaoken_model_plain(void), *kaoken_model_other(void);
 int main() {
-  for (const auto *api : {kaoken_model_plain(), kaoken_model_other()}) {
-    std::printf("%s %d ", api->info->name, (int)api->info->vocab_size);
-  }
+  const kaoken_model_api *const apis[] = {kaoken_model_plain(), kaoken_model_other()};
+  for (const kaoken_model_api *api : apis) std::printf("%s %d ", api->info->name, (int)api->info->vocab_size);
 }
 """,
         encoding="utf-8",

@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import Checkpoint, conversion_line, open_checkpoint, quoted
+from kaoken.codegen.errors import CheckpointError
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
 from checkpoints import (
     TINY,
     TOKENIZER,
@@ -26,10 +31,6 @@ from checkpoints import (
     write_json,
     write_weights,
 )
-from kaoken.codegen.checkpoint import Checkpoint, conversion_line, open_checkpoint, quoted
-from kaoken.codegen.errors import CheckpointError
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 VALUES: NDArray[np.float32] = np.arange(-8, 16, dtype=np.float32).reshape(4, 6) / np.float32(7)
 

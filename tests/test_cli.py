@@ -11,8 +11,9 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kaoken
 import pytest
+
+import kaoken
 from kaoken.cli import main
 
 if TYPE_CHECKING:

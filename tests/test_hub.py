@@ -16,9 +16,10 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.utils
 import pytest
-from checkpoints import write_checkpoint
 from kaoken.codegen.errors import CheckpointError, HubError, KaokenError
 from kaoken.codegen.hub import Source, resolve_model
+
+from checkpoints import write_checkpoint
 
 # Where every version of the library has its errors.
 hub_utils: Any = huggingface_hub.utils

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from kaoken.codegen.isa import resolve, table
 from kaoken.codegen.layout import pack_panels, pad_columns, round_up
-from native_build import configure_native_tests, ninja
 from numpy.typing import NDArray
+
+from native_build import configure_native_tests, ninja
 
 Floats = NDArray[np.float32]
 Kernels = Callable[[str], ctypes.CDLL]

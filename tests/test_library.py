@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import kaoken
 import pytest
+
+import kaoken
 from kaoken.library import default_library
 
 if TYPE_CHECKING:

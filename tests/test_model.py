@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 import reference
 from configurations import CONFIGURATIONS
 from conftest import Bake, Baked, Checkpoints, RecordError
-from numpy.typing import NDArray
 from oracle import open_oracle
 
 if TYPE_CHECKING:

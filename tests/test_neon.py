@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from native_build import SOURCE, call, configure_native_tests, ninja
 from oracle import open_oracle
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 import reference
 from configurations import CONFIGURATIONS
 from conftest import Checkpoints, RecordError
-from numpy.typing import NDArray
 from oracle import (
     ACTIVATIONS,
     KVCache,

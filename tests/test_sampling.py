@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike, NDArray
+
 from configurations import CONFIGURATIONS
 from conftest import Bake, Baked, Checkpoints
-from numpy.typing import ArrayLike, NDArray
 from oracle import distribution, open_oracle
 
 if TYPE_CHECKING:

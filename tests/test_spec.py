@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import TINY, change_config, make_tensors, tensor_shapes, write_checkpoint
-from configurations import CONFIGURATIONS
 from kaoken.codegen.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from kaoken.codegen.errors import CheckpointError, KaokenError, UnsupportedModelError
 from kaoken.codegen.spec import (
@@ -25,6 +23,9 @@ from kaoken.codegen.spec import (
     identifier,
     read_spec,
 )
+
+from checkpoints import TINY, change_config, make_tensors, tensor_shapes, write_checkpoint
+from configurations import CONFIGURATIONS
 
 DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 

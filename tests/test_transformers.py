@@ -18,12 +18,13 @@ if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
     pytest.importorskip("torch", exc_type=ImportError)
     pytest.importorskip("transformers", exc_type=ImportError)
 
+import torch
+from numpy.typing import NDArray
+
 import make_references as live
 import reference
-import torch
 from configurations import CONFIGURATIONS
 from conftest import Baked, Checkpoints, RecordError
-from numpy.typing import NDArray
 from oracle import distribution, open_oracle
 from test_model import PROMPTS, bundled_ids
 from test_sampling import require_distribution
