@@ -4,6 +4,8 @@ measure.py OUT WHAT -- COMMAND...     runs the command; appends its time and pea
 measure.py OUT --report FILE          writes what the last run of each process took, as one JSON object
 """
 
+from __future__ import annotations
+
 import json
 import os
 import resource
@@ -11,7 +13,7 @@ import sys
 import time
 
 
-def run(out, what, command):
+def run(out: str, what: str, command: list[str]) -> int:
     """Runs `command`; the record is one short write, so that parallel ones do not mix. Returns its exit status."""
     start = time.time()
     status = os.spawnvp(os.P_WAIT, command[0], command)
@@ -30,7 +32,7 @@ def run(out, what, command):
     return status
 
 
-def report(out, path):
+def report(out: str, path: str) -> int:
     """The last record of each process, with totals and the budget that shaped the build."""
     with open(os.path.join(out, "processes.jsonl"), encoding="utf-8") as log:
         last = {line["output"]: line for line in map(json.loads, log)}

@@ -94,7 +94,7 @@ def main() -> None:
             arrays |= make_arrays(name, directory, ids)
     reference.FOLDER.mkdir(exist_ok=True)
     reference.INDEX.write_text(json.dumps(make_index(digests), indent=2) + "\n", encoding="utf-8")
-    np.savez_compressed(reference.ARRAYS, allow_pickle=False, **arrays)
+    np.savez_compressed(reference.ARRAYS, **arrays)
     size = reference.INDEX.stat().st_size + reference.ARRAYS.stat().st_size
     print(f"wrote {size} bytes to {reference.FOLDER}")
 

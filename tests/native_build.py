@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent
 
 def call(*command: str | Path, **options: object) -> str:
     """The standard output of a command that must succeed."""
-    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     assert ran.returncode == 0, f"{command} failed:\n{ran.stdout}\n{ran.stderr}"
     return str(ran.stdout)
 

@@ -44,7 +44,7 @@ def options(**changes: object) -> Options:
         version="0",
         budget=MemoryBudget(512 * MIB, 2),
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def generated(checkpoint: Path, out: Path, **changes: object) -> dict[str, bytes]:
@@ -150,14 +150,14 @@ def test_passes_leave_the_form_that_kernels_need(tmp_path: Path) -> None:
     assert graph.head.bias is not None
 
 
-def normed(norm, x):  # type: ignore[no-untyped-def]
+def normed(norm, x):
     ones, zeros = np.ones(x.shape[-1]), np.zeros(x.shape[-1])
     weight = ones if norm.weight is None else norm.weight.load()
     bias = zeros if norm.bias is None else norm.bias.load()
     return layer_norm(x, weight, bias, norm.epsilon)
 
 
-def attend(block, x):  # type: ignore[no-untyped-def]
+def attend(block, x):
     """The attention of a graph's block, projection included: x [positions, n_embd]."""
     normal = normed(block.ln_1, x)
     query, key, value = (
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: py
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def chunks():  # type: ignore[no-untyped-def]
+    def chunks():
         yield b"new"
         raise OSError(28, "No space left on device")
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
-    pytest.importorskip("torch", exc_type=ImportError)
-    pytest.importorskip("transformers", exc_type=ImportError)
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
 
 import torch
 from numpy.typing import NDArray

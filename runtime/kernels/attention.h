@@ -22,9 +22,7 @@ struct Cache {
   KAOKEN_MEMBER float *keys(int64_t sequence, int64_t head) const {
     return block + (sequence * Heads + head) * 2 * positions * kDim;
   }
-  KAOKEN_MEMBER float *values(int64_t sequence, int64_t head) const {
-    return keys(sequence, head) + positions * kDim;
-  }
+  KAOKEN_MEMBER float *values(int64_t sequence, int64_t head) const { return keys(sequence, head) + positions * kDim; }
 };
 
 // Floats of cache that a block needs for each sequence and position.

@@ -82,8 +82,7 @@ kaoken_status session_rewind(kaoken_session *session, int64_t length) {
   });
 }
 
-kaoken_status session_append(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which,
-                             float *logits) {
+kaoken_status session_append(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which, float *logits) {
   return guard([&] {
     require(session, "session");
     session->append(ids, count, which, logits);
@@ -125,9 +124,9 @@ kaoken_status session_create(const Model &model, const kaoken_session_options *o
 
 kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
   return {
-      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION,   &model.info,    last_error,        create,
-      session_destroy,          session_length,       session_threads, session_isa,      session_executed_isa,
-      session_rewind,           session_append,       generation_create, generation_next, generation_destroy,
+      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION, &model.info,       last_error,      create,
+      session_destroy,          session_length,     session_threads,   session_isa,     session_executed_isa,
+      session_rewind,           session_append,     generation_create, generation_next, generation_destroy,
   };
 }
 

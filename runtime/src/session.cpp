@@ -42,8 +42,9 @@ const Code &choose_code(const Model &model, const char *isa) {
                                             model.info.isas + "; choose one of those, or bake the model for it");
   }
   if (!code->supported()) {
-    throw Error(KAOKEN_UNSUPPORTED_ISA, std::string(origin) + " is \"" + isa +
-                                            "\", which this machine does not have; unset it to use the best that it has");
+    throw Error(KAOKEN_UNSUPPORTED_ISA,
+                std::string(origin) + " is \"" + isa +
+                    "\", which this machine does not have; unset it to use the best that it has");
   }
   return *code;
 }
@@ -54,8 +55,8 @@ int64_t scratch_width(const Model &model) {
 }
 
 size_t arena_bytes(const Model &model, int64_t batch, int64_t capacity, int64_t rows) {
-  const double floats = static_cast<double>(batch) * capacity * model.cache_width +
-                        static_cast<double>(rows) * scratch_width(model);
+  const double floats =
+      static_cast<double>(batch) * capacity * model.cache_width + static_cast<double>(rows) * scratch_width(model);
   if (floats * sizeof(float) > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
   return static_cast<size_t>(batch * capacity * model.cache_width + rows * scratch_width(model)) * sizeof(float);
 }
@@ -96,8 +97,8 @@ Session::Session(const Model &model, int64_t batch, int threads, const char *isa
 
 void Session::rewind(int64_t length) {
   if (length < 0 || length > length_) {
-    throw Error(KAOKEN_INVALID_ARGUMENT, "cannot rewind to " + std::to_string(length) + " positions: the session holds " +
-                                             std::to_string(length_));
+    throw Error(KAOKEN_INVALID_ARGUMENT, "cannot rewind to " + std::to_string(length) +
+                                             " positions: the session holds " + std::to_string(length_));
   }
   length_ = length;
 }

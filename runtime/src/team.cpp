@@ -13,7 +13,7 @@
 namespace kaoken {
 namespace {
 
-constexpr int kSpins = 2000;   // pauses before giving up the processor: some 20 to 60 microseconds
+constexpr int kSpins = 2000;  // pauses before giving up the processor: some 20 to 60 microseconds
 constexpr int kYields = 200;  // turns given to other threads before sleeping
 
 void pause() {

@@ -24,47 +24,47 @@ void map(const float *x, float *y, int64_t count, Function function) {
 }  // namespace
 
 // y[i] = f(x[i]) for a multiple of 16 values
-#define KAOKEN_FUNCTION(name)                                                   \
-  EXPORT void function_##name(const float *x, float *y, int64_t count) {        \
-    map(x, y, count, [](Vec v) { return kaoken::KAOKEN_ISA::name(v); });        \
+#define KAOKEN_FUNCTION(name)                                            \
+  EXPORT void function_##name(const float *x, float *y, int64_t count) { \
+    map(x, y, count, [](Vec v) { return kaoken::KAOKEN_ISA::name(v); }); \
   }
-#define KAOKEN_ACTIVATION(name)                                                 \
-  EXPORT void activation_##name(const float *x, float *y, int64_t count) {      \
-    map(x, y, count, [](Vec v) { return name##_activation::apply(v); });        \
+#define KAOKEN_ACTIVATION(name)                                            \
+  EXPORT void activation_##name(const float *x, float *y, int64_t count) { \
+    map(x, y, count, [](Vec v) { return name##_activation::apply(v); });   \
   }
 #include "kernels.inc"
 
-#define LAYER_NORM(width)                                                                                        \
+#define LAYER_NORM(width)                                                                                           \
   EXPORT void layer_norm_##width(const float *x, float *y, float epsilon, const float *weight, const float *bias) { \
-    layer_norm<width>(x, y, epsilon, weight, bias);                                                              \
+    layer_norm<width>(x, y, epsilon, weight, bias);                                                                 \
   }
 LAYER_NORM(1)
 LAYER_NORM(15)
 LAYER_NORM(36)
 LAYER_NORM(768)
 
-#define LINEAR(depth, outputs)                                                                                    \
+#define LINEAR(depth, outputs)                                                                                        \
   EXPORT void linear_##depth##_##outputs(const float *x, int64_t rows, const float *w, const float *bias, float *y) { \
-    constexpr int64_t width = round_up(outputs, kLanes);                                                          \
-    linear<depth, width / kLanes>(alone, x, rows, w, Store<identity_activation, width>{y, bias});                 \
+    constexpr int64_t width = round_up(outputs, kLanes);                                                              \
+    linear<depth, width / kLanes>(alone, x, rows, w, Store<identity_activation, width>{y, bias});                     \
   }
 LINEAR(1, 1)
 LINEAR(33, 17)
 LINEAR(100, 49)
 LINEAR(768, 160)
 
-#define ATTENTION(heads, head_dim)                                                                           \
-  EXPORT void attention_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions,  \
-                                             float *query, float *cache, float *attended) {                  \
-    Pass pass = {};                                                                                          \
-    pass.batch = batch;                                                                                      \
-    pass.count = count;                                                                                      \
-    pass.past = past;                                                                                        \
-    pass.positions = positions;                                                                              \
-    pass.query = query;                                                                                      \
-    pass.cache = cache;                                                                                      \
-    pass.attended = attended;                                                                                \
-    attention<heads, head_dim>(pass, alone, block_cache<heads, head_dim>(pass, 0));                          \
+#define ATTENTION(heads, head_dim)                                                                          \
+  EXPORT void attention_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions, \
+                                             float *query, float *cache, float *attended) {                 \
+    Pass pass = {};                                                                                         \
+    pass.batch = batch;                                                                                     \
+    pass.count = count;                                                                                     \
+    pass.past = past;                                                                                       \
+    pass.positions = positions;                                                                             \
+    pass.query = query;                                                                                     \
+    pass.cache = cache;                                                                                     \
+    pass.attended = attended;                                                                               \
+    attention<heads, head_dim>(pass, alone, block_cache<heads, head_dim>(pass, 0));                         \
   }
 ATTENTION(1, 16)
 ATTENTION(3, 12)

@@ -23,12 +23,12 @@ namespace {
 const kaoken_model_api *const api = kaoken_model_first();
 int failures = 0;
 
-#define CHECK(condition)                                                          \
-  do {                                                                            \
-    if (!(condition)) {                                                           \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
       std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                                 \
-    }                                                                             \
+      ++failures;                                                                  \
+    }                                                                              \
   } while (0)
 
 using Ids = std::vector<int64_t>;
@@ -44,8 +44,7 @@ Ids random_ids(int64_t count, unsigned seed) {
 // A session that destroys itself.
 class Session {
  public:
-  explicit Session(int64_t batch = 1, int threads = 2, const char *isa = nullptr,
-                   const kaoken_model_api *model = api)
+  explicit Session(int64_t batch = 1, int threads = 2, const char *isa = nullptr, const kaoken_model_api *model = api)
       : model_(model) {
     const kaoken_session_options options = {sizeof options, batch, threads, isa};
     status = model->session_create(&options, &handle);
@@ -165,9 +164,8 @@ void test_each_isa_runs_when_it_is_asked_for() {
   const std::string isas = api->info->isas;
   const Ids ids = random_ids(20, 7);
   const Logits expected = logits_of(ids, 1, "scalar");
-  for (size_t start = 0; start < isas.size(); start = isas.find(',', start) == std::string::npos
-                                                          ? isas.size()
-                                                          : isas.find(',', start) + 1) {
+  for (size_t start = 0; start < isas.size();
+       start = isas.find(',', start) == std::string::npos ? isas.size() : isas.find(',', start) + 1) {
     const std::string isa = isas.substr(start, isas.find(',', start) - start);
     Session session(1, 2, isa.c_str());
     if (session.status == KAOKEN_UNSUPPORTED_ISA) {
@@ -215,7 +213,8 @@ void test_fork_while_another_thread_generates() {
   const pid_t child = fork();
   if (child == 0) {
     const bool fresh = same_bits(expected, logits_of(ids, 2));
-    const bool inherited = api->session_rewind(parents.handle, 0) == KAOKEN_OK && same_bits(expected, parents.append(ids, 40));
+    const bool inherited =
+        api->session_rewind(parents.handle, 0) == KAOKEN_OK && same_bits(expected, parents.append(ids, 40));
     _exit(fresh && inherited ? 0 : 1);
   }
   int status = -1;
@@ -306,8 +305,7 @@ struct Test {
   void (*run)();
 };
 
-#define TEST(name) \
-  { #name, test_##name }
+#define TEST(name) {#name, test_##name}
 const Test tests[] = {
     TEST(errors_are_reported_and_change_nothing),
     TEST(bits_do_not_depend_on_threads_batch_or_split),
@@ -326,7 +324,8 @@ const Test tests[] = {
 };
 
 bool chosen(const Test &test, int argc, char **argv) {
-  return argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char *name) { return !std::strcmp(name, test.name); });
+  return argc == 1 ||
+         std::any_of(argv + 1, argv + argc, [&](const char *name) { return !std::strcmp(name, test.name); });
 }
 
 }  // namespace

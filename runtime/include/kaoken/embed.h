@@ -23,7 +23,7 @@
 #error "Kaoken embeds weights into ELF and Mach-O objects; this compiler makes neither"
 #endif
 
-#define KAOKEN_EMBED(symbol, file)                                   \
+#define KAOKEN_EMBED(symbol, file) \
   __asm__(".pushsection " KAOKEN_EMBED_SECTION                       \
           "\n"                                                       \
           ".balign 64\n"                                             \

@@ -23,11 +23,11 @@ extern "C" {
 typedef int32_t kaoken_status;
 enum {
   KAOKEN_OK = 0,
-  KAOKEN_INVALID_ARGUMENT = 1,  /* a null pointer, a count or an option outside its range */
+  KAOKEN_INVALID_ARGUMENT = 1,   /* a null pointer, a count or an option outside its range */
   KAOKEN_TOKEN_OUT_OF_RANGE = 2, /* a token id outside [0, vocab_size) */
-  KAOKEN_CONTEXT_FULL = 3,      /* the session would pass n_positions */
+  KAOKEN_CONTEXT_FULL = 3,       /* the session would pass n_positions */
   KAOKEN_OUT_OF_MEMORY = 4,
-  KAOKEN_UNSUPPORTED_ISA = 5,   /* an ISA that this library or this machine lacks */
+  KAOKEN_UNSUPPORTED_ISA = 5, /* an ISA that this library or this machine lacks */
   KAOKEN_INTERNAL = 6
 };
 
@@ -50,10 +50,10 @@ typedef struct kaoken_session kaoken_session;
 typedef struct kaoken_generation kaoken_generation;
 
 typedef struct kaoken_session_options {
-  size_t size;      /* sizeof(kaoken_session_options) of the caller */
-  int64_t batch;    /* sequences side by side, at least 1 */
-  int32_t threads;  /* 0: KAOKEN_THREADS, else the processors this process may use */
-  const char *isa;  /* NULL: KAOKEN_ISA, else the best that this machine has */
+  size_t size;     /* sizeof(kaoken_session_options) of the caller */
+  int64_t batch;   /* sequences side by side, at least 1 */
+  int32_t threads; /* 0: KAOKEN_THREADS, else the processors this process may use */
+  const char *isa; /* NULL: KAOKEN_ISA, else the best that this machine has */
 } kaoken_session_options;
 
 /* Which logits kaoken_model_api.append writes, float32. */

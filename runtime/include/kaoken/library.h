@@ -17,15 +17,15 @@ kaoken_status session_create(const Model &model, const kaoken_session_options *o
 
 }  // namespace kaoken
 
-#define KAOKEN_EXPORT_MODEL(name, model)                                                                     \
-  static kaoken_status create_session(const kaoken_session_options *options, kaoken_session **session) {     \
-    return kaoken::session_create(model, options, session);                                                  \
-  }                                                                                                          \
-  extern "C" KAOKEN_PUBLIC const kaoken_model_api *kaoken_model_##name(void);                                \
-  const kaoken_model_api *kaoken_model_##name(void) {                                                        \
-    static const kaoken_model_api api = kaoken::make_api(model, create_session);                             \
-    return &api;                                                                                             \
-  }                                                                                                          \
+#define KAOKEN_EXPORT_MODEL(name, model)                                                                 \
+  static kaoken_status create_session(const kaoken_session_options *options, kaoken_session **session) { \
+    return kaoken::session_create(model, options, session);                                              \
+  }                                                                                                      \
+  extern "C" KAOKEN_PUBLIC const kaoken_model_api *kaoken_model_##name(void);                            \
+  const kaoken_model_api *kaoken_model_##name(void) {                                                    \
+    static const kaoken_model_api api = kaoken::make_api(model, create_session);                         \
+    return &api;                                                                                         \
+  }                                                                                                      \
   KAOKEN_EXPORT_ONLY_MODEL(name)
 
 #if KAOKEN_SHARED_LIBRARY

@@ -1,7 +1,7 @@
 // 16 float lanes as two ymm registers; needs AVX2 and FMA.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 6;    // 6 x 2 accumulators, 2 weights and a broadcast in 16 registers
+constexpr int kTileRows = 6;  // 6 x 2 accumulators, 2 weights and a broadcast in 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 4;
 

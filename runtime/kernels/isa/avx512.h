@@ -1,7 +1,7 @@
 // 16 float lanes as one zmm register; needs AVX-512 F, BW, DQ and VL.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 8;    // 8 x 3 accumulators, 3 weights and a broadcast in 32 registers
+constexpr int kTileRows = 8;  // 8 x 3 accumulators, 3 weights and a broadcast in 32 registers
 constexpr int kTilePanels = 3;
 constexpr int kStreamPanels = 4;
 

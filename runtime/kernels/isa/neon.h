@@ -1,7 +1,7 @@
 // 16 float lanes as four q registers; every AArch64 processor has them.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 4;    // 4 x 4 accumulators, 4 weights and a broadcast in 32 registers
+constexpr int kTileRows = 4;  // 4 x 4 accumulators, 4 weights and a broadcast in 32 registers
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 2;
 

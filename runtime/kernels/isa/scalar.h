@@ -4,7 +4,7 @@
 typedef float Lanes4 __attribute__((vector_size(16)));
 typedef int32_t Ints4 __attribute__((vector_size(16)));
 
-constexpr int kTileRows = 2;    // 2 x 4 accumulators and 4 weights in 16 registers
+constexpr int kTileRows = 2;  // 2 x 4 accumulators and 4 weights in 16 registers
 constexpr int kTilePanels = 1;
 constexpr int kStreamPanels = 1;
 
@@ -22,18 +22,10 @@ KAOKEN_INLINE Vec broadcast(float x) {
   const Lanes4 q = {x, x, x, x};
   return {{q, q, q, q}};
 }
-KAOKEN_INLINE Vec add(Vec a, Vec b) {
-  return {{a.q[0] + b.q[0], a.q[1] + b.q[1], a.q[2] + b.q[2], a.q[3] + b.q[3]}};
-}
-KAOKEN_INLINE Vec sub(Vec a, Vec b) {
-  return {{a.q[0] - b.q[0], a.q[1] - b.q[1], a.q[2] - b.q[2], a.q[3] - b.q[3]}};
-}
-KAOKEN_INLINE Vec mul(Vec a, Vec b) {
-  return {{a.q[0] * b.q[0], a.q[1] * b.q[1], a.q[2] * b.q[2], a.q[3] * b.q[3]}};
-}
-KAOKEN_INLINE Vec div(Vec a, Vec b) {
-  return {{a.q[0] / b.q[0], a.q[1] / b.q[1], a.q[2] / b.q[2], a.q[3] / b.q[3]}};
-}
+KAOKEN_INLINE Vec add(Vec a, Vec b) { return {{a.q[0] + b.q[0], a.q[1] + b.q[1], a.q[2] + b.q[2], a.q[3] + b.q[3]}}; }
+KAOKEN_INLINE Vec sub(Vec a, Vec b) { return {{a.q[0] - b.q[0], a.q[1] - b.q[1], a.q[2] - b.q[2], a.q[3] - b.q[3]}}; }
+KAOKEN_INLINE Vec mul(Vec a, Vec b) { return {{a.q[0] * b.q[0], a.q[1] * b.q[1], a.q[2] * b.q[2], a.q[3] * b.q[3]}}; }
+KAOKEN_INLINE Vec div(Vec a, Vec b) { return {{a.q[0] / b.q[0], a.q[1] / b.q[1], a.q[2] / b.q[2], a.q[3] / b.q[3]}}; }
 // Rounds twice: fused multiply-add is not part of this ISA, and a software one would cost 20 times as much.
 KAOKEN_INLINE Vec fma(Vec a, Vec b, Vec c) { return add(mul(a, b), c); }
 
