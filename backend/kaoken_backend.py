@@ -26,7 +26,7 @@ from typing import TypeAlias
 from codegen.__main__ import DTYPES
 from codegen.errors import KaokenError
 from codegen.isa import resolve
-from codegen.memory import make_budget
+from codegen.memory import PYTHON_MODULE, make_budget
 from scikit_build_core import build as skbuild
 
 Settings: TypeAlias = "dict[str, str | list[str]]"
@@ -66,7 +66,7 @@ def _dtype(value: str) -> str:
 
 
 def _isa(value: str) -> str:
-    with _reporting_mistakes():
+    with _reporting_errors(f"isa={value}"):
         resolve(value)
     return ",".join(name.strip() for name in re.split("[,;]", value))
 
@@ -78,8 +78,8 @@ def _jobs(value: str) -> str:
 
 
 def _compile_memory(value: str) -> str:
-    with _reporting_mistakes():
-        make_budget(value, None)
+    with _reporting_errors(f"compile-memory={value}"):
+        make_budget(value, None, least=PYTHON_MODULE)
     return value
 
 
@@ -144,11 +144,11 @@ def _mistake(message: str) -> SystemExit:
 
 
 @contextmanager
-def _reporting_mistakes() -> Iterator[None]:
+def _reporting_errors(setting: str) -> Iterator[None]:
     try:
         yield
     except KaokenError as error:
-        raise _mistake(str(error)) from error
+        raise _mistake(f"{setting}: {error}") from error
 
 
 # ---- Paths as CMake can take them

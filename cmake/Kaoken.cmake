@@ -36,9 +36,9 @@ function(kaoken_add_model TARGET)
   endif()
   kaoken_check_generator()
   kaoken_find_python()
-  kaoken_runtime()
   set(out "${CMAKE_CURRENT_BINARY_DIR}/${TARGET}.kaoken")
   kaoken_plan("${out}")
+  kaoken_runtime("${out}")
   kaoken_generate("${TARGET}" "${out}")
   kaoken_compile("${TARGET}" "${out}")
 endfunction()
@@ -86,10 +86,13 @@ endmacro()
 function(kaoken_generate TARGET OUT)
   set(names ${KAOKEN_PLAN_TEXTS} model.h ${KAOKEN_PLAN_CODE} ${KAOKEN_PLAN_WEIGHTS} ${KAOKEN_PLAN_BLOBS} library.cpp)
   list(TRANSFORM names PREPEND "${OUT}/")
-  kaoken_job_pool()
+  get_property(pools GLOBAL PROPERTY JOB_POOLS)
+  if(NOT pools MATCHES "kaoken=")
+    set_property(GLOBAL APPEND PROPERTY JOB_POOLS "kaoken=${KAOKEN_PLAN_POOL}")
+  endif()
   add_custom_command(
     OUTPUT ${names}
-    COMMAND ${KAOKEN_MEASURE} "${OUT}" codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
+    COMMAND "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}" codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
     DEPENDS "${OUT}/options.json"
     DEPFILE "${OUT}/codegen.d"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
@@ -98,17 +101,18 @@ function(kaoken_generate TARGET OUT)
     VERBATIM)
 endfunction()
 
-# Heavy processes at a time, over all models of the build: the first plan decides.
-macro(kaoken_job_pool)
-  get_property(pools GLOBAL PROPERTY JOB_POOLS)
-  if(NOT pools MATCHES "kaoken=")
-    set_property(GLOBAL APPEND PROPERTY JOB_POOLS "kaoken=${KAOKEN_PLAN_POOL}")
-  endif()
-  set(KAOKEN_MEASURE "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py")
-endmacro()
+# Runs every compilation and link of a target in the one job pool, whose size the first plan of the build decides, and
+# records what each takes in OUT.
+function(kaoken_cap TARGET OUT)
+  set(measure "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}")
+  set_target_properties(
+    ${TARGET} PROPERTIES JOB_POOL_COMPILE kaoken
+                         JOB_POOL_LINK kaoken
+                         CXX_COMPILER_LAUNCHER "${measure};compile;--"
+                         CXX_LINKER_LAUNCHER "${measure};link;--")
+endfunction()
 
 function(kaoken_compile TARGET OUT)
-  kaoken_job_pool()
   # CMake keeps one set of source properties for all targets of a directory, so the groups serve every ISA.
   foreach(source group IN ZIP_LISTS KAOKEN_PLAN_CODE KAOKEN_PLAN_GROUPS)
     set_source_files_properties("${OUT}/${source}" PROPERTIES UNITY_GROUP "${group}")
@@ -152,7 +156,7 @@ function(kaoken_compile TARGET OUT)
   kaoken_compile_properties(${TARGET} "${OUT}")
   add_custom_command(
     TARGET ${TARGET} POST_BUILD
-    COMMAND ${KAOKEN_MEASURE} "${OUT}" --report "$<TARGET_FILE:${TARGET}>.json"
+    COMMAND "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}" --report "$<TARGET_FILE:${TARGET}>.json"
     VERBATIM)
 endfunction()
 
@@ -166,15 +170,12 @@ function(kaoken_compile_properties TARGET OUT)
     PROPERTIES POSITION_INDEPENDENT_CODE ON
                CXX_VISIBILITY_PRESET hidden
                VISIBILITY_INLINES_HIDDEN ON
-               CXX_EXTENSIONS OFF
-               JOB_POOL_COMPILE kaoken
-               JOB_POOL_LINK kaoken
-               CXX_COMPILER_LAUNCHER "${KAOKEN_MEASURE};${OUT};compile;--"
-               CXX_LINKER_LAUNCHER "${KAOKEN_MEASURE};${OUT};link;--")
+               CXX_EXTENSIONS OFF)
+  kaoken_cap(${TARGET} "${OUT}")
 endfunction()
 
 # The part of a model library that is the same for all models, once a build.
-function(kaoken_runtime)
+function(kaoken_runtime OUT)
   set(KAOKEN_WARNINGS -Wall -Wextra)
   if(KAOKEN_WERROR)
     list(APPEND KAOKEN_WARNINGS -Werror)
@@ -192,8 +193,11 @@ function(kaoken_runtime)
   target_compile_features(kaoken_runtime PUBLIC cxx_std_17)
   target_compile_options(kaoken_runtime PRIVATE -O2 -ffp-contract=off -fno-gnu-unique ${KAOKEN_WARNINGS})
   target_link_libraries(kaoken_runtime PUBLIC Threads::Threads)
-  set_target_properties(kaoken_runtime PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
-                                                  VISIBILITY_INLINES_HIDDEN ON CXX_EXTENSIONS OFF)
+  # One compilation where memory allows: most of each file's time goes into the C++ library's headers.
+  set_target_properties(kaoken_runtime PROPERTIES UNITY_BUILD ${KAOKEN_PLAN_RUNTIME_UNITY} POSITION_INDEPENDENT_CODE ON
+                                                  CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
+                                                  CXX_EXTENSIONS OFF)
+  kaoken_cap(kaoken_runtime "${OUT}")
 endfunction()
 
 # Nothing leaves a shared model library but its entry points.

@@ -17,8 +17,8 @@ from .emit.environment import TEMPLATES
 from .errors import KaokenError
 from .files import write_if_changed
 from .hub import resolve_model
-from .isa import TABLE, resolve
-from .memory import MemoryBudget, make_budget
+from .isa import TABLE, canonical_machine, resolve
+from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Baked, Options, bake, generate
 from .plan import plan_text
 from .spec import identifier
@@ -72,6 +72,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
     )
     baked = bake(source.directory, options)
+    check_reach(baked.packed.nbytes, canonical_machine(arguments.machine))
     arguments.out.mkdir(parents=True, exist_ok=True)
     saved = {"checkpoint": os.path.abspath(source.directory), **asdict(options)}
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])

@@ -40,9 +40,9 @@ def table() -> dict[str, ISA]:
     return {name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "flags"))) for name, row in rows.items()}
 
 
-def this_machine() -> str:
-    """This machine's architecture, as the table spells it."""
-    machine = platform.machine().lower()
+def canonical_machine(machine: str | None = None) -> str:
+    """An architecture, by default this machine's, as the table spells it."""
+    machine = (machine or platform.machine()).lower()
     return MACHINES.get(machine, machine)
 
 
@@ -54,10 +54,11 @@ def resolve(isa: str, machine: str | None = None) -> tuple[str, ...]:
 
     Raises ISAError for an unknown name, an empty list, or an ISA of another architecture.
     """
-    machine = MACHINES.get((machine or this_machine()).lower(), (machine or this_machine()).lower())
+    machine = canonical_machine(machine)
     if isa == "native":
-        if machine != this_machine():
-            raise ISAError(f"isa=native cannot be known when compiling for {machine} on {this_machine()}; use portable")
+        here = canonical_machine()
+        if machine != here:
+            raise ISAError(f"isa=native cannot be known when compiling for {machine} on {here}; use portable")
         return (_native(machine),)
     if isa == "portable":
         return tuple(row.name for row in table().values() if row.runs_on(machine))

@@ -11,15 +11,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import InputError
+from .errors import BuildError, InputError
 
 MiB = 1 << 20
 DEFAULT_CAP = 512 * MiB
-SMALLEST_CAP = 160 * MiB  # Python with NumPy, or a compiler with one unit of code
-COMPILER_BASE = 90 * MiB  # a compiler with the kernels' headers and nothing to instantiate
-COMPILER_PER_SOURCE_BYTE = 12_000  # and what each byte of a generated file adds
+SMALLEST_CAP = 192 * MiB  # a compiler with one block, AVX2 being the largest
+COMPILER_BASE = 150 * MiB  # a compiler with the kernels
+COMPILER_PER_SOURCE_BYTE = 6_000  # and what each byte of a generated file adds where every block has its own shape
+RUNTIME_UNITY = 256 * MiB  # a compiler with all of runtime/src at once
+PYTHON_MODULE = 480 * MiB  # a compiler with pybind11's headers, at any level of optimization
 ASSEMBLER_BASE = 48 * MiB  # an assembler or linker beside the blob that it holds
 GROUP_LIMIT = 32_768  # bytes of source a unity group is worth at most; beyond it, groups compile in parallel
+NEAR_REACH = 2 << 30  # bytes of weights where relative addresses have 32 bits
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -41,20 +44,32 @@ class MemoryBudget:
         return min(GROUP_LIMIT, (self.cap - COMPILER_BASE) // COMPILER_PER_SOURCE_BYTE)
 
 
-def make_budget(compile_memory: str | None, jobs: int | None) -> MemoryBudget:
+def make_budget(compile_memory: str | None, jobs: int | None, least: int = SMALLEST_CAP) -> MemoryBudget:
     """The budget for a cap like "512M" and a number of jobs; None takes the defaults.
 
-    Raises InputError for a cap that is no size or below what a compiler needs, and for jobs below 1.
+    Raises InputError for a cap that is no size or below `least`, and for jobs below 1.
     """
     cap = parse_size(compile_memory) if compile_memory else DEFAULT_CAP
-    if cap < SMALLEST_CAP:
+    if cap < least:
         raise InputError(
-            f"a compile memory of {compile_memory} is less than a compiler needs; give {SMALLEST_CAP // MiB}M or more"
+            f"a compile memory of {compile_memory} is less than a compiler needs; give {least // MiB}M or more"
         )
     jobs = processors() if jobs is None else jobs
     if jobs < 1:
         raise InputError(f"jobs={jobs} must be at least 1")
     return MemoryBudget(cap, max(1, min(jobs, total_memory() // cap)))
+
+
+def check_reach(nbytes: int, machine: str) -> None:
+    """Raises BuildError for weights that a library of the machine cannot address.
+
+    x86-64 has large sections (embed.h); elsewhere code, weights and data lie within 32-bit relative addresses.
+    """
+    if machine != "x86_64" and nbytes > NEAR_REACH:
+        raise BuildError(
+            f"the weights take {nbytes / (1 << 30):.1f} GB, and a library for {machine} can address "
+            f"{NEAR_REACH / (1 << 30):.0f}: bake a smaller dtype, once your Kaoken has one, or a smaller model"
+        )
 
 
 def parse_size(text: str) -> int:

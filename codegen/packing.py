@@ -106,6 +106,11 @@ class PackedModel:
     def units(self) -> tuple[Unit, ...]:
         return (self.embeddings, *self.blocks, self.head)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all blobs."""
+        return sum(blob.nbytes for unit in self.units for blob in unit.blobs)
+
 
 def pack(graph: Graph, blob_limit: int) -> PackedModel:
     """Packs the graph into blobs of at most `blob_limit` bytes.

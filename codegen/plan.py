@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .memory import group_sources
+from .memory import RUNTIME_UNITY, group_sources
 from .pipeline import Baked
 
 
@@ -22,6 +22,7 @@ def plan_text(baked: Baked, inputs: list[str]) -> str:
         "NAME": [options.name],
         "ISAS": list(options.isas),
         "POOL": [str(options.budget.pool)],
+        "RUNTIME_UNITY": ["ON" if options.budget.cap >= RUNTIME_UNITY else "OFF"],
         "CODE": [name for group in groups for name in group],
         "GROUPS": [f"group_{index}" for index, group in enumerate(groups) for _ in group],
         "WEIGHTS": [source.name for source, _ in weights],

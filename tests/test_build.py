@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kaoken.codegen.__main__ import main as codegen_main
 from kaoken.codegen.isa import resolve
 
 import kaoken
@@ -143,7 +144,7 @@ def statistics(project: Project) -> dict[str, object]:
 def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: Path) -> None:
     layers = {"KAOKEN_MODEL": write_checkpoint(tmp_path / "deep", {**TOY, "n_layer": 10})}
     roomy = Project(tmp_path / "roomy", **layers, KAOKEN_COMPILE_MEMORY="1G")
-    tight = Project(tmp_path / "tight", **layers, KAOKEN_COMPILE_MEMORY="160M")
+    tight = Project(tmp_path / "tight", **layers, KAOKEN_COMPILE_MEMORY="192M")
     for project in (roomy, tight):
         project.build()
         assert statistics(project)["peak_bytes"] < statistics(project)["compile_memory_bytes"]
@@ -250,13 +251,18 @@ def test_cmake_shows_codegens_own_error(tmp_path: Path) -> None:
         configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint)
 
 
-def test_gpt2_xl_is_planned_within_the_default_cap(tmp_path: Path) -> None:
-    """1.5 billion parameters, 6.2 GB in float32: planned from headers over a sparse file, without a bake."""
+def test_gpt2_xl_is_planned_where_it_can_be_addressed_and_refused_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """1.5 billion parameters, 6.2 GB in float32: from headers over a sparse file, without a bake."""
     config = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25}
     checkpoint = write_sparse_checkpoint(tmp_path / "xl", config)
-    configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint)
-    plan = (tmp_path / "build" / "model.kaoken" / "plan.cmake").read_text()
+    command = ["plan", "--checkpoint", str(checkpoint), "--kaoken-version", "0", "--out", str(tmp_path / "out")]
+    assert codegen_main([*command, "--machine", "x86_64"]) == 0
+    plan = (tmp_path / "out" / "plan.cmake").read_text()
     assert plan.count("_weights.cpp") > 48
+    assert codegen_main([*command, "--machine", "aarch64"]) == 1
+    assert "smaller dtype" in capfd.readouterr().err
 
 
 def write_sparse_checkpoint(directory: Path, config: dict[str, int]) -> Path:
