@@ -19,9 +19,6 @@ include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 set(KAOKEN_ROOT "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH KAOKEN_ROOT)
 cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
-if(NOT KAOKEN_VERSION)
-  set(KAOKEN_VERSION "${SKBUILD_PROJECT_VERSION}")
-endif()
 option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
 
 if(POLICY CMP0174)
@@ -71,7 +68,7 @@ macro(kaoken_plan OUT)
   endforeach()
   execute_process(
     COMMAND ${KAOKEN_CODEGEN} plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
-            --machine "${CMAKE_SYSTEM_PROCESSOR}" --kaoken-version "${KAOKEN_VERSION}" ${plan_options} --out "${OUT}"
+            --machine "${CMAKE_SYSTEM_PROCESSOR}" ${plan_options} --out "${OUT}"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     RESULT_VARIABLE plan_status
     ERROR_VARIABLE plan_error)

@@ -22,6 +22,7 @@ from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Baked, Options, bake, generate
 from .plan import plan_text
 from .spec import identifier
+from .version import kaoken_version
 
 DTYPES = ("float32",)
 
@@ -50,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", choices=DTYPES, default="float32")
     plan.add_argument("--isa", default="portable")
     plan.add_argument("--machine", default=None, help="the architecture to compile for")
-    plan.add_argument("--kaoken-version", required=True)
     plan.add_argument("--jobs", type=int, default=None)
     plan.add_argument("--compile-memory", default=None)
     plan.add_argument("--out", type=Path, required=True)
@@ -68,7 +68,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         revision=source.revision or arguments.revision or None,
         dtype=arguments.dtype,
         isas=resolve(arguments.isa, arguments.machine),
-        version=arguments.kaoken_version,
+        version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
     )
     baked = bake(source.directory, options)

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import kaoken
 from kaoken.tools import find_cmake, find_ninja
 
 SOURCE = Path(__file__).parent.parent
@@ -22,7 +21,7 @@ def call(*command: str | Path, **options: object) -> str:
 
 def configure(source: Path, build: Path, arguments: Iterable[str] = (), **values: object) -> None:
     """Configures a CMake project with this Python for codegen."""
-    values = {"KAOKEN_PYTHON": sys.executable, "KAOKEN_VERSION": kaoken.__version__, **values}
+    values = {"KAOKEN_PYTHON": sys.executable, **values}
     values["CMAKE_MAKE_PROGRAM"] = find_ninja()
     definitions = [f"-D{name}={value}" for name, value in values.items()]
     call(find_cmake((3, 24)), "-G", "Ninja", "-S", source, "-B", build, *arguments, *definitions)

@@ -171,7 +171,6 @@ def test_the_definitions(checkpoint: Path, tmp_path: Path, builds: Builds) -> No
         "KAOKEN_ISA": "scalar",
         "KAOKEN_JOBS": "3",
         "KAOKEN_COMPILE_MEMORY": str(300 << 20),
-        "KAOKEN_VERSION": kaoken.__version__,
     }
     assert {name: builds.definitions.get(name) for name in expected} == expected
     assert builds.commands[-1][-3:] == ["-j", "3", "model"]

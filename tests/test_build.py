@@ -216,10 +216,10 @@ def test_another_project_links_two_models_into_its_program(tmp_path: Path) -> No
     for name in ("plain", "untied"):
         CONFIGURATIONS[name].write(tmp_path / name)
     (tmp_path / "CMakeLists.txt").write_text(
-        f"""
+        """
 cmake_minimum_required(VERSION 3.24)
 project(theirs LANGUAGES CXX)
-include("{ROOT}/cmake/Kaoken.cmake")
+find_package(Kaoken REQUIRED)
 kaoken_add_model(plain STATIC CHECKPOINT plain ISA scalar)
 kaoken_add_model(untied STATIC CHECKPOINT ./untied NAME other ISA scalar)
 add_executable(program main.cpp)
@@ -239,7 +239,7 @@ int main() {
 """,
         encoding="utf-8",
     )
-    configure(tmp_path, tmp_path / "build")
+    configure(tmp_path, tmp_path / "build", Kaoken_DIR=ROOT / "cmake")
     ninja(tmp_path / "build")
     assert call(tmp_path / "build" / "program") == "plain 61 other 67 "
 
@@ -257,7 +257,7 @@ def test_gpt2_xl_is_planned_where_it_can_be_addressed_and_refused_elsewhere(
     """1.5 billion parameters, 6.2 GB in float32: from headers over a sparse file, without a bake."""
     config = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25}
     checkpoint = write_sparse_checkpoint(tmp_path / "xl", config)
-    command = ["plan", "--checkpoint", str(checkpoint), "--kaoken-version", "0", "--out", str(tmp_path / "out")]
+    command = ["plan", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
     assert codegen_main([*command, "--machine", "x86_64"]) == 0
     plan = (tmp_path / "out" / "plan.cmake").read_text()
     assert plan.count("_weights.cpp") > 48

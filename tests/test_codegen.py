@@ -95,7 +95,7 @@ def test_each_file_says_what_it_came_from(tmp_path: Path) -> None:
 def test_the_plan_names_every_generated_file(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "toy", {**TOY, "vocab_size": 257}, tokenizer=True)
     out = tmp_path / "out"
-    arguments = ["--checkpoint", str(checkpoint), "--kaoken-version", "0", "--isa", "portable", "--out", str(out)]
+    arguments = ["--checkpoint", str(checkpoint), "--isa", "portable", "--out", str(out)]
     assert main(["plan", *arguments]) == 0
     planned = set((out / "plan.cmake").read_text().partition("set(KAOKEN_PLAN_INPUTS")[0].replace(")", " ").split())
     planned |= {"library.cpp", "model.h"}
@@ -108,7 +108,7 @@ def test_hostile_strings_reach_no_generated_code(tmp_path: Path) -> None:
     hostile = '"); system("true"); //${x};$(y)`z`'
     checkpoint = write_checkpoint(tmp_path / hostile.replace("/", "_"), {**TOY, "_name_or_path": hostile})
     out = tmp_path / "out"
-    assert main(["plan", "--checkpoint", str(checkpoint), "--kaoken-version", "0", "--out", str(out)]) == 0
+    assert main(["plan", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
     assert main(["generate", "--out", str(out)]) == 0
     for path in out.iterdir():
         if path.suffix in (".cpp", ".h"):

@@ -264,7 +264,6 @@ class _Workplace:
             "KAOKEN_DTYPE": options.dtype,
             "KAOKEN_ISA": ",".join(options.isas),
             "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
-            "KAOKEN_VERSION": kaoken.__version__,
             "KAOKEN_PYTHON": self._python(),
         }
         return values | ({} if options.jobs is None else {"KAOKEN_JOBS": str(options.jobs)})
