@@ -23,9 +23,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
-from codegen.__main__ import DTYPES
 from codegen.errors import KaokenError
 from codegen.isa import resolve
+from codegen.layout import DTYPES
 from codegen.memory import PYTHON_MODULE, make_budget
 from scikit_build_core import build as skbuild
 

@@ -1,14 +1,15 @@
 # kaoken_add_model(): a checkpoint becomes a library target.
 #
 #   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
-#                    [NAME <identifier>] [SOURCE <text>] [REVISION <revision>]
+#                    [NAME <identifier>] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [DTYPE float32] [ISA native|portable|<list>]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
 # nothing but the C++ runtime; with STATIC it is an archive that exports kaoken_model_<name>() alone, so that one
 # program can hold several. Its build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
-# the calling CMakeLists.txt; an existing directory wins over a hub id.
+# the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default made from the checkpoint's.
+# REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
 # Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
 # that find_package(Python) finds. Needs the Ninja generator, for job pools and depfiles.
@@ -20,6 +21,7 @@ set(KAOKEN_ROOT "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH KAOKEN_ROOT)
 cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
 option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
+set(KAOKEN_WARNINGS -Wall -Wextra $<$<BOOL:${KAOKEN_WERROR}>:-Werror>)
 
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW) # an empty argument is empty, not absent
@@ -27,7 +29,7 @@ endif()
 
 function(kaoken_add_model TARGET)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC"
-                        "CHECKPOINT;NAME;SOURCE;REVISION;DTYPE;ISA;JOBS;COMPILE_MEMORY" "")
+                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;ISA;JOBS;COMPILE_MEMORY" "")
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
   endif()
@@ -58,7 +60,7 @@ endfunction()
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
-  foreach(option NAME SOURCE REVISION DTYPE ISA JOBS COMPILE_MEMORY)
+  foreach(option NAME SOURCE REVISION COMMIT DTYPE ISA JOBS COMPILE_MEMORY)
     if(ARG_${option})
       string(TOLOWER "--${option}" flag)
       string(REPLACE "_" "-" flag "${flag}")
@@ -173,11 +175,6 @@ endfunction()
 
 # The part of a model library that is the same for all models, once a build.
 function(kaoken_runtime OUT)
-  set(KAOKEN_WARNINGS -Wall -Wextra)
-  if(KAOKEN_WERROR)
-    list(APPEND KAOKEN_WARNINGS -Werror)
-  endif()
-  set(KAOKEN_WARNINGS "${KAOKEN_WARNINGS}" PARENT_SCOPE)
   if(TARGET kaoken_runtime)
     return()
   endif()

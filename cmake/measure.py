@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from typing import Any
 
 
 def run(out: str, what: str, command: list[str]) -> int:
@@ -38,20 +39,30 @@ def report(out: str, path: str) -> int:
         last = {line["output"]: line for line in map(json.loads, log)}
     with open(os.path.join(out, "options.json"), encoding="utf-8") as options:
         budget = json.load(options)["budget"]
-    processes = sorted(last.values(), key=lambda process: process["start"])
+    processes = sorted(last.values(), key=lambda process: float(process["start"]))
     begin = processes[0]["start"]
     summary = {
-        "wall_seconds": round(max(p["start"] + p["seconds"] for p in processes) - begin, 3),
+        "wall_seconds": round(busy_seconds(processes), 3),
         "peak_bytes": max(p["peak_bytes"] for p in processes),
         "compile_memory_bytes": budget["cap"],
         "pool": budget["pool"],
-        "unity_groups": sum("unity" in p["output"] for p in processes),
+        "unity_groups": sum("unity_group_" in p["output"] for p in processes),
         "processes": [{**p, "start": round(p["start"] - begin, 3)} for p in processes],
     }
     with open(path + ".tmp", "w", encoding="utf-8") as file:
         json.dump(summary, file, indent=1)
     os.replace(path + ".tmp", path)
     return 0
+
+
+def busy_seconds(processes: list[dict[str, Any]]) -> float:
+    """Seconds during which at least one of them ran, however many builds they are from; sorted by start."""
+    busy, end = 0.0, 0.0
+    for process in processes:
+        stop = process["start"] + process["seconds"]
+        busy += max(0.0, stop - max(end, process["start"]))
+        end = max(end, stop)
+    return busy
 
 
 if __name__ == "__main__":

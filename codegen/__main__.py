@@ -9,22 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from .emit.environment import TEMPLATES
-from .errors import KaokenError
+from .errors import InputError, KaokenError
 from .files import write_if_changed
 from .hub import resolve_model
 from .isa import TABLE, canonical_machine, resolve
+from .layout import DTYPES
 from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Baked, Options, bake, generate
 from .plan import plan_text
 from .spec import identifier
 from .version import kaoken_version
-
-DTYPES = ("float32",)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
     plan.add_argument("--checkpoint", required=True, help="a directory or a hub id")
     plan.add_argument("--root", type=Path, default=Path.cwd(), help="where relative directories start")
-    plan.add_argument("--revision", default=None)
+    plan.add_argument("--revision", default=None, help="of a hub id")
+    plan.add_argument("--commit", default=None, help="where a directory came from, to be recorded")
     plan.add_argument("--name", default=None, help="a C identifier; made from the checkpoint's name without it")
     plan.add_argument("--source", default=None, help="the checkpoint's name for people")
     plan.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -63,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(arguments: argparse.Namespace) -> None:
     source = resolve_model(arguments.checkpoint, revision=arguments.revision or None, root=arguments.root)
     options = Options(
-        name=arguments.name or identifier(source.name),
+        name=_checked_name(arguments.name or identifier(source.name)),
         source=arguments.source or source.name,
-        revision=source.revision or arguments.revision or None,
+        revision=source.revision or arguments.commit or None,
         dtype=arguments.dtype,
         isas=resolve(arguments.isa, arguments.machine),
         version=kaoken_version(),
@@ -76,7 +77,15 @@ def _plan(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     saved = {"checkpoint": os.path.abspath(source.directory), **asdict(options)}
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])
-    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, _inputs(baked)).encode()])
+    # The directory too: a tokenizer.json that appears in it changes the plan.
+    inputs = [*_inputs(baked), os.path.abspath(source.directory)]
+    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, inputs).encode()])
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", name):
+        raise InputError(f"the name {name!r} is no identifier: give up to 48 of a to z, 0 to 9 and _, a letter first")
+    return name
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -1,21 +1,24 @@
 """The ops of a model, in order, with their tensors; what the passes rewrite.
 
 Tensors are lazy: an op knows the shape of its weights and how to compute them, and nothing is read until emission asks,
-one matrix at a time. That keeps codegen's memory at one matrix, and lets the plan be made from headers alone.
+a piece of a matrix at a time. That keeps codegen's memory small, and lets the plan be made from headers alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint
+from .layout import PANEL
 from .spec import BlockSpec, ModelSpec
 
 Array = NDArray[np.float64]
+
+PIECE_BYTES = 8 << 20  # of a matrix in float64 that codegen works on at a time
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,22 @@ def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source for tensor in tensors for source in tensor.sources))
 
 
-def computed(shape: tuple[int, ...], sources: tuple[str, ...], function: Callable[[], Array]) -> Tensor:
-    """A tensor that is computed whole."""
-    return Tensor(shape, sources, lambda start, stop: function()[start:stop])
+def pieces(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in runs of whole panels whose float64 rows of `width` stay within PIECE_BYTES, if a panel does."""
+    step = max(1, PIECE_BYTES // (8 * width * PANEL)) * PANEL
+    return ((first, min(stop, first + step)) for first in range(start, stop, step))
 
 
-def matvec(matrix: Array, vector: Array) -> Array:
-    """matrix @ vector, every row summed in ascending order: a BLAS's bits would depend on its threads and processor."""
-    total = np.zeros(matrix.shape[0])
-    for column, factor in enumerate(vector):
-        total += matrix[:, column] * factor
+def matvec(matrix: Tensor, vector: Array, start: int, stop: int) -> Array:
+    """Rows [start, stop) of matrix @ vector, a piece of the matrix at a time.
+
+    Every row is summed in ascending order: a BLAS's bits would depend on its threads and the processor.
+    """
+    total = np.zeros(stop - start)
+    for first, last in pieces(start, stop, matrix.shape[1]):
+        rows = matrix.rows(first, last)
+        for column, factor in enumerate(vector):
+            total[first - start : last - start] += rows[:, column] * factor
     return total
 
 
@@ -172,17 +181,25 @@ def _split_linear(checkpoint: Checkpoint, name: str, parts: int) -> list[Linear]
     outputs = columns // parts
 
     def linear(part: int) -> Linear:
-        columns = slice(part * outputs, (part + 1) * outputs)
+        begin = part * outputs
 
-        def weight() -> Array:
-            return checkpoint.read(f"{name}.weight")[:, columns].T.astype(np.float64)
+        def weight(start: int, stop: int) -> Array:
+            return _read_columns(checkpoint, f"{name}.weight", begin + start, begin + stop).T
 
-        def bias() -> Array:
-            return checkpoint.read(f"{name}.bias")[columns].astype(np.float64)
+        def bias(start: int, stop: int) -> Array:
+            return checkpoint.read(f"{name}.bias", slice(begin + start, begin + stop)).astype(np.float64)
 
         return Linear(
-            computed((outputs, inputs), (f"{name}.weight",), weight),
-            computed((outputs,), (f"{name}.bias",), bias),
+            Tensor((outputs, inputs), (f"{name}.weight",), weight), Tensor((outputs,), (f"{name}.bias",), bias)
         )
 
     return [linear(part) for part in range(parts)]
+
+
+def _read_columns(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Array:
+    """Columns [start, stop) of a stored matrix, some of its rows at a time."""
+    rows, columns = checkpoint.tensors[name].shape
+    read = np.empty((rows, stop - start))
+    for first, last in pieces(0, rows, columns):
+        read[first:last] = checkpoint.read(name, slice(first, last))[:, start:stop]
+    return read

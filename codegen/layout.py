@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+DTYPES = ("float32",)  # that have a packed layout
 PANEL = 16  # kPanel of runtime/include/kaoken/pass.h
 
 
@@ -20,11 +21,6 @@ def round_up(n: int, step: int = PANEL) -> int:
 def pack_panels(weight: NDArray[np.floating]) -> NDArray[np.float32]:
     """[N, K] -> [ceil(N / 16), K, 16] float32."""
     return np.ascontiguousarray(pad_rows(weight).reshape(-1, PANEL, weight.shape[1]).transpose(0, 2, 1))
-
-
-def unpack_panels(panels: NDArray[np.float32], outputs: int) -> NDArray[np.float32]:
-    """The inverse of pack_panels: [ceil(N / 16), K, 16] -> [N, K]."""
-    return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:outputs])
 
 
 def pad_rows(array: NDArray[np.floating]) -> NDArray[np.float32]:

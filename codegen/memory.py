@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import BuildError, InputError
 
@@ -23,6 +24,8 @@ PYTHON_MODULE = 480 * MiB  # a compiler with pybind11's headers, at any level of
 ASSEMBLER_BASE = 48 * MiB  # an assembler or linker beside the blob that it holds
 GROUP_LIMIT = 32_768  # bytes of source a unity group is worth at most; beyond it, groups compile in parallel
 NEAR_REACH = 2 << 30  # bytes of weights where relative addresses have 32 bits
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -35,7 +38,7 @@ class MemoryBudget:
 
     @property
     def blob_limit(self) -> int:
-        """The largest blob, in bytes: codegen, the assembler and the linker each hold about one at a time."""
+        """The largest blob, in bytes: the assembler and the linker each hold about one at a time."""
         return max(16 * MiB, (self.cap - ASSEMBLER_BASE) // 2)
 
     @property
@@ -81,10 +84,16 @@ def parse_size(text: str) -> int:
 
 
 def group_sources(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
-    """Names in unity groups: neighbours together while their bytes stay within the limit; a larger one is alone."""
+    """Names in unity groups: neighbours together while their bytes stay within the limit.
+
+    Raises BuildError for a file that is larger by itself.
+    """
     groups: list[list[str]] = []
     filled = 0
     for name, size in sizes:
+        if size > limit:
+            enough = COMPILER_BASE + size * COMPILER_PER_SOURCE_BYTE
+            raise BuildError(f"compiling {name} would pass the compile memory; give {enough // MiB + 1}M or more")
         if not groups or filled + size > limit:
             groups.append([])
             filled = 0
@@ -94,10 +103,38 @@ def group_sources(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str
 
 
 def processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use, by affinity and cgroup."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [-(-limit // period) for limit, period in map(_numbers, cgroup_files("cpu", "cpu.max")) if limit]
+    return max(1, min([allowed, *quotas]))
 
 
 def total_memory() -> int:
-    """Physical memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Memory that this process may take, in bytes: the machine's, or less where a cgroup says so."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = cgroup_files("memory", "memory.max") + cgroup_files("memory", "memory.limit_in_bytes")
+    return min([physical, *(limit for limit, _ in map(_numbers, files) if limit)])
+
+
+def cgroup_files(controller: str, name: str, proc: Path = PROC, mount: Path = CGROUPS) -> list[str]:
+    """The contents of a control file in this process's cgroup and in those above it, of version 2 and of version 1."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = mount / controller if controllers else mount
+        own = root / path.lstrip("/")
+        for directory in (own, *own.parents):
+            if directory.is_relative_to(root) and (directory / name).is_file():
+                found.append((directory / name).read_text(encoding="utf-8"))
+    return found
+
+
+def _numbers(text: str) -> tuple[int, int]:
+    """The first two numbers of a control file; "max" is 0 and stands for no limit, a missing second one is 1."""
+    first, second, *_ = [*(int(word) if word.isdigit() else 0 for word in text.split()), 1, 1]
+    return first, second

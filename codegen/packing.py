@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BuildError, CheckpointError
-from .graph import Block, Graph, Linear, Tensor, merge_sources
+from .graph import Block, Graph, Linear, Tensor, merge_sources, pieces
 from .layout import PANEL, pack_panels, pad_columns, pad_rows, round_up
 
 Floats = NDArray[np.float32]
 
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 LITERAL_LIMIT = 64  # arrays up to this many values are readable, and become constexpr literals
-CHUNK_ROWS = 4096  # rows of a table that are packed at a time
 
 
 @dataclass(frozen=True)
@@ -227,13 +226,13 @@ def _pack_matrix(rows: Floats) -> Floats:
 
 
 def _packed(name: str, tensor: Tensor, pack_rows: Callable[[Floats], Floats]) -> Packed:
-    """`tensor` in pieces of CHUNK_ROWS rows, rounded to float32 and packed by `pack_rows`."""
-    rows = tensor.shape[0]
+    """`tensor` in pieces, rounded to float32 and packed by `pack_rows`."""
+    width = int(np.prod(tensor.shape[1:], dtype=np.int64))
     size = _packed_size(tensor.shape, pack_rows)
 
     def chunks() -> Iterator[Floats]:
-        for start in range(0, rows, CHUNK_ROWS):
-            yield pack_rows(_round(tensor, tensor.rows(start, min(rows, start + CHUNK_ROWS))))
+        for start, stop in pieces(0, tensor.shape[0], width):
+            yield pack_rows(_round(tensor, tensor.rows(start, stop)))
 
     return Packed(name, tensor.sources, size, chunks)
 

@@ -1,6 +1,7 @@
 """The four stages on one screen: checkpoint, spec, graph with its passes, files.
 
-`plan` looks at config and tensor headers alone and tells CMake which files will come; `generate` writes them.
+The plan looks at config and tensor headers (and at the head where a tied checkpoint stores one all the same) and tells
+CMake which files will come; `generate` writes them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Baked:
 
 
 def bake(directory: Path, options: Options) -> Baked:
-    """Checkpoint to packed model. Nothing but headers is read until something asks for values."""
+    """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
     graph = passes.run(build_graph(checkpoint, read_spec(checkpoint)))
     return Baked(checkpoint, pack(graph, options.budget.blob_limit), options)

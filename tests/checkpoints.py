@@ -30,6 +30,9 @@ TINY: dict[str, Any] = {
     "n_head": 2,
 }
 
+# The toy whose generated text is tests/golden: small enough for literals, wide enough for blobs.
+GOLDEN_TOY: dict[str, Any] = {"vocab_size": 21, "n_positions": 8, "n_embd": 4, "n_head": 2, "n_inner": 6}
+
 # One token per byte; `<|endoftext|>` is 256.
 TOKENIZER = Path(__file__).parent.parent / "models" / "gptlite-shakespeare" / "tokenizer.json"
 TOKENIZER_VOCAB = 257

@@ -51,8 +51,10 @@ def record_error(request: pytest.FixtureRequest, record_property: Callable[[str,
 
 @pytest.fixture(scope="session", autouse=True)
 def kaoken_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this session's own: no test reads or leaves anything in the user's."""
-    directory = tmp_path_factory.mktemp("kaoken-cache")
+    """A cache of this session's own, or one that several share: no test reads or leaves anything in the user's."""
+    shared = os.environ.get("KAOKEN_TEST_CACHE")
+    directory = Path(shared) if shared else tmp_path_factory.mktemp("kaoken-cache")
+    directory.mkdir(mode=0o700, exist_ok=True)
     directory.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAOKEN_CACHE", str(directory))

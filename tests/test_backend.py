@@ -322,7 +322,8 @@ def test_a_wheel_from_an_awkward_path(tmp_path: Path, checkpoints: Checkpoints) 
     }
     build = "import sys; sys.path[:0] = ['backend', '.']; import kaoken_backend as backend; "
     build += f"backend.build_wheel({str(tmp_path)!r}, {settings!r})"
-    built = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # and the links in it
+    built = subprocess.run([sys.executable, "-c", build], cwd=source, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     zipfile.ZipFile(next(tmp_path.glob("kaoken-*.whl"))).extractall(tmp_path / "wheel")
     package = tmp_path / "wheel" / "kaoken"

@@ -166,7 +166,7 @@ def test_the_definitions(checkpoint: Path, tmp_path: Path, builds: Builds) -> No
         "CMAKE_BUILD_TYPE": "Release",
         "KAOKEN_MODEL_NAME": "checkpoint",
         "KAOKEN_SOURCE": "checkpoint",
-        "KAOKEN_REVISION": "",
+        "KAOKEN_COMMIT": "",
         "KAOKEN_DTYPE": "float32",
         "KAOKEN_ISA": "scalar",
         "KAOKEN_JOBS": "3",

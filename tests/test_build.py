@@ -17,7 +17,7 @@ from kaoken.codegen.__main__ import main as codegen_main
 from kaoken.codegen.isa import resolve
 
 import kaoken
-from checkpoints import make_tensors, write_checkpoint
+from checkpoints import GOLDEN_TOY, make_tensors, write_checkpoint
 from configurations import CONFIGURATIONS
 from kaoken import codegen
 from native_build import call, configure, ninja
@@ -77,6 +77,13 @@ def touch(path: Path) -> None:
 def test_the_toy_runs(project: Project, tmp_path: Path) -> None:
     exact = open_oracle(project.checkpoint).logits(np.array(IDS))
     assert np.abs(project.logits(tmp_path / "toy.so") - exact).max() < 1e-4
+
+
+def test_the_golden_text_runs(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "toy", GOLDEN_TOY)
+    library = kaoken.bake(checkpoint, isa="portable", out=tmp_path / "toy.so")
+    ids = np.array([[20, 0, 3, 17, 16, 15, 1, 2]])
+    assert np.abs(kaoken.load(library).logits(ids) - open_oracle(checkpoint).logits(ids)).max() < 1e-4
 
 
 def test_an_unchanged_build_does_nothing(project: Project) -> None:
@@ -152,6 +159,16 @@ def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: 
     kinds = {process["what"] for process in statistics(tight)["processes"]}
     assert kinds == {"codegen", "compile", "link"}
     np.testing.assert_array_equal(roomy.logits(tmp_path / "a.so"), tight.logits(tmp_path / "b.so"))
+
+
+def test_large_matrices_stay_under_a_low_cap(tmp_path: Path) -> None:
+    """One block of 50 million parameters, the largest matrix near the limit of a blob, in AVX2, the largest code."""
+    config = {"n_embd": 2048, "n_inner": 8192, "n_head": 16, "n_layer": 1}
+    checkpoint = write_sparse_checkpoint(tmp_path / "wide", config)
+    project = Project(tmp_path, KAOKEN_MODEL=checkpoint, KAOKEN_ISA="portable", KAOKEN_COMPILE_MEMORY="192M")
+    project.build()
+    over = [each for each in statistics(project)["processes"] if each["peak_bytes"] > 192 << 20]
+    assert over == []
 
 
 def test_libraries_are_reproducible(tmp_path: Path) -> None:
@@ -231,7 +248,8 @@ target_link_libraries(program PRIVATE plain untied)
         """
 #include <cstdio>
 #include "kaoken/kaoken.h"
-extern "C" const kaoken_model_api *kaoken_model_plain(void), *kaoken_model_other(void);
+KAOKEN_DECLARE_MODEL(plain);
+KAOKEN_DECLARE_MODEL(other);
 int main() {
   const kaoken_model_api *const apis[] = {kaoken_model_plain(), kaoken_model_other()};
   for (const kaoken_model_api *api : apis) std::printf("%s %d ", api->info->name, (int)api->info->vocab_size);
@@ -293,3 +311,12 @@ def test_no_process_is_left_when_ninja_is_missing(tmp_path: Path) -> None:
     ran = subprocess.run([*command, f"-DKAOKEN_MODEL={checkpoint}"], capture_output=True, text=True)
     assert ran.returncode != 0
     assert "-G Ninja" in ran.stderr
+
+
+def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the download, whose place a snapshot on the disk takes."""
+    commit = "c0ffee" + "0" * 34
+    snapshot = CONFIGURATIONS["one_layer"].write(tmp_path / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    info = kaoken.load(kaoken.bake("someone/tiny", isa="scalar", out=tmp_path / "tiny.so")).info
+    assert (info.source, info.revision) == ("someone/tiny", commit)

@@ -19,19 +19,20 @@ from kaoken.codegen.errors import BuildError, CheckpointError, InputError, ISAEr
 from kaoken.codegen.files import write_if_changed
 from kaoken.codegen.graph import Graph, build_graph
 from kaoken.codegen.isa import canonical_machine, resolve, table
-from kaoken.codegen.layout import pack_panels, pad_columns, pad_rows, round_up, unpack_panels
-from kaoken.codegen.memory import MemoryBudget, group_sources, make_budget, parse_size
+from kaoken.codegen.layout import PANEL, pack_panels, pad_columns, pad_rows, round_up
+from kaoken.codegen.memory import MemoryBudget, cgroup_files, group_sources, make_budget, parse_size
 from kaoken.codegen.packing import pack
 from kaoken.codegen.pipeline import Options, bake, generate
 from kaoken.codegen.spec import read_spec
 
-from checkpoints import write_checkpoint
+from checkpoints import GOLDEN_TOY, write_checkpoint
 from configurations import CONFIGURATIONS
+from kaoken import codegen
 from oracle import layer_norm
 
 GOLDEN = Path(__file__).parent / "golden"
 MIB = 1 << 20
-TOY = {"vocab_size": 21, "n_positions": 8, "n_embd": 4, "n_head": 2, "n_inner": 6}
+TOY = GOLDEN_TOY
 
 
 def options(**changes: object) -> Options:
@@ -189,8 +190,9 @@ def test_panels(shape: tuple[int, int]) -> None:
     panels = pack_panels(weight)
     assert panels.shape == (round_up(shape[0]) // 16, shape[1], 16)
     assert panels[shape[0] // 16 if shape[0] % 16 else -1, -1, (shape[0] - 1) % 16] == weight[-1, -1]
-    np.testing.assert_array_equal(unpack_panels(panels, shape[0]), weight)
-    assert not unpack_panels(panels, round_up(shape[0]))[shape[0] :].any()
+    outputs = panels.transpose(0, 2, 1).reshape(-1, shape[1])
+    np.testing.assert_array_equal(outputs[: shape[0]], weight)
+    assert not outputs[shape[0] :].any()
 
 
 def test_padding() -> None:
@@ -244,7 +246,47 @@ def test_budget() -> None:
 
 def test_unity_groups_hold_neighbours_up_to_the_limit() -> None:
     sizes = [("a", 4), ("b", 4), ("c", 4), ("d", 20), ("e", 1)]
-    assert group_sources(sizes, 10) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert group_sources(sizes, 20) == [["a", "b", "c"], ["d"], ["e"]]
+    with pytest.raises(BuildError, match=r"compiling d .* give"):
+        group_sources(sizes, 10)
+
+
+def test_cgroups_bound_memory_and_processors(tmp_path: Path) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("3:memory:/x\n0::/a/b\n")
+    for directory, name, text in (
+        ("a", "memory.max", "4096"),
+        ("a/b", "memory.max", "max"),
+        ("memory/x", "memory.limit_in_bytes", "77"),
+        ("a", "cpu.max", "150000 100000"),
+    ):
+        (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+        (tmp_path / directory / name).write_text(text)
+    places = (tmp_path / "proc", tmp_path)
+    assert cgroup_files("memory", "memory.max", *places) == ["max", "4096"]
+    assert cgroup_files("memory", "memory.limit_in_bytes", *places) == ["77"]
+    assert cgroup_files("cpu", "cpu.max", *places) == ["150000 100000"]
+
+
+@pytest.mark.parametrize("name", ["9a", "A", "a-b", 'a"', "a" * 49, "\u00fc"])
+def test_a_name_that_is_no_identifier_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "toy", TOY)
+    assert main(["plan", "--checkpoint", str(checkpoint), "--name", name, "--out", str(tmp_path / "out")]) == 1
+    assert "identifier" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_a_directory_came_from_is_recorded(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "toy", TOY)
+    out = tmp_path / "out"
+    assert main(["plan", "--checkpoint", str(checkpoint), "--commit", "abc123", "--out", str(out)]) == 0
+    assert main(["generate", "--out", str(out)]) == 0
+    assert json.loads((out / "description.json").read_text())["revision"] == "abc123"
+
+
+def test_the_panel_is_the_runtimes() -> None:
+    header = Path(str(codegen.__file__)).parent.parent / "runtime" / "include" / "kaoken" / "pass.h"
+    assert f"kPanel = {PANEL};" in header.read_text(encoding="utf-8")
 
 
 def test_isas() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kaoken.codegen.isa import resolve, table
-from kaoken.codegen.layout import pack_panels, pad_columns, round_up
+from kaoken.codegen.layout import pack_panels, pad_columns, pad_rows, round_up
 from numpy.typing import NDArray
 
-from native_build import configure_native_tests, ninja
+from native_build import SOURCE, configure_native_tests, ninja
 
 Floats = NDArray[np.float32]
 Kernels = Callable[[str], ctypes.CDLL]
@@ -101,6 +102,41 @@ def test_activations(library: ctypes.CDLL, name: str) -> None:
     y = apply(library, f"activation_{name}", x)
     assert np.max(np.abs(y - exact) / np.maximum(1, np.abs(exact))) < 1e-6
     assert apply(library, f"activation_{name}", np.zeros(16, np.float32)).tolist() == [0] * 16
+
+
+def test_every_function_and_activation_of_the_registry_is_tested() -> None:
+    registry = (SOURCE / "runtime" / "kernels" / "kernels.inc").read_text(encoding="utf-8")
+    assert re.findall(r"^KAOKEN_ACTIVATION\((\w+)\)", registry, re.MULTILINE) == list(ACTIVATIONS)
+    assert re.findall(r"^KAOKEN_FUNCTION\((\w+)\)", registry, re.MULTILINE) == ["exp", "tanh", "erf"]
+
+
+def test_embedding(library: ctypes.CDLL) -> None:
+    random = np.random.default_rng(1)
+    tokens, positions = random.normal(0, 1, (61, 36)), random.normal(0, 1, (9, 36))
+    ids = np.array([60, 0, 17, 16, 15], np.int32)
+    hidden = np.full((5, 48), np.nan, np.float32)
+    library.embedding(
+        ids.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(5),
+        ctypes.c_int64(4),
+        pointer(pack_panels(tokens)),
+        pointer(pad_columns(positions)),
+        pointer(hidden),
+    )
+    np.testing.assert_allclose(hidden[:, :36], tokens[ids] + positions[4:9], rtol=0, atol=1e-6)
+    assert not hidden[:, 36:].any()
+
+
+def test_mlp(library: ctypes.CDLL) -> None:
+    random = np.random.default_rng(2)
+    x, hidden = random.normal(0, 1, (2, 7, 36))
+    w_in, w_out = random.normal(0, 0.2, (83, 36)), random.normal(0, 0.2, (36, 83))
+    b_in, b_out = random.normal(0, 1, 83), random.normal(0, 1, 36)
+    inner, out = np.full((7, 96), np.nan, np.float32), pad_columns(hidden)
+    arrays = (pack_panels(w_in), pad_rows(b_in), pack_panels(w_out), pad_rows(b_out), inner, out)
+    library.mlp(pointer(pad_columns(x)), ctypes.c_int64(7), *map(pointer, arrays))
+    exact = hidden + ACTIVATIONS["gelu_tanh"](x @ w_in.T + b_in) @ w_out.T + b_out
+    np.testing.assert_allclose(out[:, :36], exact, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("width", [1, 15, 36, 768])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..isa import ISA
-from ..layout import round_up
+from ..layout import PANEL, round_up
 from ..packing import Blob, Packed, PackedModel, Unit
 from .environment import environment
 
@@ -92,7 +92,7 @@ def _head_text(name: str, packed: PackedModel) -> str:
     vectors = {
         vector: vector if vector in present else "nullptr" for vector in ("ln_f_weight", "ln_f_bias", "head_bias")
     }
-    return _render("head.cpp", name, packed, unit=packed.head, table=packed.head_table, **vectors)
+    return _render("head.cpp", name, packed, unit=packed.head, table=packed.head_table, panel=PANEL, **vectors)
 
 
 def _cache_before(packed: PackedModel, index: int) -> int:

@@ -41,7 +41,7 @@ def _fold(norm: LayerNorm, linear: Linear) -> Linear:
     weight, bias = linear.weight, linear.bias
 
     def folded_bias(start: int, stop: int) -> Array:
-        moved = matvec(weight.rows(start, stop), shift.load())
+        moved = matvec(weight, shift.load(), start, stop)
         return moved if bias is None else moved + bias.rows(start, stop)
 
     sources = merge_sources(*(tensor for tensor in (bias, weight, shift) if tensor is not None))

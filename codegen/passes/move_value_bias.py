@@ -18,7 +18,7 @@ def _move(block: Block) -> Block:
         return block
 
     def moved(start: int, stop: int) -> Array:
-        through = matvec(out.weight.rows(start, stop), value_bias.load())
+        through = matvec(out.weight, value_bias.load(), start, stop)
         return through if out.bias is None else through + out.bias.rows(start, stop)
 
     sources = merge_sources(*(tensor for tensor in (out.bias, out.weight, value_bias) if tensor is not None))

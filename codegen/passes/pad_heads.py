@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Array, Block, Graph, Linear, Tensor, computed
+from ..graph import Array, Block, Graph, Linear, Tensor
 from ..layout import round_up
 
 
@@ -31,22 +31,33 @@ def _pad(block: Block) -> Block:
 
 
 def _pad_outputs(block: Block, linear: Linear) -> Linear:
-    weight, bias = linear.weight, linear.bias
-    width = block.spec.n_head * round_up(block.spec.head_dim)
-    return Linear(
-        computed((width, weight.shape[1]), weight.sources, lambda: _pad_axis(block, weight.load())),
-        computed((width,), bias.sources, lambda: _pad_axis(block, bias.load())) if bias is not None else None,
-    )
+    bias = linear.bias
+    return Linear(_pad_rows(block, linear.weight), bias if bias is None else _pad_rows(block, bias))
+
+
+def _pad_rows(block: Block, tensor: Tensor) -> Tensor:
+    """[n_head * head_dim, ...] -> [n_head * padded, ...]."""
+    head_dim, padded = block.spec.head_dim, round_up(block.spec.head_dim)
+
+    def rows(start: int, stop: int) -> Array:
+        head, dim = np.divmod(np.arange(start, stop), padded)
+        real = dim < head_dim
+        sources = (head * head_dim + dim)[real]
+        result = np.zeros((stop - start, *tensor.shape[1:]))
+        if sources.size:
+            result[real] = tensor.rows(int(sources[0]), int(sources[-1]) + 1)
+        return result
+
+    return Tensor((block.spec.n_head * padded, *tensor.shape[1:]), tensor.sources, rows)
 
 
 def _pad_inputs(block: Block, weight: Tensor) -> Tensor:
-    width = block.spec.n_head * round_up(block.spec.head_dim)
-    return computed((weight.shape[0], width), weight.sources, lambda: _pad_axis(block, weight.load().T).T)
+    """[outputs, n_head * head_dim] -> [outputs, n_head * padded]."""
+    n_head, head_dim, padded = block.spec.n_head, block.spec.head_dim, round_up(block.spec.head_dim)
 
+    def rows(start: int, stop: int) -> Array:
+        result = np.zeros((stop - start, n_head, padded))
+        result[:, :, :head_dim] = weight.rows(start, stop).reshape(-1, n_head, head_dim)
+        return result.reshape(stop - start, -1)
 
-def _pad_axis(block: Block, array: Array) -> Array:
-    """[n_head * head_dim, ...] -> [n_head * padded, ...]."""
-    n_head, head_dim = block.spec.n_head, block.spec.head_dim
-    padded = np.zeros((n_head, round_up(head_dim), *array.shape[1:]))
-    padded[:, :head_dim] = array.reshape(n_head, head_dim, *array.shape[1:])
-    return padded.reshape(-1, *array.shape[1:])
+    return Tensor((weight.shape[0], n_head * padded), weight.sources, rows)

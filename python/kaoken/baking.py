@@ -24,7 +24,8 @@ import kaoken
 from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, explanation, run
 from kaoken.cache import cache_directory, install, locked, write_error
-from kaoken.codegen.isa import resolve
+from kaoken.codegen.isa import canonical_machine, resolve
+from kaoken.codegen.layout import DTYPES
 from kaoken.codegen.memory import make_budget
 from kaoken.errors import BuildError, CheckpointError, InputError
 from kaoken.inputs import integer
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from kaoken.codegen.checkpoint import Checkpoint
     from kaoken.codegen.hub import Source
 
-DTYPES = ("float32",)
-
 # Kaoken's own files that a bake runs; in a wheel they lie in the package, in a source tree beside it.
 _ROOT = Path(str(codegen.__file__)).parent.parent
 _OWN_SOURCES = ("codegen", "runtime", "cmake")
@@ -44,7 +43,7 @@ _OWN_SOURCES = ("codegen", "runtime", "cmake")
 _FLAGS = ("CXXFLAGS", "CPPFLAGS", "CFLAGS", "ASMFLAGS", "LDFLAGS")
 
 # A generator's settings that Ninja refuses, and what keeps `python -m codegen` from its working directory.
-_HARMFUL = re.compile(r"CMAKE_GENERATOR|PYTHONSAFEPATH")
+_HARMFUL = re.compile(r"CMAKE_|PYTHONSAFEPATH")
 
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
 _UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
@@ -75,6 +74,7 @@ class _Bake:
             "source": [self.source.name, self.source.revision],
             "options": [self.options.dtype, self.options.isas, self.options.compile_memory],
             "kaoken": [kaoken.__version__, _own_digest()],
+            "machine": canonical_machine(),
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
             "flags": [os.environ.get(name, "") for name in _FLAGS],
         }
@@ -175,7 +175,7 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
     directory = cache_directory()
     progress.say("looking into the cache")
     before = _stamps(work.checkpoint.files)
-    path = directory / f"{_model_name(work)}-{work.key()[:32]}.so"
+    path = directory / f"{_model_name(work)}-{_key(work)[:32]}.so"
     if path.is_file():
         return path
     try:
@@ -185,6 +185,13 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
     except OSError as error:
         raise write_error(path, error) from error
     return path
+
+
+def _key(work: _Bake) -> str:
+    try:
+        return work.key()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}): give a whole checkpoint") from error
 
 
 def _model_name(work: _Bake) -> str:
@@ -260,7 +267,7 @@ class _Workplace:
             "KAOKEN_MODEL": str(self._directory / "checkpoint"),
             "KAOKEN_MODEL_NAME": _model_name(self._work),
             "KAOKEN_SOURCE": _UNSAFE_TEXT.sub("_", source.name),
-            "KAOKEN_REVISION": source.revision or "",
+            "KAOKEN_COMMIT": source.revision or "",
             "KAOKEN_DTYPE": options.dtype,
             "KAOKEN_ISA": ",".join(options.isas),
             "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),

@@ -25,9 +25,6 @@ struct Cache {
   KAOKEN_MEMBER float *values(int64_t sequence, int64_t head) const { return keys(sequence, head) + positions * kDim; }
 };
 
-// Floats of cache that a block needs for each sequence and position.
-constexpr int64_t cache_width(int64_t heads, int64_t head_dim) { return 2 * heads * round_up(head_dim, kLanes); }
-
 // The block's cache: blocks lie behind one another, `width_before` being the sum of their cache widths.
 template <int64_t Heads, int64_t HeadDim>
 KAOKEN_INLINE Cache<Heads, HeadDim> block_cache(const Pass &pass, int64_t width_before) {

@@ -7,6 +7,8 @@
 
 namespace kaoken::KAOKEN_ISA {
 
+static_assert(kLanes == kPanel, "a panel is one Vec wide");
+
 // A worker's share of n things: [begin, end).
 struct Share {
   int64_t begin, end;

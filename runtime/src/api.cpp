@@ -23,9 +23,9 @@ std::string &last_message() {
   return message;
 }
 
-kaoken_status fail(kaoken_status status, const char *message) noexcept {
+kaoken_status fail(kaoken_status status, const char *message, const char *cause = "") noexcept {
   try {
-    last_message() = message;
+    last_message() = std::string(message) + cause;
   } catch (...) {
     last_message().clear();  // no memory even for the message; the status still tells
   }
@@ -43,7 +43,7 @@ kaoken_status guard(Action action) noexcept {
   } catch (const std::bad_alloc &) {
     return fail(KAOKEN_OUT_OF_MEMORY, "not enough memory for this batch; use a smaller one");
   } catch (const std::system_error &error) {
-    return fail(KAOKEN_OUT_OF_MEMORY, (std::string("cannot start threads: ") + error.what()).c_str());
+    return fail(KAOKEN_OUT_OF_MEMORY, "cannot start threads: ", error.what());
   } catch (const std::invalid_argument &error) {
     return fail(KAOKEN_INVALID_ARGUMENT, error.what());
   } catch (const std::exception &error) {
@@ -58,7 +58,7 @@ void require(const T *pointer, const char *name) {
   if (!pointer) throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + " is null");
 }
 
-// Options of a caller built against an older header are shorter; a newer library would then use defaults.
+// A later version, whose structs are longer, must go on taking these sizes.
 void require_size(size_t size, size_t expected, const char *name) {
   if (size < expected) {
     throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(size) + "; set it to " +

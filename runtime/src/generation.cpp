@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "errors.h"
+#include "float_mode.h"
 
 namespace kaoken {
 namespace {
@@ -35,6 +37,9 @@ void check(const kaoken_generation_options &options, const Model &model) {
   }
 }
 
+// A logit to sort by: overflow somewhere in a model may leave a NaN, which has no place in an order.
+float rank(float logit) { return std::isnan(logit) ? -std::numeric_limits<float>::max() : logit; }
+
 // The same on every platform, which std::uniform_real_distribution is not.
 double uniform(std::mt19937_64 &random) { return static_cast<double>(random() >> 11) * 0x1p-53; }
 
@@ -48,20 +53,23 @@ int64_t Sampler::choose(const float *logits, int64_t vocab_size, std::mt19937_64
 int64_t Sampler::draw(const float *logits, int64_t vocab_size, std::mt19937_64 &random) const {
   std::vector<int32_t> order(static_cast<size_t>(vocab_size));
   std::iota(order.begin(), order.end(), 0);
-  const auto larger = [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+  const auto larger = [&](int32_t a, int32_t b) {
+    const float x = rank(logits[a]), y = rank(logits[b]);
+    return x > y || (x == y && a < b);
+  };
   if (top_k > 0 && top_k < vocab_size) {
     std::nth_element(order.begin(), order.begin() + (top_k - 1), order.end(), larger);
-    const float least = logits[order[static_cast<size_t>(top_k - 1)]];
-    order.erase(std::remove_if(order.begin(), order.end(), [&](int32_t token) { return logits[token] < least; }),
+    const float least = rank(logits[order[static_cast<size_t>(top_k - 1)]]);
+    order.erase(std::remove_if(order.begin(), order.end(), [&](int32_t token) { return rank(logits[token]) < least; }),
                 order.end());
   }
   std::sort(order.begin(), order.end(), larger);
 
   std::vector<double> weights(order.size());
-  const double largest = logits[order[0]];
+  const double largest = rank(logits[order[0]]);
   double total = 0;
   for (size_t i = 0; i < order.size(); ++i) {
-    total += weights[i] = std::exp((logits[order[i]] - largest) / static_cast<double>(temperature));
+    total += weights[i] = std::exp((rank(logits[order[i]]) - largest) / static_cast<double>(temperature));
   }
   // A token stays while those before it hold less than top_p.
   double kept = 0;
@@ -83,7 +91,7 @@ Generation::Generation(Session &session, const int64_t *ids, int64_t count, cons
       pad_(options.pad_token_id),
       finished_(static_cast<size_t>(session.batch()), false) {
   check(options, session.model());
-  const int64_t room = session.model().info.n_positions - session.length() - count;
+  const int64_t room = session.model().info.n_positions - session.length() - std::max<int64_t>(count, 0);
   if (count >= 1 && room == 0) {
     throw Error(KAOKEN_CONTEXT_FULL, "the prompt fills the model's " +
                                          std::to_string(session.model().info.n_positions) +
@@ -102,7 +110,9 @@ Generation::Generation(Session &session, const int64_t *ids, int64_t count, cons
 bool Generation::next(int64_t *tokens) {
   if (left_ == 0) throw Error(KAOKEN_INVALID_ARGUMENT, "this generation is done; start another");
   if (!tokens) throw Error(KAOKEN_INVALID_ARGUMENT, "tokens is null");
-  if (!tokens_.empty()) session_.append(tokens_.data(), 1, KAOKEN_LOGITS_LAST, logits_.data());
+  const FloatMode mode;
+  if (pending_) session_.append(tokens_.data(), 1, KAOKEN_LOGITS_LAST, logits_.data());
+  pending_ = false;
   tokens_.resize(finished_.size());
   const int64_t vocab_size = session_.model().info.vocab_size;
   bool all_finished = true;
@@ -112,6 +122,7 @@ bool Generation::next(int64_t *tokens) {
     all_finished = all_finished && finished_[row];
     tokens[row] = tokens_[row];
   }
+  pending_ = true;
   left_ = all_finished ? 0 : left_ - 1;
   return left_ == 0;
 }

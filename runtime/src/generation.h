@@ -40,7 +40,8 @@ class Generation {
   const int64_t pad_;
   int64_t left_;  // tokens of each sequence still to come
   std::vector<float> logits_;
-  std::vector<int64_t> tokens_;           // chosen by the last call, not yet in the session
+  std::vector<int64_t> tokens_;           // chosen by the last call
+  bool pending_ = false;                  // whether they are still to be appended to the session
   std::vector<std::mt19937_64> randoms_;  // one a sequence, so that a row's draws do not depend on the batch
   std::vector<bool> finished_;
 };

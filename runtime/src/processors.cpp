@@ -37,42 +37,28 @@ int quota(double limit, double period) {
   return whole + (processors > whole);
 }
 
-// The cgroup path of this process in the hierarchy whose /proc/self/cgroup line contains `mark`.
-std::string cgroup_path(const std::string &mark) {
-  std::ifstream file("/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
-    const size_t found = line.find(mark);
-    if (found != std::string::npos) return line.substr(line.find(':', line.find(':') + 1) + 1);
-  }
-  return "";
-}
-
 int smaller(int a, int b) { return a == 0 ? b : b == 0 || a < b ? a : b; }
 
-// The least quota on the way from the process's own cgroup up to the root of `mount`.
-template <class Read>
-int least_quota(const std::string &mount, std::string path, Read read) {
-  int least = read(mount);
+// What a control group's directory says; 0 where it says nothing.
+int group_quota(const std::string &directory) {
+  std::ifstream both(directory + "/cpu.max"), limit_file(directory + "/cpu.cfs_quota_us"),
+      period_file(directory + "/cpu.cfs_period_us");
+  double limit = 0, period = 0;
+  if (both >> limit >> period) return quota(limit, period);  // "max 100000" does not parse: no limit
+  return limit_file >> limit && period_file >> period ? quota(limit, period) : 0;
+}
+
+// The least quota on the way from the group `path` up to `root`.
+int least_quota(const std::string &root, std::string path) {
+  int least = group_quota(root);
   while (path.size() > 1) {
-    least = smaller(least, read(mount + path));
+    least = smaller(least, group_quota(root + path));
     path.resize(path.rfind('/'));
   }
   return least;
 }
 
-int cgroup_processors() {
-  const int v2 = least_quota("/sys/fs/cgroup", cgroup_path("0::"), [](const std::string &directory) {
-    std::ifstream file(directory + "/cpu.max");
-    double limit = 0, period = 0;
-    return file >> limit >> period ? quota(limit, period) : 0;  // "max 100000" does not parse: no limit
-  });
-  const int v1 = least_quota("/sys/fs/cgroup/cpu", cgroup_path(":cpu"), [](const std::string &directory) {
-    std::ifstream limit_file(directory + "/cpu.cfs_quota_us"), period_file(directory + "/cpu.cfs_period_us");
-    double limit = 0, period = 0;
-    return limit_file >> limit && period_file >> period ? quota(limit, period) : 0;
-  });
-  return smaller(v2, v1);
-}
+bool lists_cpu(const std::string &controllers) { return ("," + controllers + ",").find(",cpu,") != std::string::npos; }
 
 int threads_from_environment(const char *text) {
   char *end = nullptr;
@@ -86,10 +72,24 @@ int threads_from_environment(const char *text) {
 
 }  // namespace
 
+int cgroup_processors(const std::string &cgroup_file, const std::string &mount) {
+  std::ifstream file(cgroup_file);
+  int least = 0;
+  for (std::string line; std::getline(file, line);) {  // hierarchy:controllers:path
+    const size_t first = line.find(':');
+    const size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (!controllers.empty() && !lists_cpu(controllers)) continue;
+    least = smaller(least, least_quota(controllers.empty() ? mount : mount + "/cpu", line.substr(second + 1)));
+  }
+  return least;
+}
+
 int default_threads() {
   const char *text = getenv("KAOKEN_THREADS");
   if (text && *text) return threads_from_environment(text);
-  const int processors = smaller(allowed_processors(), cgroup_processors());
+  const int processors = smaller(allowed_processors(), cgroup_processors("/proc/self/cgroup", "/sys/fs/cgroup"));
   return processors < 1 ? 1 : processors > kMaxThreads ? kMaxThreads : processors;
 }
 

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <string>
 
 #include "kaoken/pass.h"
 
@@ -37,6 +38,10 @@ class Team {
 // KAOKEN_THREADS, else the processors that affinity and cgroup limits leave to this process; at least 1.
 // Raises std::invalid_argument where KAOKEN_THREADS is not a number from 1 to kMaxThreads.
 int default_threads();
+
+// Processors' worth of time, rounded up, that the control groups of a /proc/self/cgroup file leave, version 2 or 1;
+// 0 where they set no limit.
+int cgroup_processors(const std::string &cgroup_file, const std::string &mount);
 
 constexpr int kMaxThreads = 1024;
 

@@ -16,6 +16,10 @@ namespace {
 
 const Worker alone = {0, 1, nullptr};
 
+struct Unchanged {
+  KAOKEN_INLINE Vec apply(Vec x) { return x; }
+};
+
 template <class Function>
 void map(const float *x, float *y, int64_t count, Function function) {
   for (int64_t i = 0; i < count; i += kLanes) store(y + i, function(load(x + i)));
@@ -46,7 +50,7 @@ LAYER_NORM(768)
 #define LINEAR(depth, outputs)                                                                                        \
   EXPORT void linear_##depth##_##outputs(const float *x, int64_t rows, const float *w, const float *bias, float *y) { \
     constexpr int64_t width = round_up(outputs, kLanes);                                                              \
-    linear<depth, width / kLanes>(alone, x, rows, w, Store<identity_activation, width>{y, bias});                     \
+    linear<depth, width / kLanes>(alone, x, rows, w, Store<Unchanged, width>{y, bias});                               \
   }
 LINEAR(1, 1)
 LINEAR(33, 17)
@@ -69,3 +73,22 @@ LINEAR(768, 160)
 ATTENTION(1, 16)
 ATTENTION(3, 12)
 ATTENTION(2, 64)
+
+// The token and position embeddings of 36 values, and a whole MLP of 36 and 83, each as a block composes it.
+EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const float *tokens, const float *positions,
+                      float *hidden) {
+  Pass pass = {};
+  pass.batch = 1;
+  pass.count = count;
+  pass.past = past;
+  pass.ids = ids;
+  pass.hidden = hidden;
+  embed<36>(pass, alone, positions,
+            [&](int64_t token, float *row) { add_token_from_panels<36, 4>(&tokens, token, row); });
+}
+
+EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_in, const float *w_out,
+                const float *b_out, float *inner, float *hidden) {
+  linear<36, 6>(alone, x, rows, w_in, Store<gelu_tanh_activation, 96>{inner, b_in});
+  linear<83, 3>(alone, inner, rows, w_out, AddResidual<48>{hidden, b_out});
+}

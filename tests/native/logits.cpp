@@ -6,7 +6,7 @@
 
 #include "kaoken/kaoken.h"
 
-extern "C" const kaoken_model_api *kaoken_model_first(void);
+KAOKEN_DECLARE_MODEL(first);
 
 namespace {
 

@@ -8,15 +8,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "kaoken/kaoken.h"
+#include "team.h"
 
-extern "C" const kaoken_model_api *kaoken_model_first(void);
-extern "C" const kaoken_model_api *kaoken_model_second(void);
+KAOKEN_DECLARE_MODEL(first);
+KAOKEN_DECLARE_MODEL(second);
 
 namespace {
 
@@ -300,6 +303,30 @@ void test_generation_options_are_checked() {
   refused(options, "top_p");
 }
 
+void write_file(const std::filesystem::path &path, const char *text) {
+  std::filesystem::create_directories(path.parent_path());
+  std::ofstream(path) << text;
+}
+
+void test_cgroup_limits_are_read() {
+  const std::filesystem::path root = std::filesystem::temp_directory_path() / ("kaoken-" + std::to_string(getpid()));
+  const auto processors = [&](const char *groups) {
+    write_file(root / "cgroup", groups);
+    return kaoken::cgroup_processors(root / "cgroup", root);
+  };
+  CHECK(processors("0::/a/b\n") == 0);
+  write_file(root / "a/cpu.max", "250000 100000\n");
+  write_file(root / "a/b/cpu.max", "max 100000\n");
+  CHECK(processors("0::/a/b\n") == 3);
+  CHECK(processors("0::/\n") == 0);
+  write_file(root / "cpu/c/cpu.cfs_quota_us", "200000\n");
+  write_file(root / "cpu/c/cpu.cfs_period_us", "100000\n");
+  CHECK(processors("5:cpuset:/a\n4:cpu,cpuacct:/c/d\n") == 2);
+  write_file(root / "cpu/c/cpu.cfs_quota_us", "-1\n");
+  CHECK(processors("4:cpu,cpuacct:/c/d\n") == 0);
+  std::filesystem::remove_all(root);
+}
+
 struct Test {
   const char *name;
   void (*run)();
@@ -321,6 +348,7 @@ const Test tests[] = {
     TEST(generation_stops_at_eos_and_at_the_last_position),
     TEST(a_seed_repeats_its_draws),
     TEST(generation_options_are_checked),
+    TEST(cgroup_limits_are_read),
 };
 
 bool chosen(const Test &test, int argc, char **argv) {

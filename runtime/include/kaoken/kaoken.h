@@ -110,6 +110,13 @@ typedef struct kaoken_model_api {
   void (*generation_destroy)(kaoken_generation *generation);
 } kaoken_model_api;
 
+/* Declares the entry point of a model library that is linked in, by the model's name. */
+#ifdef __cplusplus
+#define KAOKEN_DECLARE_MODEL(name) extern "C" const kaoken_model_api *kaoken_model_##name(void)
+#else
+#define KAOKEN_DECLARE_MODEL(name) const kaoken_model_api *kaoken_model_##name(void)
+#endif
+
 /* The one model of a shared library. */
 const kaoken_model_api *kaoken_model(void);
 
