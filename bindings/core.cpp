@@ -7,11 +7,13 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -62,10 +64,31 @@ void check(const kaoken_model_api &api, kaoken_status status) {
   throw Error(error_type(status), message);
 }
 
+std::atomic<bool> exiting{false};  // set by atexit, when the main thread and daemon threads alone are left
+unsigned long main_thread = 0;     // of the interpreter
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing();
+#else
+  return _Py_IsFinalizing();
+#endif
+}
+
+// Keeps a daemon thread from taking the GIL of an interpreter that ends: before Python 3.14 that ends the thread by an
+// unwind which C++ does not survive. An atexit handler may still wait for the thread, so it goes on after a while.
+void wait_for_the_end() {
+  if (!exiting || PyThread_get_thread_ident() == main_thread) return;
+  for (int i = 0; i < 50 || is_finalizing(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 template <typename Call>
 kaoken_status without_gil(Call call) {
-  py::gil_scoped_release release;
-  return call();
+  PyThreadState *const thread = PyEval_SaveThread();
+  const kaoken_status status = call();
+  wait_for_the_end();
+  PyEval_RestoreThread(thread);
+  return status;
 }
 
 // The path's bytes as the file system has them, which need not be UTF-8.
@@ -290,6 +313,8 @@ void bind_session(py::module_ &module) {
 }  // namespace
 
 PYBIND11_MODULE(_core, module, py::mod_gil_not_used()) {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  py::module_::import("atexit").attr("register")(py::cpp_function([] { exiting = true; }));
   py::register_local_exception_translator(raise_in_python);
   module.attr("ABI_VERSION") = KAOKEN_ABI_VERSION;
   module.attr("LOGITS_NONE") = int32_t{KAOKEN_LOGITS_NONE};

@@ -1,14 +1,15 @@
 # kaoken_add_model(): a checkpoint becomes a library target.
 #
 #   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
-#                    [NAME <identifier>] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
+#                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [DTYPE float32] [ISA native|portable|<list>]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
 # nothing but the C++ runtime; with STATIC it is an archive that exports kaoken_model_<name>() alone, so that one
 # program can hold several. Its build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
-# the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default made from the checkpoint's.
+# the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
+# checkpoint's with NAMED_BY_CHECKPOINT.
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
 # Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
@@ -21,6 +22,8 @@ set(KAOKEN_ROOT "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH KAOKEN_ROOT)
 cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
 option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
+# What no flag of a user's may change: a link-time optimizer moves .incbin away from its file, and fast maths the bits.
+set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno -fno-gnu-unique)
 set(KAOKEN_WARNINGS -Wall -Wextra $<$<BOOL:${KAOKEN_WERROR}>:-Werror>)
 
 if(POLICY CMP0174)
@@ -28,18 +31,32 @@ if(POLICY CMP0174)
 endif()
 
 function(kaoken_add_model TARGET)
-  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC"
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT"
                         "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;ISA;JOBS;COMPILE_MEMORY" "")
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
+  endif()
+  if(NOT ARG_NAME AND NOT ARG_NAMED_BY_CHECKPOINT)
+    string(MAKE_C_IDENTIFIER "${TARGET}" ARG_NAME)
+    string(TOLOWER "${ARG_NAME}" ARG_NAME)
   endif()
   kaoken_check_generator()
   kaoken_find_python()
   set(out "${CMAKE_CURRENT_BINARY_DIR}/${TARGET}.kaoken")
   kaoken_plan("${out}")
+  kaoken_check_name("${TARGET}")
   kaoken_runtime("${out}")
   kaoken_generate("${TARGET}" "${out}")
   kaoken_compile("${TARGET}" "${out}")
+endfunction()
+
+# Two models of one name would define the same symbols, and a linker would drop one of them without a word.
+function(kaoken_check_name TARGET)
+  get_property(names GLOBAL PROPERTY KAOKEN_MODEL_NAMES)
+  if(KAOKEN_PLAN_NAME IN_LIST names)
+    message(FATAL_ERROR "kaoken_add_model(${TARGET}): another model is named ${KAOKEN_PLAN_NAME} too; give NAME")
+  endif()
+  set_property(GLOBAL APPEND PROPERTY KAOKEN_MODEL_NAMES "${KAOKEN_PLAN_NAME}")
 endfunction()
 
 function(kaoken_check_generator)
@@ -74,7 +91,10 @@ macro(kaoken_plan OUT)
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     RESULT_VARIABLE plan_status
     ERROR_VARIABLE plan_error)
-  if(plan_status)
+  if(plan_error MATCHES "ModuleNotFoundError")
+    message(FATAL_ERROR "Kaoken's codegen ran with ${KAOKEN_PYTHON}, which lacks a package that it needs; run "
+                        "pip install \"kaoken[bake]\" there, or set KAOKEN_PYTHON to a Python that has it\n${plan_error}")
+  elseif(plan_status)
     message(FATAL_ERROR "${plan_error}")
   endif()
   include("${OUT}/plan.cmake")
@@ -122,7 +142,7 @@ function(kaoken_compile TARGET OUT)
   foreach(isa IN LISTS KAOKEN_PLAN_ISAS)
     kaoken_isa_flags(${isa} flags)
     add_library(${TARGET}_${isa} OBJECT ${code})
-    target_compile_options(${TARGET}_${isa} PRIVATE ${flags} -ffp-contract=off -fno-exceptions
+    target_compile_options(${TARGET}_${isa} PRIVATE ${flags} -fno-exceptions
                            $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>) # wrong on its own AVX-512 headers
     target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa} KAOKEN_ISA_${isa}=1)
     target_include_directories(${TARGET}_${isa} PRIVATE "${KAOKEN_ROOT}/runtime/kernels" "${OUT}")
@@ -163,13 +183,14 @@ endfunction()
 function(kaoken_compile_properties TARGET OUT)
   target_include_directories(${TARGET} PRIVATE "${KAOKEN_ROOT}/runtime/include")
   target_compile_features(${TARGET} PRIVATE cxx_std_17)
-  target_compile_options(${TARGET} PRIVATE -O3 -fno-math-errno -fno-gnu-unique ${KAOKEN_WARNINGS})
+  target_compile_options(${TARGET} PRIVATE -O3 ${KAOKEN_OURS})
   set_target_properties(
     ${TARGET}
     PROPERTIES POSITION_INDEPENDENT_CODE ON
                CXX_VISIBILITY_PRESET hidden
                VISIBILITY_INLINES_HIDDEN ON
-               CXX_EXTENSIONS OFF)
+               CXX_EXTENSIONS OFF
+               INTERPROCEDURAL_OPTIMIZATION OFF)
   kaoken_cap(${TARGET} "${OUT}")
 endfunction()
 
@@ -185,12 +206,12 @@ function(kaoken_runtime OUT)
   add_library(kaoken_runtime STATIC ${sources})
   target_include_directories(kaoken_runtime PUBLIC "${KAOKEN_ROOT}/runtime/include")
   target_compile_features(kaoken_runtime PUBLIC cxx_std_17)
-  target_compile_options(kaoken_runtime PRIVATE -O2 -ffp-contract=off -fno-gnu-unique ${KAOKEN_WARNINGS})
+  target_compile_options(kaoken_runtime PRIVATE -O2 ${KAOKEN_OURS})
   target_link_libraries(kaoken_runtime PUBLIC Threads::Threads)
   # One compilation where memory allows: most of each file's time goes into the C++ library's headers.
   set_target_properties(kaoken_runtime PROPERTIES UNITY_BUILD ${KAOKEN_PLAN_RUNTIME_UNITY} POSITION_INDEPENDENT_CODE ON
                                                   CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON
-                                                  CXX_EXTENSIONS OFF)
+                                                  CXX_EXTENSIONS OFF INTERPROCEDURAL_OPTIMIZATION OFF)
   kaoken_cap(kaoken_runtime "${OUT}")
 endfunction()
 

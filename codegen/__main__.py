@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except KaokenError as error:
-        print(f"kaoken: error: {error}", file=sys.stderr)
+        print(f"kaoken: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     tensors = make_tensors(TINY)
     tensors["h.1.mlp.c_fc.weight"][3, 4] = np.nan
     directory = write_checkpoint(tmp_path / "checkpoint", tensors=tensors)
-    with pytest.raises(kaoken.KaokenError, match=r"h\.1\.mlp\.c_fc\.weight.*NaN or infinite") as caught:
+    with pytest.raises(kaoken.CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight.*NaN or infinite") as caught:
         kaoken.bake(directory, out=tmp_path / "x.so")
     assert str(directory / "model.safetensors") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -706,9 +706,9 @@ def test_no_progress_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_explanation_is_the_error_of_codegen() -> None:
-    lines = ["[kaoken 1/9] codegen", "FAILED: x", "kaoken: error: the tensor is NaN", "ninja: build stopped"]
+    lines = ["[kaoken 1/9] codegen", "FAILED: x", "kaoken: CheckpointError: the tensor is NaN", "ninja: build stopped"]
     assert building.explanation(lines) == "the tensor is NaN"
-    wrapped = ["CMake Error at x:1:", "  kaoken: error: this is", "  one line", "", "Call Stack"]
+    wrapped = ["CMake Error at x:1:", "  kaoken: BuildError: this is", "  one line", "", "Call Stack"]
     assert building.explanation(wrapped) == "this is one line"
 
 

@@ -7,7 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,3 +323,69 @@ def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
     info = kaoken.load(kaoken.bake("someone/tiny", isa="scalar", out=tmp_path / "tiny.so")).info
     assert (info.source, info.revision) == ("someone/tiny", commit)
+
+
+def test_flags_of_the_user_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Link-time optimization would lose the blobs, fast maths the rounding that exp relies on."""
+    configuration = CONFIGURATIONS["one_layer"]
+    checkpoint = configuration.write(tmp_path / "model")
+    plain = kaoken.load(kaoken.bake(checkpoint, isa="scalar", out=tmp_path / "plain.so"))
+    monkeypatch.setenv("CXXFLAGS", "-ffast-math -flto")
+    monkeypatch.setenv("LDFLAGS", "-flto")
+    flagged = kaoken.load(kaoken.bake(checkpoint, isa="scalar", out=tmp_path / "flagged.so"))
+    np.testing.assert_array_equal(plain.logits(configuration.ids()), flagged.logits(configuration.ids()))
+
+
+def test_a_truncated_library_in_the_cache_is_baked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAOKEN_CACHE", str(tmp_path / "cache"))
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    library = kaoken.bake(checkpoint, isa="scalar")
+    size = library.stat().st_size
+    os.truncate(library, 1000)
+    assert kaoken.bake(checkpoint, isa="scalar") == library
+    assert library.stat().st_size == size
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    models = "".join(f"kaoken_add_model(m{i} STATIC NAME same CHECKPOINT model)\n" for i in range(2))
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\nfind_package(Kaoken REQUIRED)\n{models}"
+    )
+    with pytest.raises(AssertionError, match="another model is named same"):
+        configure(tmp_path, tmp_path / "build", Kaoken_DIR=ROOT / "cmake")
+
+
+def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -I -c 'import numpy'\n")
+    python.chmod(0o755)
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    with pytest.raises(AssertionError, match="lacks a package"):
+        configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint, KAOKEN_PYTHON=python)
+
+
+def test_a_bake_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["plain"].write(tmp_path / "model")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "kaoken", "bake", str(checkpoint), "-o", str(tmp_path / "x.so")]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}) as baking:
+        while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
+            assert baking.poll() is None
+            time.sleep(0.01)
+        baking.terminate()
+        assert baking.wait(30) == 128 + signal.SIGTERM
+    assert list(scratch.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+
+
+def test_a_daemon_thread_may_generate_while_the_interpreter_ends() -> None:
+    program = (
+        "import kaoken, threading, time; model = kaoken.BakedGPT2()\n"
+        "work = lambda: [model.generate([1], max_new_tokens=200) for _ in range(1000)]\n"
+        "threading.Thread(target=work, daemon=True).start(); time.sleep(0.3)"
+    )
+    for _ in range(3):
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stderr) == (0, "")

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 import kaoken
 from kaoken import codegen
-from kaoken.building import NINJA_STATUS, Progress, explanation, run
+from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.layout import DTYPES
 from kaoken.codegen.memory import make_budget
-from kaoken.errors import BuildError, CheckpointError, InputError
+from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
 from kaoken.inputs import integer
+from kaoken.library import check_file
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
 
 if TYPE_CHECKING:
@@ -176,15 +177,26 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
     progress.say("looking into the cache")
     before = _stamps(work.checkpoint.files)
     path = directory / f"{_model_name(work)}-{_key(work)[:32]}.so"
-    if path.is_file():
+    if _is_whole(path):
         return path
     try:
         with locked(path.with_suffix(".lock"), lambda: progress.say("waiting for another bake of it")):
-            if not path.is_file():
+            if not _is_whole(path):
                 _build(work, path, progress, before)
     except OSError as error:
         raise write_error(path, error) from error
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the cache has the library; a truncated one is baked again."""
+    if not path.is_file():
+        return False
+    try:
+        check_file(path)
+    except LibraryError:
+        return False
+    return True
 
 
 def _key(work: _Bake) -> str:
@@ -291,13 +303,13 @@ class _Workplace:
         if status != 0:
             raise self._failure(lines)
 
-    def _failure(self, lines: list[str]) -> BuildError:
+    def _failure(self, lines: list[str]) -> KaokenError:
         """The output with the user's own names in the place of this directory's."""
         text = explanation(lines).replace(str(self._directory / "checkpoint"), str(self._work.source.directory))
         root = self._directory.parent
         if "No space left on device" in text or shutil.disk_usage(root).free < 1 << 20:
             return BuildError(f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}")
-        return BuildError(f"baking {self._work.source.name} failed: {text}")
+        return error_class(lines)(f"baking {self._work.source.name} failed: {text}")
 
 
 def _minimum_cmake(project: Path) -> tuple[int, ...]:

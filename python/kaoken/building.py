@@ -15,10 +15,13 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
+from kaoken import errors
+from kaoken.errors import BuildError, KaokenError
+
 NINJA_STATUS = "[kaoken %f/%t] "
 
 _STATUS = re.compile(r"\[kaoken (\d+)/(\d+)\] ")
-_CODEGEN_ERROR = re.compile(r"\s*kaoken: error: (.+)")
+_CODEGEN_ERROR = re.compile(r"\s*kaoken: (\w+Error): (.+)")
 _FIRST_TROUBLE = re.compile(r"FAILED: |CMake Error|.*\b(?:fatal )?error\b", re.IGNORECASE)
 _KEPT_LINES = 2000
 _SHOWN_LINES = 30
@@ -101,6 +104,13 @@ def _stop(process: subprocess.Popen[str]) -> None:
                 process.wait(5)
 
 
+def error_class(lines: Sequence[str]) -> type[KaokenError]:
+    """The class of codegen's own error, where a failed build's output has one."""
+    names = [own[1] for own in map(_CODEGEN_ERROR.match, lines) if own]
+    found = getattr(errors, names[0], BuildError) if names else BuildError
+    return found if isinstance(found, type) and issubclass(found, KaokenError) else BuildError
+
+
 def explanation(lines: Sequence[str]) -> str:
     """What a user needs of a failed build's output: codegen's own error, else from the first trouble on."""
     for index, line in enumerate(lines):
@@ -108,7 +118,7 @@ def explanation(lines: Sequence[str]) -> str:
         if own:
             # CMake indents and wraps what a configuring codegen says.
             rest = takewhile(lambda following: following.startswith("  "), lines[index + 1 :])
-            return " ".join([own[1], *map(str.strip, rest)])
+            return " ".join([own[2], *map(str.strip, rest)])
     shown = [line for line in lines if line and not _STATUS.match(line)]
     first = next((index for index, line in enumerate(shown) if _FIRST_TROUBLE.match(line)), -_SHOWN_LINES)
     return "\n".join(line[:_SHOWN_WIDTH] for line in shown[first:][:_SHOWN_LINES])

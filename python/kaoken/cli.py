@@ -63,8 +63,11 @@ _EXIT_CODES = "exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted, 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (default: sys.argv); returns the exit code. argparse itself exits, with 0 or 2."""
-    options = _parser().parse_args(arguments)
+    if arguments is None:  # this process is the command: a bake ends its compilers on the way out
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, _end)
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
         sys.stdout.flush()
         return 0
@@ -80,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"not enough memory {error}".strip())
     except OSError as error:
         return _fail(error)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _fail(error: object) -> int:

@@ -83,7 +83,7 @@ def open_library(path: Path) -> _core.Library:
 
     Raises LibraryError if the file is missing, truncated, not a model library, or of an incompatible Kaoken.
     """
-    status = _check_file(path)
+    status = check_file(path)
     identity = (status.st_dev, status.st_ino)
     stamp = (status.st_size, status.st_mtime_ns)
     loaded = _loaded.get(identity)
@@ -113,9 +113,11 @@ def _fresh_name(path: Path) -> str:
     return os.path.join(directory, "./" * repeat + name)
 
 
-def _check_file(path: Path) -> os.stat_result:
-    if path.is_dir():
-        raise LibraryError(f"{path} is a directory, not a baked model library: {_HOW_TO_MAKE_ONE}")
+def check_file(path: Path) -> os.stat_result:
+    """Refuses what is no whole file before dlopen sees it; raises LibraryError."""
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "no regular file"
+        raise LibraryError(f"{path} is {kind}, not a baked model library: {_HOW_TO_MAKE_ONE}")
     try:
         with path.open("rb") as file:
             header = file.read(_ELF64_HEADER.size)
