@@ -219,6 +219,13 @@ def test_other_ends(
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-"])
+def test_a_closed_stream_is_no_traceback(closed: str) -> None:
+    command = f'"{sys.executable}" -m kaoken generate --max-new-tokens 2 x {closed}'
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     command = [sys.executable, "-m", "kaoken", "generate", "ROMEO:", "--max-new-tokens", "200"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # this process is the command: a bake ends its compilers on the way out
         for ending in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(ending, _end)
+        _reopen_closed_streams()
     try:
         options = _parser().parse_args(arguments)
         options.run(options)
@@ -83,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"not enough memory {error}".strip())
     except OSError as error:
         return _fail(error)
+
+
+def _reopen_closed_streams() -> None:
+    """Python leaves None for a stream that the shell closed (`>&-`); give it nothing to read, or nowhere to write."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the process's life)
 
 
 def _end(number: int, _frame: object) -> None:
