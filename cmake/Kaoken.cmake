@@ -25,6 +25,7 @@ option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
 # What no flag of a user's may change: a link-time optimizer moves .incbin away from its file, and fast maths the bits.
 set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno -fno-gnu-unique)
 set(KAOKEN_WARNINGS -Wall -Wextra $<$<BOOL:${KAOKEN_WERROR}>:-Werror>)
+list(APPEND KAOKEN_OURS ${KAOKEN_WARNINGS})
 
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW) # an empty argument is empty, not absent
@@ -109,9 +110,10 @@ function(kaoken_generate TARGET OUT)
   if(NOT pools MATCHES "kaoken=")
     set_property(GLOBAL APPEND PROPERTY JOB_POOLS "kaoken=${KAOKEN_PLAN_POOL}")
   endif()
+  kaoken_measure("${OUT}" measure)
   add_custom_command(
     OUTPUT ${names}
-    COMMAND "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}" codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
+    COMMAND ${measure} codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
     DEPENDS "${OUT}/options.json"
     DEPFILE "${OUT}/codegen.d"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
@@ -120,10 +122,15 @@ function(kaoken_generate TARGET OUT)
     VERBATIM)
 endfunction()
 
+# The launcher that records in OUT what a process takes, as a command to be continued.
+function(kaoken_measure OUT RESULT)
+  set(${RESULT} "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}" PARENT_SCOPE)
+endfunction()
+
 # Runs every compilation and link of a target in the one job pool, whose size the first plan of the build decides, and
 # records what each takes in OUT.
 function(kaoken_cap TARGET OUT)
-  set(measure "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}")
+  kaoken_measure("${OUT}" measure)
   set_target_properties(
     ${TARGET} PROPERTIES JOB_POOL_COMPILE kaoken
                          JOB_POOL_LINK kaoken
@@ -173,9 +180,10 @@ function(kaoken_compile TARGET OUT)
   endif()
   target_include_directories(${TARGET} PUBLIC "$<BUILD_INTERFACE:${KAOKEN_ROOT}/runtime/include>" PRIVATE "${OUT}")
   kaoken_compile_properties(${TARGET} "${OUT}")
+  kaoken_measure("${OUT}" measure)
   add_custom_command(
     TARGET ${TARGET} POST_BUILD
-    COMMAND "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/cmake/measure.py" "${OUT}" --report "$<TARGET_FILE:${TARGET}>.json"
+    COMMAND ${measure} --report "$<TARGET_FILE:${TARGET}>.json"
     VERBATIM)
 endfunction()
 

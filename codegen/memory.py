@@ -103,7 +103,7 @@ def group_sources(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str
 
 
 def processors() -> int:
-    """Processors that this process may use, by affinity and cgroup."""
+    """Processors that this process may use, by affinity and cgroup (version 2)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [-(-limit // period) for limit, period in map(_numbers, cgroup_files("cpu", "cpu.max")) if limit]
     return max(1, min([allowed, *quotas]))

@@ -23,7 +23,7 @@ import kaoken
 from checkpoints import GOLDEN_TOY, make_tensors, write_checkpoint
 from configurations import CONFIGURATIONS
 from kaoken import codegen
-from native_build import call, configure, ninja
+from native_build import call, configure, configure_native_tests, ninja
 from oracle import open_oracle
 
 ROOT = Path(str(codegen.__file__)).parent.parent
@@ -389,3 +389,12 @@ def test_a_daemon_thread_may_generate_while_the_interpreter_ends() -> None:
     for _ in range(3):
         ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_every_file_of_ours_is_compiled_with_warnings(tmp_path: Path) -> None:
+    """And, where KAOKEN_WERROR is on, as in continuous integration, with warnings as errors."""
+    configure_native_tests(tmp_path, KAOKEN_WERROR="ON", KAOKEN_TEST_ISAS="scalar", CMAKE_EXPORT_COMPILE_COMMANDS="ON")
+    commands = json.loads((tmp_path / "compile_commands.json").read_text(encoding="utf-8"))
+    assert {"kernels.cpp", "runtime_test.cpp", "head_weights.cpp"} <= {Path(each["file"]).name for each in commands}
+    for each in commands:
+        assert {"-Wall", "-Wextra", "-Werror"} <= set(each["command"].split()), each["file"]
