@@ -23,9 +23,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
+from codegen.dtypes import make_types
 from codegen.errors import KaokenError
 from codegen.isa import resolve
-from codegen.layout import DTYPES
 from codegen.memory import PYTHON_MODULE, make_budget
 from scikit_build_core import build as skbuild
 
@@ -60,8 +60,20 @@ def _revision(value: str) -> str:
 
 
 def _dtype(value: str) -> str:
-    if value not in DTYPES:
-        raise _mistake(f"dtype={value} is not supported; expected {' or '.join(DTYPES)}")
+    with _reporting_errors(f"dtype={value}"):
+        make_types(value)
+    return value
+
+
+def _tensor_dtypes(value: str) -> str:
+    with _reporting_errors(f"tensor-dtypes={value}"):
+        make_types("float32", value)
+    return value.replace(";", ",")
+
+
+def _cache_dtype(value: str) -> str:
+    with _reporting_errors(f"cache-dtype={value}"):
+        make_types("float32", cache=value)
     return value
 
 
@@ -87,6 +99,8 @@ SETTINGS: dict[str, Callable[[str], str]] = {
     "model": _model,
     "revision": _revision,
     "dtype": _dtype,
+    "tensor-dtypes": _tensor_dtypes,
+    "cache-dtype": _cache_dtype,
     "isa": _isa,
     "jobs": _jobs,
     "compile-memory": _compile_memory,

@@ -2,7 +2,8 @@
 #
 #   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
-#                    [DTYPE float32] [ISA native|portable|<list>]
+#                    [DTYPE float32|bfloat16|int8|int4|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
+#                    [CACHE_DTYPE float32|bfloat16|int8] [ISA native|portable|<list>]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
@@ -10,6 +11,7 @@
 # program can hold several. Its build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
 # the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
 # checkpoint's with NAMED_BY_CHECKPOINT.
+# The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
 # Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
@@ -33,7 +35,8 @@ endif()
 
 function(kaoken_add_model TARGET)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT"
-                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;ISA;JOBS;COMPILE_MEMORY" "")
+                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;CACHE_DTYPE;ISA;JOBS;COMPILE_MEMORY"
+                        "TENSOR_DTYPES")
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
   endif()
@@ -78,7 +81,7 @@ endfunction()
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
-  foreach(option NAME SOURCE REVISION COMMIT DTYPE ISA JOBS COMPILE_MEMORY)
+  foreach(option NAME SOURCE REVISION COMMIT DTYPE TENSOR_DTYPES CACHE_DTYPE ISA JOBS COMPILE_MEMORY)
     if(ARG_${option})
       string(TOLOWER "--${option}" flag)
       string(REPLACE "_" "-" flag "${flag}")
@@ -151,7 +154,7 @@ function(kaoken_compile TARGET OUT)
     add_library(${TARGET}_${isa} OBJECT ${code})
     target_compile_options(${TARGET}_${isa} PRIVATE ${flags} -fno-exceptions
                            $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>) # wrong on its own AVX-512 headers
-    target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa} KAOKEN_ISA_${isa}=1)
+    target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa})
     target_include_directories(${TARGET}_${isa} PRIVATE "${KAOKEN_ROOT}/runtime/kernels" "${OUT}")
     set_target_properties(${TARGET}_${isa} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
     kaoken_compile_properties(${TARGET}_${isa} "${OUT}")

@@ -14,12 +14,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import InputError, KaokenError
 from .files import write_if_changed
 from .hub import resolve_model
 from .isa import TABLE, canonical_machine, resolve
-from .layout import DTYPES
 from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Baked, Options, bake, generate
 from .plan import plan_text
@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--commit", default=None, help="where a directory came from, to be recorded")
     plan.add_argument("--name", default=None, help="a C identifier; made from the checkpoint's name without it")
     plan.add_argument("--source", default=None, help="the checkpoint's name for people")
-    plan.add_argument("--dtype", choices=DTYPES, default="float32")
+    plan.add_argument("--dtype", default="float32", help="of the weights")
+    plan.add_argument("--tensor-dtypes", default="", help="of some of them: PATTERN=TYPE,...")
+    plan.add_argument("--cache-dtype", default=None, help="of the KV cache")
     plan.add_argument("--isa", default="portable")
     plan.add_argument("--machine", default=None, help="the architecture to compile for")
     plan.add_argument("--jobs", type=int, default=None)
@@ -63,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> None:
     source = resolve_model(arguments.checkpoint, revision=arguments.revision or None, root=arguments.root)
+    types = make_types(arguments.dtype, arguments.tensor_dtypes, arguments.cache_dtype or None)
     options = Options(
         name=_checked_name(arguments.name or identifier(source.name)),
         source=arguments.source or source.name,
         revision=source.revision or arguments.commit or None,
-        dtype=arguments.dtype,
-        isas=resolve(arguments.isa, arguments.machine),
+        types=types,
+        isas=resolve(arguments.isa, arguments.machine, types.used()),
         version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
     )
@@ -91,7 +94,10 @@ def _checked_name(name: str) -> str:
 def _generate(arguments: argparse.Namespace) -> None:
     saved = json.loads((arguments.out / "options.json").read_text(encoding="utf-8"))
     directory = Path(saved.pop("checkpoint"))
-    options = Options(**{**saved, "isas": tuple(saved["isas"]), "budget": MemoryBudget(**saved["budget"])})
+    types = saved["types"]
+    types["overrides"] = tuple(map(tuple, types["overrides"]))
+    saved |= {"isas": tuple(saved["isas"]), "types": Types(**types), "budget": MemoryBudget(**saved["budget"])}
+    options = Options(**saved)
     baked = bake(directory, options)
     generate(baked, arguments.out)
     write_if_changed(arguments.out / "codegen.d", [_depfile(arguments.out, baked).encode()])

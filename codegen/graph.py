@@ -43,6 +43,21 @@ def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
     return tuple(dict.fromkeys(source for tensor in tensors for source in tensor.sources))
 
 
+def stack(*tensors: Tensor) -> Tensor:
+    """The rows of all, one tensor behind another."""
+    ends = np.cumsum([tensor.shape[0] for tensor in tensors]).tolist()
+
+    def rows(start: int, stop: int) -> Array:
+        parts = []
+        for tensor, end in zip(tensors, ends, strict=True):
+            begin = end - tensor.shape[0]
+            if start < end and begin < stop:
+                parts.append(tensor.rows(max(start, begin) - begin, min(stop, end) - begin))
+        return np.concatenate(parts)
+
+    return Tensor((ends[-1], *tensors[0].shape[1:]), merge_sources(*tensors), rows)
+
+
 def pieces(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """[start, stop) in runs of whole panels whose float64 rows of `width` stay within PIECE_BYTES, if a panel does."""
     step = max(1, PIECE_BYTES // (8 * width * PANEL)) * PANEL

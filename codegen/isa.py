@@ -1,7 +1,8 @@
 """The instruction sets that Kaoken can compile for: a reader of cmake/isas.json, the only table of them.
 
 In the table an ISA lists the machines that have it (none: all), the processor features it needs, spelled as
-`__builtin_cpu_supports` spells them, and its compiler flags. Later entries are better.
+`__builtin_cpu_supports` and Linux's HWCAP spell them, the number types that it is any better for than those before it
+(none: all), and its compiler flags. Later entries are better.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import platform
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,18 +28,26 @@ class ISA:
     name: str
     machines: tuple[str, ...]
     cpu: tuple[str, ...]
+    dtypes: tuple[str, ...]
     flags: tuple[str, ...]
 
     def runs_on(self, machine: str) -> bool:
         """Whether any processor of the machine could have this ISA."""
         return not self.machines or machine in self.machines
 
+    def helps(self, dtypes: Collection[str] | None) -> bool:
+        """Whether a model of these types gains from it; None stands for any type."""
+        return dtypes is None or not self.dtypes or not set(dtypes).isdisjoint(self.dtypes)
+
 
 @cache
 def table() -> dict[str, ISA]:
     """Every ISA by name, worst first."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))
-    return {name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "flags"))) for name, row in rows.items()}
+    return {
+        name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "dtypes", "flags")))
+        for name, row in rows.items()
+    }
 
 
 def canonical_machine(machine: str | None = None) -> str:
@@ -46,11 +56,12 @@ def canonical_machine(machine: str | None = None) -> str:
     return MACHINES.get(machine, machine)
 
 
-def resolve(isa: str, machine: str | None = None) -> tuple[str, ...]:
+def resolve(isa: str, machine: str | None = None, dtypes: Collection[str] | None = None) -> tuple[str, ...]:
     """The ISAs that `isa` stands for, worst first.
 
-    `native` is the best one of the machine at hand, `portable` every one of its architecture, and a list names them
-    ("scalar,avx2"). `machine` is the architecture to compile for, by default this one's.
+    `native` is the best one of the machine at hand, `portable` every one of its architecture, both of those that help
+    a model of the `dtypes`, and a list names them ("scalar,avx2"). `machine` is the architecture to compile for, by
+    default this one's.
 
     Raises ISAError for an unknown name, an empty list, or an ISA of another architecture.
     """
@@ -59,9 +70,9 @@ def resolve(isa: str, machine: str | None = None) -> tuple[str, ...]:
         here = canonical_machine()
         if machine != here:
             raise ISAError(f"isa=native cannot be known when compiling for {machine} on {here}; use portable")
-        return (_native(machine),)
+        return (_native(machine, dtypes),)
     if isa == "portable":
-        return tuple(row.name for row in table().values() if row.runs_on(machine))
+        return tuple(row.name for row in table().values() if row.runs_on(machine) and row.helps(dtypes))
     names = [name.strip() for name in isa.replace(";", ",").split(",") if name.strip()]
     if not names:
         raise ISAError(f"isa is empty; give native, portable, or some of: {', '.join(table())}")
@@ -79,10 +90,10 @@ def _known(name: str, machine: str) -> str:
     return name
 
 
-def _native(machine: str) -> str:
+def _native(machine: str, dtypes: Collection[str] | None) -> str:
     features = _processor_features()
-    usable = [row.name for row in table().values() if row.runs_on(machine) and set(row.cpu) <= features]
-    return usable[-1]
+    rows = (row for row in table().values() if row.runs_on(machine) and row.helps(dtypes))
+    return [row.name for row in rows if set(row.cpu) <= features][-1]
 
 
 def _processor_features() -> set[str]:
@@ -91,5 +102,5 @@ def _processor_features() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return {flag.replace("_", "") for flag in flags}

@@ -1,16 +1,35 @@
-"""The one packed layout of a matrix, float32: panels of 16 outputs, [ceil(N / 16)][K][16].
+"""The one packed layout of a matrix [N, K] in each type; the kernels read it in this order (runtime/kernels/kinds.h).
 
-The kernels read it in exactly this order (runtime/kernels/tile.h); one zmm, two ymm or four q registers hold the 16
-outputs of one k. Outputs past N are zero.
+Panels are 16 outputs wide, and a line of 64 bytes holds as many k of them as fit, so that one zmm, two ymm or four q
+registers take in a line and one dot instruction all of it:
+
+    float32   [N / 16][K][16]
+    bfloat16  [N / 16][K / 2][16][2]
+    int8      [N / 16][K / 4][16][4]        with float32 scales [N] and int32 sums of weights [N]
+    int4      [N / 16][K / 32][4][16][4]    pairs of nibbles: k = 4 line + i low, k = 16 + 4 line + i high; with float16
+                                            scales [N / 16][K / 32][16] and float32 sums of scaled weights [N]
+
+N and K are rounded up with zeros.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-DTYPES = ("float32",)  # that have a packed layout
+Array = NDArray[np.float64]
+Parts = tuple[NDArray[Any], ...]  # a packer's result: weights first, then what belongs to them
+
 PANEL = 16  # kPanel of runtime/include/kaoken/pass.h
+GROUP = 32  # values of k that share an int4 scale: kGroup of runtime/kernels/int4_tile.h
+LINE = 64  # bytes
+STEPS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": GROUP}  # K is a multiple of it
+INPUT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
+INT32_INPUTS = ((1 << 31) - 1) // (255 * 127)  # the most k whose int8 products fit an int32 sum
+
+SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 
 
 def round_up(n: int, step: int = PANEL) -> int:
@@ -18,20 +37,109 @@ def round_up(n: int, step: int = PANEL) -> int:
     return -(-n // step) * step
 
 
-def pack_panels(weight: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[N, K] -> [ceil(N / 16), K, 16] float32."""
-    return np.ascontiguousarray(pad_rows(weight).reshape(-1, PANEL, weight.shape[1]).transpose(0, 2, 1))
-
-
-def pad_rows(array: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[N, ...] -> [N rounded up to 16, ...] float32, zeros at the end."""
-    padded = np.zeros((round_up(array.shape[0]), *array.shape[1:]), np.float32)
-    padded[: array.shape[0]] = array
+def pad(array: NDArray[np.floating], rows: int, columns: int) -> Array:
+    """[N, K] with zeros up to multiples of `rows` and `columns`."""
+    padded = np.zeros((round_up(array.shape[0], rows), round_up(array.shape[1], columns)))
+    padded[: array.shape[0], : array.shape[1]] = array
     return padded
 
 
-def pad_columns(array: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[N, K] -> [N, K rounded up to 16] float32, zeros at the end."""
-    padded = np.zeros((array.shape[0], round_up(array.shape[1])), np.float32)
-    padded[:, : array.shape[1]] = array
-    return padded
+def panels(array: NDArray[np.generic], step: int) -> NDArray[np.generic]:
+    """[N, K], multiples of 16 and `step` -> [N / 16, K / step, 16, step]."""
+    split = array.reshape(-1, PANEL, array.shape[1] // step, step)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
+
+
+def pack_float32(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K]."""
+    with np.errstate(over="ignore"):
+        return (panels(pad(weight, PANEL, 1).astype(np.float32), 1),)
+
+
+def pack_bfloat16(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K], rounded once to the nearest bfloat16, ties to even, as the upper halves of float32."""
+    mantissa, exponent = np.frexp(pad(weight, PANEL, 2))
+    with np.errstate(over="ignore"):
+        nearest = np.ldexp(np.rint(mantissa * 256), exponent - 8).astype(np.float32)
+    return (panels((nearest.view(np.uint32) >> 16).astype(np.uint16), 2),)
+
+
+def quantize_int8(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """[N, K] -> integers [N, K] in [-127, 127] and scales [N]: symmetric, the largest of each output at 127."""
+    scale = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+    return np.rint(weight / np.where(scale > 0, scale, np.inf)[:, None]).astype(np.int8), scale
+
+
+def pack_int8(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K], scales and sums."""
+    integers, scale = quantize_int8(pad(weight, PANEL, 4))
+    return panels(integers, 4), scale, integers.sum(axis=1, dtype=np.int32)
+
+
+def quantize_int4(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """[N, K], K a multiple of 32 -> integers [N, K] in [-8, 7] and scales [N, K / 32].
+
+    Of the two scales that put a group's largest value at 7 or at -8, the one that leaves the smaller squared error.
+    Scales are rounded to float16 first, and values are rounded against what remains.
+    """
+    groups = weight.reshape(weight.shape[0], -1, GROUP)
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)[..., 0]
+    tried = [_round_groups(groups, _half(scale)) for scale in (np.abs(extreme) / 7, extreme / -8)]
+    with np.errstate(invalid="ignore"):  # a scale past float16 is infinite, which packing refuses
+        errors = [((q * scale[..., None].astype(np.float64) - groups) ** 2).sum(axis=2) for q, scale in tried]
+    second = errors[1] < errors[0]
+    integers = np.where(second[..., None], tried[1][0], tried[0][0])
+    return integers.reshape(weight.shape), np.where(second, tried[1][1], tried[0][1])
+
+
+def _half(scale: Array) -> NDArray[np.float16]:
+    """Normal float16s or zero: kernels flush denormals."""
+    normal = np.copysign(np.maximum(np.abs(scale), SMALLEST_HALF), scale)
+    with np.errstate(over="ignore"):
+        return np.where(scale == 0, 0, normal).astype(np.float16)
+
+
+def _round_groups(
+    groups: NDArray[np.floating], scale: NDArray[np.float16]
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    divisor = np.where(scale == 0, np.inf, scale.astype(np.float64))
+    return np.clip(np.rint(groups / divisor[..., None]), -8, 7).astype(np.int8), scale
+
+
+def pack_int4(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K], scales and sums."""
+    integers, scale = quantize_int4(pad(weight, PANEL, GROUP))
+    sums = (integers.reshape(*scale.shape, GROUP).sum(axis=2) * scale.astype(np.float64)).sum(axis=1)
+    # [N / 16][group][output][half][line][i] -> [N / 16][group][half][line][output][i]
+    split = panels(integers, GROUP).reshape(-1, scale.shape[1], PANEL, 2, 4, 4).transpose(0, 1, 3, 4, 2, 5)
+    nibbles = split.astype(np.uint8) & 15
+    packed = np.ascontiguousarray(nibbles[:, :, 0] | nibbles[:, :, 1] << 4)
+    return packed, panels(scale, 1).reshape(-1, scale.shape[1], PANEL), sums.astype(np.float32)
+
+
+PACKERS = {"float32": pack_float32, "bfloat16": pack_bfloat16, "int8": pack_int8, "int4": pack_int4}
+
+
+def packed_sizes(dtype: str, rows: int, depth: int) -> tuple[int, ...]:
+    """How many values each array of a packer's result has, for [rows, depth]."""
+    outputs, padded = round_up(rows), round_up(depth, STEPS[dtype])
+    if dtype == "int8":
+        return outputs * padded, outputs, outputs
+    if dtype == "int4":
+        return outputs * padded // 2, outputs * padded // GROUP, outputs
+    return (outputs * padded,)
+
+
+def input_bytes(dtype: str, depth: int) -> int:
+    """Of a row of `depth` inputs to a matrix of this type: whole lines."""
+    return round_up(depth * INPUT_BYTES[dtype], LINE)
+
+
+def pad_vector(vector: NDArray[np.floating]) -> Array:
+    """[N] -> [N rounded up to 16], zeros at the end."""
+    return pad(vector[:, None], PANEL, 1)[:, 0]
+
+
+def pad_columns(array: NDArray[np.floating]) -> Array:
+    """[N, K] -> [N, K rounded up to 16], zeros at the end."""
+    return pad(array, 1, PANEL)

@@ -9,40 +9,78 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BuildError, CheckpointError
-from .graph import Block, Graph, Linear, Tensor, merge_sources, pieces
-from .layout import PANEL, pack_panels, pad_columns, pad_rows, round_up
+from .dtypes import HEAD, TOKENS, Types
+from .errors import BuildError, CheckpointError, UnsupportedModelError
+from .graph import Block, Graph, Tensor, pieces, stack
+from .layout import (
+    INT32_INPUTS,
+    PACKERS,
+    PANEL,
+    input_bytes,
+    packed_sizes,
+    pad_columns,
+    pad_vector,
+    round_up,
+)
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
+Values = NDArray[Any]
 
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
-LITERAL_LIMIT = 64  # arrays up to this many values are readable, and become constexpr literals
+LITERAL_LIMIT = 64  # float arrays up to this many values are readable, and become constexpr literals
+
+# How C++ declares the arrays of a packer's result, and what they are called after the matrix.
+C_TYPES = {"f4": "float", "f2": "uint16_t", "u2": "uint16_t", "i4": "int32_t", "i1": "int8_t", "u1": "uint8_t"}
+PARTS = {
+    "float32": (("weight", "f4"),),
+    "bfloat16": (("weight", "u2"),),
+    "int8": (("weight", "i1"), ("scale", "f4"), ("sum", "i4")),
+    "int4": (("weight", "u1"), ("scale", "f2"), ("sum", "f4")),
+}
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One array of a unit: its C++ name, how many float32 it is, and the values in pieces."""
+    """One array of a unit: its C++ name, its type, how many values it has, and the values in pieces."""
 
     name: str
     sources: tuple[str, ...]
+    type: str  # a key of C_TYPES
     size: int
-    chunks: Callable[[], Iterator[Floats]]
+    chunks: Callable[[], Iterator[Values]]
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.size
+        return int(self.type[1:]) * self.size
 
     @property
     def literal(self) -> bool:
-        return self.size <= LITERAL_LIMIT
+        return self.type == "f4" and self.size <= LITERAL_LIMIT
 
     def values(self) -> list[float]:
         """Every value; for literals."""
-        return [float(value) for chunk in self.chunks() for value in chunk.ravel()]
+        return [float(value) for chunk in self.chunks() for value in chunk.ravel().tolist()]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix: its C++ name, its type, and the arrays that it is packed into."""
+
+    name: str
+    dtype: str
+    rows: int
+    depth: int
+    arrays: tuple[Packed, ...]
+
+    @property
+    def input_bytes(self) -> int:
+        """Of a row of its inputs."""
+        return input_bytes(self.dtype, self.depth)
 
 
 @dataclass(frozen=True)
@@ -85,8 +123,27 @@ class Unit:
 class Table:
     """A token table in shards of `shard_rows` rows, the last one shorter."""
 
-    shards: tuple[Packed, ...]
+    shards: tuple[Matrix, ...]
     shard_rows: int
+
+    @property
+    def arrays(self) -> tuple[Packed, ...]:
+        return tuple(array for shard in self.shards for array in shard.arrays)
+
+
+@dataclass(frozen=True)
+class PackedBlock:
+    """A block's unit and its matrices, in the order of their use."""
+
+    unit: Unit
+    c_attn: Matrix
+    attn_c_proj: Matrix
+    c_fc: Matrix
+    mlp_c_proj: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return (self.c_attn, self.attn_c_proj, self.c_fc, self.mlp_c_proj)
 
 
 @dataclass(frozen=True)
@@ -94,63 +151,76 @@ class PackedModel:
     """Every unit of a model; `tokens` is the head's own table where they are tied."""
 
     graph: Graph
+    types: Types
     embeddings: Unit
-    blocks: tuple[Unit, ...]
+    blocks: tuple[PackedBlock, ...]
     head: Unit
-    positions: tuple[Packed, ...]
+    positions: Packed
     tokens: Table
     head_table: Table
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        return (self.embeddings, *self.blocks, self.head)
+        return (self.embeddings, *(block.unit for block in self.blocks), self.head)
 
     @property
     def nbytes(self) -> int:
         """Of all blobs."""
         return sum(blob.nbytes for unit in self.units for blob in unit.blobs)
 
+    @property
+    def input_bytes(self) -> int:
+        """Of a row of the widest inputs."""
+        matrices = [matrix for block in self.blocks for matrix in block.matrices] + [self.head_table.shards[0]]
+        return max(matrix.input_bytes for matrix in matrices)
 
-def pack(graph: Graph, blob_limit: int) -> PackedModel:
+
+def pack(graph: Graph, types: Types, blob_limit: int) -> PackedModel:
     """Packs the graph into blobs of at most `blob_limit` bytes.
 
-    Raises BuildError where a single matrix of a block is larger than that.
+    Raises BuildError where a single matrix of a block is larger than that, InputError for an override that matches
+    nothing, and UnsupportedModelError for a matrix too deep for its type.
     """
     tied = graph.spec.tie_word_embeddings
-    head_table = _table("head_weight", graph.head.weight, blob_limit, _pack_matrix)
-    tokens = head_table if tied else _table("tokens", graph.tokens, blob_limit, pad_columns)
-    positions = (_packed("positions", graph.positions, pad_columns),)
+    types.check(_matrix_names(graph))
+    head_table = _table("head", graph.head.weight, types.of(HEAD), blob_limit)
+    tokens = head_table if tied else _table("tokens", graph.tokens, types.of(TOKENS), blob_limit)
+    positions = _packed("positions", graph.positions, pad_columns)
     return PackedModel(
         graph=graph,
-        embeddings=_unit("embeddings", [*positions, *(() if tied else tokens.shards)], blob_limit),
-        blocks=tuple(_pack_block(index, block, blob_limit) for index, block in enumerate(graph.blocks)),
-        head=_unit("head", [*_head_vectors(graph), *head_table.shards], blob_limit),
+        types=types,
+        embeddings=_unit("embeddings", [positions, *(() if tied else tokens.arrays)], blob_limit),
+        blocks=tuple(_pack_block(index, block, types, blob_limit) for index, block in enumerate(graph.blocks)),
+        head=_unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit),
         positions=positions,
         tokens=tokens,
         head_table=head_table,
     )
 
 
-def _pack_block(index: int, block: Block, blob_limit: int) -> Unit:
-    parts = (block.query, block.key, block.value)
-    c_attn = [_matrix("", part) for part in parts]
+def _matrix_names(graph: Graph) -> list[str]:
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    names = [f"h.{index}.{part}" for index in range(len(graph.blocks)) for part in parts]
+    return [HEAD, *([] if graph.spec.tie_word_embeddings else [TOKENS]), *names]
 
-    def fused() -> Iterator[Floats]:
-        for part in c_attn:
-            yield from part.chunks()
 
-    sources = merge_sources(*(part.weight for part in parts))
+def _pack_block(index: int, block: Block, types: Types, blob_limit: int) -> PackedBlock:
+    fused = stack(block.query.weight, block.key.weight, block.value.weight)
+    c_attn = _matrix("c_attn", fused, types.of(f"h.{index}.attn.c_attn"))
+    attn_c_proj = _matrix("attn_c_proj", block.attn_out.weight, types.of(f"h.{index}.attn.c_proj"))
+    c_fc = _matrix("c_fc", block.mlp_in.weight, types.of(f"h.{index}.mlp.c_fc"))
+    mlp_c_proj = _matrix("mlp_c_proj", block.mlp_out.weight, types.of(f"h.{index}.mlp.c_proj"))
     arrays = [
-        Packed("c_attn_weight", sources, sum(part.size for part in c_attn), fused),
+        *c_attn.arrays,
         *_vector("query_bias", block.query.bias),
-        _matrix("attn_c_proj_weight", block.attn_out),
+        *attn_c_proj.arrays,
         *_vector("attn_c_proj_bias", block.attn_out.bias),
-        _matrix("c_fc_weight", block.mlp_in),
+        *c_fc.arrays,
         *_vector("c_fc_bias", block.mlp_in.bias),
-        _matrix("mlp_c_proj_weight", block.mlp_out),
+        *mlp_c_proj.arrays,
         *_vector("mlp_c_proj_bias", block.mlp_out.bias),
     ]
-    return _unit(f"block_{index:02}", arrays, blob_limit)
+    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), c_attn, attn_c_proj, c_fc, mlp_c_proj)
 
 
 def _head_vectors(graph: Graph) -> list[Packed]:
@@ -197,23 +267,30 @@ def _blob(name: str, arrays: list[Packed]) -> Blob:
 
 
 def _vector(name: str, tensor: Tensor | None) -> list[Packed]:
-    return [] if tensor is None else [_packed(name, tensor, pad_rows)]
+    return [] if tensor is None else [_packed(name, tensor, pad_vector)]
 
 
-def _matrix(name: str, linear: Linear) -> Packed:
-    return _packed(name, linear.weight, _pack_matrix)
+def _packed(name: str, tensor: Tensor, pad: Callable[[Floats], Floats]) -> Packed:
+    """A vector or a table of rows, in float32."""
+    width = int(np.prod(tensor.shape[1:], dtype=np.int64))
+    size = tensor.shape[0] * round_up(width) if len(tensor.shape) > 1 else round_up(tensor.shape[0])
+
+    def chunks() -> Iterator[Values]:
+        for start, stop in pieces(0, tensor.shape[0], width):
+            with np.errstate(over="ignore"):
+                yield _checked(tensor, pad(tensor.rows(start, stop)).astype(np.float32))
+
+    return Packed(name, tensor.sources, "f4", size, chunks)
 
 
-def _table(name: str, tensor: Tensor, blob_limit: int, pack_rows: Callable[[Floats], Floats]) -> Table:
+def _table(name: str, tensor: Tensor, dtype: str, blob_limit: int) -> Table:
     rows, width = tensor.shape
-    panels = round_up(rows) // PANEL
-    per_shard = max(1, blob_limit // (PANEL * 4 * round_up(width)))
-    count = -(-panels // per_shard)
-    shard_rows = -(-panels // count) * PANEL
-    shards = []
-    for index, start in enumerate(range(0, rows, shard_rows)):
-        shards.append(_packed(f"{name}_{index}", _slice(tensor, start, min(rows, start + shard_rows)), pack_rows))
-    return Table(tuple(shards), shard_rows)
+    count = round_up(rows) // PANEL
+    per_shard = max(1, blob_limit // (packed_sizes(dtype, PANEL, width)[0] * int(PARTS[dtype][0][1][1:])))
+    shard_rows = -(-count // -(-count // per_shard)) * PANEL
+    starts = range(0, rows, shard_rows)
+    shards = [_slice(tensor, start, min(rows, start + shard_rows)) for start in starts]
+    return Table(tuple(_matrix(f"{name}_{index}", shard, dtype) for index, shard in enumerate(shards)), shard_rows)
 
 
 def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -221,34 +298,57 @@ def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
     return Tensor(shape, tensor.sources, lambda first, last: tensor.rows(start + first, start + last))
 
 
-def _pack_matrix(rows: Floats) -> Floats:
-    return pack_panels(rows)
+def _matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
+    rows, depth = tensor.shape
+    if dtype == "int8" and depth > INT32_INPUTS:
+        raise UnsupportedModelError(
+            f"{' + '.join(tensor.sources)}: sums of {depth} int8 products could pass int32; at most {INT32_INPUTS}: "
+            "give this matrix another type"
+        )
+    parts = _Parts(tensor, dtype)
+    arrays = (
+        Packed(f"{name}_{part}", tensor.sources, type_, size, parts.reader(index))
+        for index, ((part, type_), size) in enumerate(zip(PARTS[dtype], packed_sizes(dtype, rows, depth), strict=True))
+    )
+    return Matrix(name, dtype, rows, depth, tuple(arrays))
 
 
-def _packed(name: str, tensor: Tensor, pack_rows: Callable[[Floats], Floats]) -> Packed:
-    """`tensor` in pieces, rounded to float32 and packed by `pack_rows`."""
-    width = int(np.prod(tensor.shape[1:], dtype=np.int64))
-    size = _packed_size(tensor.shape, pack_rows)
+class _Parts:
+    """The arrays that a matrix is packed into, a piece at a time.
 
-    def chunks() -> Iterator[Floats]:
-        for start, stop in pieces(0, tensor.shape[0], width):
-            yield pack_rows(_round(tensor, tensor.rows(start, stop)))
+    The weights come first in a blob; their scales and sums, which are small, are kept from the same pass.
+    """
 
-    return Packed(name, tensor.sources, size, chunks)
+    def __init__(self, tensor: Tensor, dtype: str) -> None:
+        self._tensor = tensor
+        self._dtype = dtype
+        self._small: list[list[Values]] = []
+
+    def reader(self, index: int) -> Callable[[], Iterator[Values]]:
+        """What yields the pieces of the array at `index` of the packer's result."""
+        return self._weights if index == 0 else lambda: self._part(index - 1)
+
+    def _weights(self) -> Iterator[Values]:
+        small = []
+        for start, stop in pieces(0, *self._tensor.shape):
+            weights, *rest = PACKERS[self._dtype](_checked(self._tensor, self._tensor.rows(start, stop)))
+            small.append(rest)
+            yield _checked(self._tensor, weights)
+        self._small = small
+
+    def _part(self, index: int) -> Iterator[Values]:
+        if not self._small:
+            for _ in self._weights():
+                pass
+        return (_checked(self._tensor, piece[index]) for piece in self._small)
 
 
-def _packed_size(shape: tuple[int, ...], pack_rows: Callable[[Floats], Floats]) -> int:
-    if pack_rows is pad_columns:
-        return shape[0] * round_up(shape[1])
-    return round_up(shape[0]) * int(np.prod(shape[1:], dtype=np.int64))
-
-
-def _round(tensor: Tensor, values: NDArray[np.float64]) -> Floats:
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float32)
-    if not np.isfinite(rounded).all():
+def _checked(tensor: Tensor, values: Values) -> Values:
+    """`values`, which must be finite."""
+    finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
+    if not finite.all():
         raise CheckpointError(
-            f"{' + '.join(tensor.sources)}: folded together these pass the range of float32; "
+            f"{' + '.join(tensor.sources)}: folded together these pass the range of their type; "
             "the checkpoint's weights are too large to be sound"
         )
-    return rounded
+    return values

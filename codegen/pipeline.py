@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import passes
 from .checkpoint import Checkpoint, open_checkpoint
+from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import Source
 from .files import write_if_changed
@@ -30,7 +31,7 @@ class Options:
     name: str  # a C identifier
     source: str  # as the user named the checkpoint
     revision: str | None
-    dtype: str
+    types: Types
     isas: tuple[str, ...]  # resolved, worst first
     version: str
     budget: MemoryBudget
@@ -75,7 +76,9 @@ class Baked:
                 "source": options.source,
                 "revision": options.revision,
                 "weights_sha256": self.checkpoint.sha256(),
-                "dtype": options.dtype,
+                "dtype": options.types.dtype,
+                "cache_dtype": options.types.cache,
+                "tensor_dtypes": dict(options.types.overrides),
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
                 "config": self.packed.graph.spec.to_config(),
             }
@@ -86,7 +89,7 @@ def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
     graph = passes.run(build_graph(checkpoint, read_spec(checkpoint)))
-    return Baked(checkpoint, pack(graph, options.budget.blob_limit), options)
+    return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit), options)
 
 
 def generate(baked: Baked, out: Path) -> None:

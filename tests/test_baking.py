@@ -232,7 +232,9 @@ def test_the_environment_of_the_tools(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dtype": "int8"}, kaoken.InputError, "dtype must be float32, not 'int8'"),
+        ({"dtype": "int5"}, kaoken.InputError, "dtype='int5' is unknown"),
+        ({"tensor_dtypes": {"lm_head": "int5"}}, kaoken.InputError, "lm_head=int5"),
+        ({"cache_dtype": "int4"}, kaoken.InputError, "cache_dtype='int4' is unknown"),
         ({"dtype": None}, kaoken.InputError, "dtype"),
         ({"isa": "avx3"}, kaoken.ISAError, "avx3"),
         ({"isa": ""}, kaoken.ISAError, "isa"),
@@ -456,7 +458,7 @@ def test_the_key_does_not_care_for_jobs(checkpoint: Path, builds: Builds, cache:
 def test_a_list_of_isas_in_any_order_is_one(checkpoint: Path, builds: Builds, cache: Path) -> None:
     from kaoken.codegen.isa import resolve
 
-    names = resolve("portable")
+    names = resolve("portable", dtypes={"float32"})
     assert kaoken.bake(checkpoint, isa=",".join(reversed(names))) == kaoken.bake(checkpoint, isa="portable")
 
 

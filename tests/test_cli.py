@@ -147,12 +147,17 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         return Path("there.so")
 
     monkeypatch.setattr("kaoken.baking.bake", bake)
-    arguments = "bake gpt2 -o x.so --dtype float32 --isa portable --revision main --jobs 3 --compile-memory 300M"
+    arguments = (
+        "bake gpt2 -o x.so --dtype int4 --tensor-dtype h.*.mlp.*=int8 --tensor-dtype lm_head=bfloat16 "
+        "--cache-dtype float32 --isa portable --revision main --jobs 3 --compile-memory 300M"
+    )
     assert succeed(capsys, *arguments.split()) == "there.so\n"
     assert passed == {
         "checkpoint": "gpt2",
         "out": "x.so",
-        "dtype": "float32",
+        "dtype": "int4",
+        "tensor_dtypes": "h.*.mlp.*=int8,lm_head=bfloat16",
+        "cache_dtype": "float32",
         "isa": "portable",
         "revision": "main",
         "jobs": 3,
@@ -175,7 +180,8 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         ("info --model ./no.so", "no.so does not exist"),
         ("bake ./no-checkpoint -o x.so", "no-checkpoint is not a directory"),
         ("bake ./no-checkpoint -o ./no/x.so", "the directory no does not exist"),
-        ("bake ./no-checkpoint --dtype int8", "dtype must be float32, not 'int8'"),
+        ("bake ./no-checkpoint --dtype int5", "dtype='int5' is unknown; expected one of float32, bfloat16"),
+        ("bake ./no-checkpoint --tensor-dtype lm_head", "write PATTERN=TYPE"),
         ("bake ./no-checkpoint --isa avx3", "avx3"),
         ("bake ./no-checkpoint --jobs 0", "jobs"),
         ("bake ./no-checkpoint --compile-memory much", "much"),

@@ -14,14 +14,25 @@ import pytest
 from kaoken.codegen import passes
 from kaoken.codegen.__main__ import main
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.dtypes import DTYPES, make_types
 from kaoken.codegen.emit.environment import hex_float
-from kaoken.codegen.errors import BuildError, CheckpointError, InputError, ISAError
+from kaoken.codegen.errors import BuildError, CheckpointError, InputError, ISAError, UnsupportedModelError
 from kaoken.codegen.files import write_if_changed
 from kaoken.codegen.graph import Graph, build_graph
 from kaoken.codegen.isa import canonical_machine, resolve, table
-from kaoken.codegen.layout import PANEL, pack_panels, pad_columns, pad_rows, round_up
+from kaoken.codegen.layout import (
+    PANEL,
+    pack_bfloat16,
+    pack_float32,
+    pack_int4,
+    pack_int8,
+    pad_columns,
+    pad_vector,
+    quantize_int4,
+    round_up,
+)
 from kaoken.codegen.memory import MemoryBudget, cgroup_files, group_sources, make_budget, parse_size
-from kaoken.codegen.packing import pack
+from kaoken.codegen.packing import Table, pack
 from kaoken.codegen.pipeline import Options, bake, generate
 from kaoken.codegen.spec import read_spec
 
@@ -33,6 +44,7 @@ from oracle import layer_norm
 GOLDEN = Path(__file__).parent / "golden"
 MIB = 1 << 20
 TOY = GOLDEN_TOY
+FLOAT32 = make_types("float32")
 
 
 def options(**changes: object) -> Options:
@@ -40,7 +52,7 @@ def options(**changes: object) -> Options:
         name="toy",
         source="toy",
         revision=None,
-        dtype="float32",
+        types=FLOAT32,
         isas=("scalar", "avx2"),
         version="0",
         budget=MemoryBudget(512 * MIB, 2),
@@ -180,38 +192,162 @@ def test_folding_past_float32_is_refused(tmp_path: Path) -> None:
     checkpoint = configuration.write(
         tmp_path / "model", huge | {"h.1.mlp.c_fc.weight": np.full((32, 128), 9, np.float32)}
     )
-    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight.*float32"):
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight.*range of their type"):
         generated(checkpoint, tmp_path / "out")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (16, 3), (17, 5), (50, 16)])
-def test_panels(shape: tuple[int, int]) -> None:
-    weight = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    panels = pack_panels(weight)
-    assert panels.shape == (round_up(shape[0]) // 16, shape[1], 16)
-    assert panels[shape[0] // 16 if shape[0] % 16 else -1, -1, (shape[0] - 1) % 16] == weight[-1, -1]
-    outputs = panels.transpose(0, 2, 1).reshape(-1, shape[1])
-    np.testing.assert_array_equal(outputs[: shape[0]], weight)
-    assert not outputs[shape[0] :].any()
+SHAPES = [(1, 1), (16, 3), (17, 5), (50, 33)]
+
+
+def outputs_of(panels: np.ndarray) -> np.ndarray:
+    """[N / 16][K / step][16][step] -> [N, K], padding included."""
+    return panels.transpose(0, 2, 1, 3).reshape(-1, panels.shape[1] * panels.shape[3])
+
+
+def check_padded(padded: np.ndarray, expected: np.ndarray) -> None:
+    rows, columns = expected.shape
+    np.testing.assert_array_equal(padded[:rows, :columns], expected)
+    assert not padded[rows:].any()
+    assert not padded[:, columns:].any()
+
+
+def random_weight(shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(shape[0]).normal(0, 0.1, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_panels(shape: tuple[int, int]) -> None:
+    weight = random_weight(shape)
+    (panels,) = pack_float32(weight)
+    assert panels.shape == (round_up(shape[0]) // 16, shape[1], 16, 1)
+    check_padded(outputs_of(panels), weight.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_panels(shape: tuple[int, int]) -> None:
+    """Rounded once from float64, ties to even, as PyTorch rounds a float32 that holds the same value."""
+    weight = random_weight(shape)
+    weight[0, 0] = 1 + 2.0**-8  # a tie
+    (panels,) = pack_bfloat16(weight)
+    values = (outputs_of(panels).astype(np.uint32) << 16).view(np.float32)
+    check_padded(values, values[: shape[0], : shape[1]])
+    assert values[0, 0] == 1
+    assert np.abs(values[: shape[0], : shape[1]] / weight - 1).max() <= 2.0**-8
+    exact = values[: shape[0], : shape[1]].astype(np.float64)
+    np.testing.assert_array_equal(outputs_of(pack_bfloat16(exact)[0]), outputs_of(panels))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_panels(shape: tuple[int, int]) -> None:
+    """Each output's largest weight is at 127, every weight within half a step, sums of the integers exact."""
+    weight = random_weight(shape)
+    weight[-1] = 0
+    panels, scale, sums = pack_int8(weight)
+    integers = outputs_of(panels).astype(np.int64)
+    np.testing.assert_array_equal(sums, integers.sum(axis=1))
+    restored = integers * scale[:, None].astype(np.float64)
+    check_padded(np.where(integers == 0, 0, restored), restored[: shape[0], : shape[1]])
+    assert np.all(np.abs(restored[: shape[0], : shape[1]] - weight) <= scale[: shape[0], None] * 0.5001)
+    assert set(np.abs(integers[: shape[0] - 1]).max(axis=1)) <= {127}
+    assert not integers[shape[0] - 1].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_panels(shape: tuple[int, int]) -> None:
+    """Nibbles where the layout says, with float16 scales, never denormal, and their sums."""
+    weight = random_weight(shape)
+    weight[0] *= 1e-9
+    packed, scale, sums = pack_int4(weight)
+    groups = scale.shape[1]
+    nibbles = np.stack([packed & 15, packed >> 4], axis=2).reshape(-1, groups, 2, 4, 16, 4).astype(np.int64)
+    integers = ((nibbles ^ 8) - 8).transpose(0, 4, 1, 2, 3, 5).reshape(-1, groups, 32)
+    scales = scale.transpose(0, 2, 1).reshape(-1, groups).astype(np.float64)
+    assert np.all((scales == 0) | (np.abs(scales) >= 2.0**-14))
+    restored = integers * scales[:, :, None]
+    np.testing.assert_allclose(sums, restored.sum(axis=(1, 2)), rtol=1e-6, atol=1e-12)
+    check_padded(restored.reshape(len(scales), -1), restored.reshape(len(scales), -1)[: shape[0], : shape[1]])
+    padded = np.zeros(integers.shape)
+    padded.reshape(len(scales), -1)[: shape[0], : shape[1]] = weight
+    plain = np.maximum(np.abs(padded).max(axis=2, keepdims=True) / 7, 2.0**-14).astype(np.float16).astype(np.float64)
+    errors = [((values - padded) ** 2).sum(axis=2) for values in (restored, np.rint(padded / plain) * plain)]
+    assert np.all(errors[0] <= errors[1] + 1e-15)
+
+
+def test_int4_takes_the_scale_with_the_smaller_error() -> None:
+    group = np.linspace(-8, 7, 32)[None]
+    integers, scale = quantize_int4(group)
+    assert scale[0, 0] == 1
+    np.testing.assert_array_equal(integers[0], np.rint(group[0]))
 
 
 def test_padding() -> None:
-    assert pad_rows(np.ones(17)).tolist() == [1.0] * 17 + [0.0] * 15
+    assert pad_vector(np.ones(17)).tolist() == [1.0] * 17 + [0.0] * 15
     assert pad_columns(np.ones((2, 3))).tolist() == [[1.0] * 3 + [0.0] * 13] * 2
 
 
-def test_tables_and_units_are_cut_at_the_blob_limit(tmp_path: Path) -> None:
+def joined(table: Table) -> list[bytes]:
+    """Each of a table's arrays over all its shards, by what it holds."""
+    parts = zip(*(shard.arrays for shard in table.shards), strict=True)
+    return [b"".join(chunk.tobytes() for array in arrays for chunk in array.chunks()) for arrays in parts]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [("float32", 262144), ("bfloat16", 131072), ("int8", 65536), ("int4", 36000)]
+)
+def test_tables_and_units_are_cut_at_the_blob_limit(dtype: str, limit: int, tmp_path: Path) -> None:
+    """The largest matrix of a block, [512, 128], fits the limit; the head has 528 rows, the positions 35840 bytes."""
     graph = passes.run(graph_of(CONFIGURATIONS["heads_of_64"].write(tmp_path / "model")))
-    limit = 512 * 128 * 4  # the largest matrix of a block; the head has 528 rows
-    whole, cut = pack(graph, 1 << 30), pack(graph, limit)
+    whole, cut = pack(graph, make_types(dtype), 1 << 30), pack(graph, make_types(dtype), limit)
     assert len(whole.head_table.shards) == 1
     assert len(cut.head_table.shards) > 1
-    assert len(cut.blocks[0].blobs) > len(whole.blocks[0].blobs)
+    assert len(cut.blocks[0].unit.blobs) > len(whole.blocks[0].unit.blobs)
     assert all(blob.nbytes <= limit for unit in cut.units for blob in unit.blobs)
-    joined = np.concatenate([np.concatenate([c.ravel() for c in shard.chunks()]) for shard in cut.head_table.shards])
-    np.testing.assert_array_equal(joined, np.concatenate([c.ravel() for c in whole.head_table.shards[0].chunks()]))
+    assert joined(cut.head_table) == joined(whole.head_table)
+    for blob in (blob for unit in cut.units for blob in unit.blobs):
+        assert sum(map(len, blob.chunks())) == blob.nbytes
     with pytest.raises(BuildError, match="raise it"):
-        pack(graph, limit // 2)
+        pack(graph, make_types(dtype), limit // 2)
+
+
+def test_types_of_matrices(tmp_path: Path) -> None:
+    graph = passes.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
+    types = make_types("int4", "h.*.mlp.*=int8; h.1.mlp.c_fc=bfloat16, wte=float32", "float32")
+    model = pack(graph, types, 1 << 30)
+    assert [[matrix.dtype for matrix in block.matrices] for block in model.blocks] == [
+        ["int4", "int4", "int8", "int8"],
+        ["int4", "int4", "bfloat16", "int8"],
+    ]
+    assert model.tokens.shards[0].dtype == "float32"
+    assert model.head_table.shards[0].dtype == "int8"
+    assert types.used() == {"float32", "bfloat16", "int8", "int4"}
+    with pytest.raises(InputError, match=r"h\.9\.\* *.*matches no matrix|'h\.9\.\*' matches no matrix"):
+        pack(graph, make_types("int8", "h.9.*=int4"), 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("float16",), "float16.*expected one of float32, bfloat16"),
+        (("int8", "h.*"), "no override; write PATTERN=TYPE"),
+        (("int8", "h.*=int4-all"), "no override"),
+        (("int8", "", "int4"), "cache_dtype='int4'"),
+    ],
+)
+def test_unknown_types_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_types(*arguments)
+
+
+def test_each_dtype_has_a_default_cache() -> None:
+    assert [make_types(dtype).cache for dtype in DTYPES] == ["float32", "bfloat16", "int8", "int8", "int8"]
+
+
+def test_sums_that_could_overflow_are_refused(tmp_path: Path) -> None:
+    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
+    deep = replace(graph.blocks[0].mlp_in.weight, shape=(32, 1 << 17))
+    block = replace(graph.blocks[0], mlp_in=replace(graph.blocks[0].mlp_in, weight=deep))
+    with pytest.raises(UnsupportedModelError, match="could pass int32"):
+        pack(replace(graph, blocks=(block,)), make_types("int8"), 1 << 30)
 
 
 def test_hex_floats_are_exact() -> None:
@@ -290,8 +426,13 @@ def test_the_panel_is_the_runtimes() -> None:
 
 
 def test_isas() -> None:
-    assert resolve("portable", "x86_64") == ("scalar", "avx2", "avx512")
-    assert resolve("portable", "arm64") == ("scalar", "neon")
+    float32 = ("scalar", "avx2", "avx512")
+    assert resolve("portable", "x86_64", {"float32"}) == float32
+    assert resolve("portable", "x86_64", {"bfloat16"}) == (*float32, "avx512bf16")
+    assert resolve("portable", "x86_64", {"int8"}) == ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")
+    assert set(resolve("portable", "x86_64")) == {name for name, row in table().items() if row.runs_on("x86_64")}
+    assert resolve("portable", "arm64", {"float32"}) == ("scalar", "neon")
+    assert resolve("portable", "arm64", {"int4"}) == ("scalar", "neon", "dotprod", "i8mm")
     assert resolve("avx512, scalar", "AMD64") == ("scalar", "avx512")
     assert resolve("native")[0] in table()
     assert canonical_machine("AMD64") == "x86_64"
@@ -318,6 +459,7 @@ def test_the_description_is_json_about_the_model(tmp_path: Path) -> None:
     assert description["revision"] == "abc"
     assert len(description["weights_sha256"]) == 64
     assert description["config"]["n_layer"] == 2
+    assert description["dtype"] == description["cache_dtype"] == "float32"
 
 
 def test_a_full_disk_leaves_no_half_written_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

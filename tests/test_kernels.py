@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kaoken.codegen.isa import resolve, table
-from kaoken.codegen.layout import pack_panels, pad_columns, pad_rows, round_up
+from kaoken.codegen.layout import pack_float32, round_up
+from kaoken.codegen.layout import pad_columns as pad_columns64
+from kaoken.codegen.layout import pad_vector as pad_vector64
 from numpy.typing import NDArray
 
 from native_build import SOURCE, configure_native_tests, ninja
@@ -19,6 +21,20 @@ Floats = NDArray[np.float32]
 Kernels = Callable[[str], ctypes.CDLL]
 
 ISAS = resolve("portable")
+
+
+def pack_panels(weight: NDArray[np.floating]) -> Floats:
+    return pack_float32(weight)[0]
+
+
+def pad_columns(array: NDArray[np.floating]) -> Floats:
+    return pad_columns64(array).astype(np.float32)
+
+
+def pad_vector(vector: NDArray[np.floating]) -> Floats:
+    return pad_vector64(vector).astype(np.float32)
+
+
 EPSILON = float(np.finfo(np.float32).eps)
 
 
@@ -133,7 +149,7 @@ def test_mlp(library: ctypes.CDLL) -> None:
     w_in, w_out = random.normal(0, 0.2, (83, 36)), random.normal(0, 0.2, (36, 83))
     b_in, b_out = random.normal(0, 1, 83), random.normal(0, 1, 36)
     inner, out = np.full((7, 96), np.nan, np.float32), pad_columns(hidden)
-    arrays = (pack_panels(w_in), pad_rows(b_in), pack_panels(w_out), pad_rows(b_out), inner, out)
+    arrays = (pack_panels(w_in), pad_vector(b_in), pack_panels(w_out), pad_vector(b_out), inner, out)
     library.mlp(pointer(pad_columns(x)), ctypes.c_int64(7), *map(pointer, arrays))
     exact = hidden + ACTIVATIONS["gelu_tanh"](x @ w_in.T + b_in) @ w_out.T + b_out
     np.testing.assert_allclose(out[:, :36], exact, rtol=0, atol=2e-5)
@@ -202,9 +218,11 @@ def test_attention(library: ctypes.CDLL, heads: int, head_dim: int, past: int, c
     keys, values = random.normal(0, 1, (2, batch, heads, positions, dim)).astype(np.float32)
     for array in (query, keys, values):
         array[..., head_dim:] = 0
+    new = [np.moveaxis(array[:, :, past : past + count], 1, 2) for array in (keys, values)]
+    qkv = np.stack([query, *new], axis=2)
     stale_keys, stale_values = keys.copy(), values.copy()
-    stale_keys[:, :, past + count :] = np.nan  # what a longer sequence left behind
-    stale_values[:, :, past + count :] = np.nan
+    stale_keys[:, :, past:] = np.nan  # what a longer sequence left behind
+    stale_values[:, :, past:] = np.nan
     cache = np.concatenate(
         [
             packed.ravel()
@@ -215,7 +233,7 @@ def test_attention(library: ctypes.CDLL, heads: int, head_dim: int, past: int, c
     )
     out = np.full_like(query, np.nan)
     sizes = map(ctypes.c_int64, (batch, count, past, positions))
-    getattr(library, f"attention_{heads}_{head_dim}")(*sizes, pointer(query), pointer(cache), pointer(out))
+    getattr(library, f"attention_{heads}_{head_dim}")(*sizes, pointer(qkv), pointer(cache), pointer(out))
 
     scores = np.einsum("bqhd,bhkd->bhqk", query.astype(np.float64), keys)
     hidden = np.arange(positions) > past + np.arange(count)[:, None]

@@ -38,7 +38,8 @@ def test_logits_equal_the_oracle(programs: Path, isa: str, bundled_directory: Pa
     assert np.abs(logits - exact).max() < 1e-4 * max(1, np.abs(exact).max())
 
 
-def test_determinism_errors_and_fork(programs: Path) -> None:
+def test_determinism_and_errors(programs: Path) -> None:
+    """Not fork beside running threads: qemu itself may not survive that."""
     call(
         *QEMU,
         programs / "runtime_test",
@@ -46,5 +47,4 @@ def test_determinism_errors_and_fork(programs: Path) -> None:
         "bits_do_not_depend_on_threads_batch_or_split",
         "rounding_mode_is_ours_and_restored",
         "two_models_in_one_program",
-        "fork_while_another_thread_generates",
     )

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from ..layout import round_up
-from ..packing import Blob, Packed, Unit
+from ..packing import C_TYPES, Blob, Packed, Unit
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 WIDTH = 118
@@ -39,6 +39,7 @@ def environment() -> jinja2.Environment:
         float32=hex_float,
         literal=literal,
         names=names,
+        c_type=c_type,
         sources=unit_sources,
         layout=layout,
         round_up=round_up,
@@ -61,6 +62,11 @@ def literal(array: Packed) -> str:
 def names(arrays: tuple[Packed, ...]) -> str:
     """The arrays' C++ names, as an initializer."""
     return ", ".join(array.name for array in arrays)
+
+
+def c_type(array: Packed) -> str:
+    """What C++ calls the array's values."""
+    return C_TYPES[array.type]
 
 
 def unit_sources(units: list[Unit]) -> str:

@@ -14,27 +14,35 @@ void GEN(unit.name)(Pass &pass, const Worker &worker) {
   constexpr int64_t inner_width = round_up(n_inner, kPanel);
   constexpr int64_t cache_before = GEN(cache_before);
 GEN(arrays(unit))
+//% for matrix in packed_block.matrices
+  using GEN(matrix.name)_type = GEN(kinds[matrix.dtype]);
+  const GEN(matrix.name)_type::Matrix GEN(matrix.name) = {GEN(matrix.arrays | names)};
+//% endfor
   const int64_t rows = pass.batch * pass.count;
-  const Cache<n_head, head_dim> cache = block_cache<n_head, head_dim>(pass, cache_before);
+  const BlockCache<CacheType, n_head, head_dim> cache(pass, cache_before);
 
-  layer_norm_rows<n_embd>(pass, worker, layer_norm_epsilon);
+  OwnRow<c_attn_type, n_embd> c_attn_row;
+  linear<c_attn_type, n_embd, 3 * attention_width / kPanel>(
+      worker, normed(pass, worker, c_attn_row, layer_norm_epsilon), rows, c_attn,
+      StoreQueryKeyValue<attention_width>{pass.qkv, query_bias});
   barrier(worker);
-  linear<n_embd, 3 * attention_width / kPanel>(worker, pass.normed, rows, c_attn_weight,
-                                               StoreQueryKeyValue<n_head, head_dim>{pass, cache, query_bias});
+  attention<CacheType, n_head, head_dim>(pass, worker, cache);
   barrier(worker);
-  attention<n_head, head_dim>(pass, worker, cache);
-  barrier(worker);
-  linear<attention_width, hidden_width / kPanel>(worker, pass.attended, rows, attn_c_proj_weight,
-                                                 AddResidual<hidden_width>{pass.hidden, attn_c_proj_bias});
+  OwnRow<attn_c_proj_type, attention_width> attn_c_proj_row;
+  linear<attn_c_proj_type, attention_width, hidden_width / kPanel>(
+      worker, converted(pass, worker, attn_c_proj_row, pass.attended), rows, attn_c_proj,
+      AddResidual<hidden_width>{pass.hidden, attn_c_proj_bias});
   barrier(worker);
 
-  layer_norm_rows<n_embd>(pass, worker, layer_norm_epsilon);
+  OwnRow<c_fc_type, n_embd> c_fc_row;
+  linear<c_fc_type, n_embd, inner_width / kPanel>(
+      worker, normed(pass, worker, c_fc_row, layer_norm_epsilon), rows, c_fc,
+      Store<GEN(activation)_activation, inner_width>{pass.inner, c_fc_bias});
   barrier(worker);
-  linear<n_embd, inner_width / kPanel>(worker, pass.normed, rows, c_fc_weight,
-                                       Store<GEN(activation)_activation, inner_width>{pass.inner, c_fc_bias});
-  barrier(worker);
-  linear<n_inner, hidden_width / kPanel>(worker, pass.inner, rows, mlp_c_proj_weight,
-                                         AddResidual<hidden_width>{pass.hidden, mlp_c_proj_bias});
+  OwnRow<mlp_c_proj_type, n_inner> mlp_c_proj_row;
+  linear<mlp_c_proj_type, n_inner, hidden_width / kPanel>(
+      worker, converted(pass, worker, mlp_c_proj_row, pass.inner), rows, mlp_c_proj,
+      AddResidual<hidden_width>{pass.hidden, mlp_c_proj_bias});
   barrier(worker);
 }
 

@@ -9,12 +9,13 @@ namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 void head(Pass &pass, const Worker &worker) {
   if (pass.logits_which == KAOKEN_LOGITS_NONE) return;
 GEN(arrays(unit))
+  using head_type = GEN(kinds[table.shards[0].dtype]);
   constexpr int64_t shard_panels = GEN(table.shard_rows // panel);
-  const int64_t rows = final_norm<n_embd>(pass, worker, layer_norm_epsilon, GEN(ln_f_weight), GEN(ln_f_bias));
-  barrier(worker);
+  OwnRow<head_type, n_embd> row;
+  const head_type::Inputs x = final_norm(pass, worker, row, layer_norm_epsilon, GEN(ln_f_weight), GEN(ln_f_bias));
 //% for shard in table.shards
-  linear<n_embd, GEN(shard.size // panel // spec.n_embd)>(
-      worker, pass.normed, rows, GEN(shard.name),
+  linear<head_type, n_embd, GEN((shard.rows | round_up) // panel)>(
+      worker, x, head_rows(pass), {GEN(shard.arrays | names)},
       StoreLogits<vocab_size>{pass, GEN(loop.index0) * shard_panels, GEN(head_bias)});
 //% endfor
 }

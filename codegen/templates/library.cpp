@@ -22,7 +22,7 @@ namespace {
 //% for isa in isas
 bool has_GEN(isa.name)() {
 //% for feature in isa.cpu
-  if (!__builtin_cpu_supports("GEN(feature)")) return false;
+  if (!KAOKEN_CPU_HAS(GEN(feature))) return false;
 //% endfor
   return true;
 }
@@ -57,7 +57,8 @@ const kaoken::Model model = {
     GEN(spec.n_embd | round_up),
     GEN(attention_width),
     GEN(inner_width),
-    GEN(cache_width),
+    GEN(packed.input_bytes),
+    GEN(cache_bytes),
 };
 
 }  // namespace

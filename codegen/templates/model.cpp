@@ -12,8 +12,8 @@ void forward(Pass &pass, const Worker &worker) {
   if (worker.index == 0) pass.executed_isa = KAOKEN_STRING(KAOKEN_ISA);
   embeddings(pass, worker);
   barrier(worker);
-//% for unit in packed.blocks
-  GEN(unit.name)(pass, worker);
+//% for block in packed.blocks
+  GEN(block.unit.name)(pass, worker);
 //% endfor
   head(pass, worker);
 }

@@ -5,13 +5,12 @@
 
 #include "attention.h"
 #include "embedding.h"
-#include "layer_norm.h"
-#include "linear.h"
+#include "inputs.h"
 
 extern "C" {
 //% for unit in packed.units
 //% for blob in unit.blobs
-extern const float *const kaoken_GEN(name)_GEN(blob.name);
+extern const char *const kaoken_GEN(name)_GEN(blob.name);
 //% endfor
 //% endfor
 }
@@ -21,11 +20,12 @@ namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 constexpr int64_t vocab_size = GEN(spec.vocab_size);
 constexpr int64_t n_embd = GEN(spec.n_embd);
 constexpr int64_t hidden_width = round_up(n_embd, kPanel);
+using CacheType = CacheGEN(kinds[packed.types.cache]);
 constexpr float layer_norm_epsilon = GEN(spec.layer_norm_epsilon | float32);
 
 void embeddings(Pass &pass, const Worker &worker);
-//% for unit in packed.blocks
-void GEN(unit.name)(Pass &pass, const Worker &worker);
+//% for block in packed.blocks
+void GEN(block.unit.name)(Pass &pass, const Worker &worker);
 //% endfor
 void head(Pass &pass, const Worker &worker);
 

@@ -15,8 +15,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ import kaoken
 from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run
 from kaoken.cache import cache_directory, install, locked, write_error
+from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.isa import canonical_machine, resolve
-from kaoken.codegen.layout import DTYPES
 from kaoken.codegen.memory import make_budget
 from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
 from kaoken.inputs import integer
@@ -52,7 +52,7 @@ _UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
 
 @dataclass(frozen=True)
 class _Options:
-    dtype: str
+    types: Types
     isa: str
     isas: tuple[str, ...]
     jobs: int | None
@@ -73,7 +73,7 @@ class _Bake:
         facts = {
             "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
             "source": [self.source.name, self.source.revision],
-            "options": [self.options.dtype, self.options.isas, self.options.compile_memory],
+            "options": [asdict(self.options.types), self.options.isas, self.options.compile_memory],
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": canonical_machine(),
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
@@ -86,6 +86,8 @@ def bake(
     checkpoint: str | os.PathLike[str],
     *,
     dtype: str = "float32",
+    tensor_dtypes: Mapping[str, str] | str | None = None,
+    cache_dtype: str | None = None,
     isa: str = "native",
     out: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -98,7 +100,10 @@ def bake(
     Args:
         checkpoint: A directory with config.json and model.safetensors, or the id of a model on the Hugging
             Face hub; an existing directory wins.
-        dtype: Of the baked weights: "float32".
+        dtype: Of the baked weights: "float32", "bfloat16", "int8", "int4" (the head in int8) or "int4-all".
+        tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
+            are the first four. A later pattern wins.
+        cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
         isa: "native" (this machine's best), "portable" (all of its architecture), or names with commas.
         out: The one file to write; the tokenizer travels inside it. Compile statistics go to out + ".json".
             None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
@@ -117,7 +122,8 @@ def bake(
         BuildError: A tool is missing, the build failed, the disk is full, or the cache is not private.
     """
     destination = None if out is None else _destination(Path(out))
-    options = _options(dtype, isa, jobs, compile_memory)
+    types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
+    options = _options(types, isa, jobs, compile_memory)
     check_packages()
     work = _validate(checkpoint, revision, options)
     with Progress(work.source.name, progress) as bar:
@@ -138,15 +144,20 @@ def _destination(out: Path) -> Path:
     return out.absolute()
 
 
-def _options(dtype: str, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
-    if dtype not in DTYPES:
-        raise InputError(f"dtype must be {' or '.join(DTYPES)}, not {dtype!r}")
+def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
+    """As settings write them."""
+    if not isinstance(tensor_dtypes, Mapping):
+        return tensor_dtypes or ""
+    return ",".join(f"{pattern}={dtype}" for pattern, dtype in tensor_dtypes.items())
+
+
+def _options(types: Types, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
     if not isinstance(isa, str):
         raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
     return _Options(
-        dtype=dtype,
+        types=types,
         isa=isa,
-        isas=resolve(isa),
+        isas=resolve(isa, dtypes=types.used()),
         jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
         compile_memory=_memory(compile_memory),
     )
@@ -280,7 +291,9 @@ class _Workplace:
             "KAOKEN_MODEL_NAME": _model_name(self._work),
             "KAOKEN_SOURCE": _UNSAFE_TEXT.sub("_", source.name),
             "KAOKEN_COMMIT": source.revision or "",
-            "KAOKEN_DTYPE": options.dtype,
+            "KAOKEN_DTYPE": options.types.dtype,
+            "KAOKEN_TENSOR_DTYPES": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
+            "KAOKEN_CACHE_DTYPE": options.types.cache,
             "KAOKEN_ISA": ",".join(options.isas),
             "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
             "KAOKEN_PYTHON": self._python(),

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
 from kaoken.errors import InputError, KaokenError
 
 if TYPE_CHECKING:
-    from kaoken.library import BlockConfig
+    from kaoken.library import BlockConfig, ModelInfo
     from kaoken.model import BakedGPT2
 
 _DESCRIPTION = """\
@@ -168,7 +169,15 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
-    parser.add_argument("--dtype", default="float32", help="of the baked weights: float32 (the default)")
+    parser.add_argument("--dtype", default="float32", help=f"of the weights: {', '.join(DTYPES)} (default: float32)")
+    parser.add_argument(
+        "--tensor-dtype",
+        action="append",
+        default=[],
+        metavar="PATTERN=TYPE",
+        help="of some: h.*.mlp.*=int8, lm_head=...",
+    )
+    parser.add_argument("--cache-dtype", metavar="TYPE", help=f"of the KV cache: {', '.join(CACHE_DTYPES)}")
     parser.add_argument("--isa", default="native", help="native (the default), portable, or names with commas")
     parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
     parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once (default: all processors)")
@@ -226,7 +235,7 @@ def _describe(model: BakedGPT2) -> list[str]:
         "model": info.name,
         "source": info.source + (f" at {info.revision}" if info.revision else ""),
         "weights": f"sha256 {info.weights_sha256}",
-        "dtype": info.dtype,
+        "dtype": _dtypes(info),
         "isa": f"{info.isa} (of {', '.join(info.isas)})",
         "kaoken": info.kaoken_version,
         "settings": ", ".join(f"{name} {_setting(value)}" for name, value in info.settings.items()),
@@ -235,6 +244,11 @@ def _describe(model: BakedGPT2) -> list[str]:
         "build": _build(info.statistics),
     }
     return [f"{name:10}{text}" for name, text in lines.items()]
+
+
+def _dtypes(info: ModelInfo) -> str:
+    overrides = "".join(f", {pattern} in {dtype}" for pattern, dtype in info.tensor_dtypes.items())
+    return f"{info.dtype}{overrides}, KV cache in {info.cache_dtype}"
 
 
 def _setting(value: Any) -> str:
@@ -263,6 +277,8 @@ def _bake(options: argparse.Namespace) -> None:
     path = bake(
         options.checkpoint,
         dtype=options.dtype,
+        tensor_dtypes=",".join(options.tensor_dtype),
+        cache_dtype=options.cache_dtype,
         isa=options.isa,
         out=options.out,
         revision=options.revision,

@@ -50,9 +50,10 @@ class GPT2Config:
 class ModelInfo:
     """Where a baked model came from and how it was built.
 
-    `isa` is the instruction set in use, `isas` those inside the library, best last; `revision` is the hub's
-    commit, None for a local directory; `statistics` is the JSON that the build left beside the library
-    (processes, seconds, peak bytes), None where there is none.
+    `isa` is the instruction set in use, `isas` those inside the library, best last; `revision` is the hub's commit,
+    None for a local directory; `tensor_dtypes` are the types of matrices that differ from `dtype`, by pattern;
+    `statistics` is the JSON that the build left beside the library (processes, seconds, peak bytes), None where
+    there is none.
     """
 
     name: str
@@ -60,6 +61,8 @@ class ModelInfo:
     revision: str | None
     weights_sha256: str
     dtype: str
+    cache_dtype: str
+    tensor_dtypes: dict[str, str]
     isa: str
     isas: tuple[str, ...]
     kaoken_version: str
@@ -170,6 +173,8 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, isa: 
         revision=description["revision"] or None,
         weights_sha256=description["weights_sha256"],
         dtype=description["dtype"],
+        cache_dtype=description["cache_dtype"],
+        tensor_dtypes=description["tensor_dtypes"],
         isa=isa,
         isas=tuple(library.isas.split(",")),
         kaoken_version=library.kaoken_version,

@@ -2,12 +2,9 @@
 #pragma once
 
 #include "functions.h"
-#include "kaoken/pass.h"
-#include "tile.h"
+#include "kinds.h"
 
 namespace kaoken::KAOKEN_ISA {
-
-static_assert(kLanes == kPanel, "a panel is one Vec wide");
 
 // A worker's share of n things: [begin, end).
 struct Share {
@@ -17,34 +14,50 @@ KAOKEN_INLINE Share share(int64_t n, const Worker &worker) {
   return {n * worker.index / worker.count, n * (worker.index + 1) / worker.count};
 }
 
-// Every row against the panels [panel, end), `Panels` at a time while that many are left, then one at a time.
-template <int Rows, int Panels, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void linear_panels(const float *x, int64_t rows, const float *w, Share panels, const Epilogue &epilogue) {
-  constexpr int64_t x_stride = round_up(Depth, kLanes);
-  constexpr int64_t w_stride = Depth * kLanes;
-  alignas(kAlignment) float sums[Rows * Panels * kLanes];
+// One row against the panels, `Panels` at a time while that many are left, then one at a time.
+template <class Kind, int Panels, int64_t Depth, class Epilogue>
+KAOKEN_INLINE void stream_panels(const typename Kind::Inputs &x, const typename Kind::Matrix &w, Share panels,
+                                 const Epilogue &epilogue) {
+  alignas(kAlignment) typename Kind::Element sums[Panels * kLanes];
   int64_t panel = panels.begin;
   for (; panel + Panels <= panels.end; panel += Panels) {
-    for (int64_t row = 0, done; row < rows; row += done) {
-      done = largest_tile<Rows, Panels>(rows - row, x + row * x_stride, x_stride, w + panel * w_stride, w_stride, Depth,
-                                        sums, Panels * kLanes);
-      for (int64_t i = 0; i < done * Panels; ++i) {
-        epilogue(row + i / Panels, panel + i % Panels, load(sums + i * kLanes));
+    Kind::template stream<Panels>(x.values, w, panel, Depth, sums);
+    for (int64_t p = 0; p < Panels; ++p) {
+      epilogue(0, panel + p, Kind::finish(sums + p * kLanes, x, 0, w, panel + p));
+    }
+  }
+  if constexpr (Panels > 1) stream_panels<Kind, 1, Depth>(x, w, {panel, panels.end}, epilogue);
+}
+
+// The same for many rows: the weights of a few panels serve a block of rows before the next are read.
+template <class Kind, int Panels, int64_t Depth, class Epilogue>
+KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
+                                Share panels, const Epilogue &epilogue) {
+  alignas(kAlignment) typename Kind::Element sums[kRowBlock * Panels * kLanes];
+  int64_t panel = panels.begin;
+  for (; panel + Panels <= panels.end; panel += Panels) {
+    for (int64_t first = 0; first < rows; first += kRowBlock) {
+      const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
+      Kind::template block<Panels>(x.values + first * Kind::row_stride(Depth), count, w, panel, Depth, sums);
+      for (int64_t i = 0; i < count * Panels; ++i) {
+        const int64_t row = first + i / Panels, at = panel + i % Panels;
+        epilogue(row, at, Kind::finish(sums + i * kLanes, x, row, w, at));
       }
     }
   }
-  if constexpr (Panels > 1) linear_panels<Rows, 1, Depth>(x, rows, w, {panel, panels.end}, epilogue);
+  if constexpr (Panels > 1) block_panels<Kind, 1, Depth>(x, rows, w, {panel, panels.end}, epilogue);
 }
 
-// x: [rows][Depth padded]; w: [Panels][Depth][16] (codegen/layout.py). The epilogue is called once for each row and
-// panel with the 16 finished sums. Workers divide the panels; the caller puts a barrier behind it.
-template <int64_t Depth, int64_t Panels, class Epilogue>
-void linear(const Worker &worker, const float *x, int64_t rows, const float *w, const Epilogue &epilogue) {
+// x: [rows][Depth padded], w: [Panels] panels. The epilogue is called once for each row and panel with the 16 finished
+// sums. Workers divide the panels; the caller puts a barrier behind it.
+template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
+void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
+            const Epilogue &epilogue) {
   const Share panels = share(Panels, worker);
   if (rows == 1) {
-    linear_panels<1, kStreamPanels, Depth>(x, rows, w, panels, epilogue);
+    stream_panels<Kind, Kind::kStreamPanels, Depth>(x, w, panels, epilogue);
   } else {
-    linear_panels<kTileRows, kTilePanels, Depth>(x, rows, w, panels, epilogue);
+    block_panels<Kind, Kind::kTilePanels, Depth>(x, rows, w, panels, epilogue);
   }
 }
 

@@ -1,4 +1,4 @@
-// The one inner loop of every matrix product, attention included.
+// The inner loop of every matrix product, attention included.
 #pragma once
 
 #include "vector.h"
@@ -16,57 +16,115 @@ struct MakeIndices<0, I...> {
 template <int N>
 using UpTo = typename MakeIndices<N>::type;
 
-template <int... I>
-KAOKEN_INLINE void set_zero(Vec *acc, Indices<I...>) {
-  ((acc[I] = broadcast(0.0f)), ...);
+// What one step of the loop does with each type of weight. A step takes kStep values of k: kStep weights of each of a
+// panel's 16 outputs, kStep inputs of each row. Sums are stored as Element.
+
+struct Float32Step {
+  using Input = float;
+  using Weight = float;
+  using Element = float;
+  static constexpr int64_t kStep = 1;
+  KAOKEN_INLINE Vec zero() { return broadcast(0.0f); }
+  KAOKEN_INLINE Vec spread(const Input *x) { return broadcast(*x); }
+  KAOKEN_INLINE Vec weights(const Weight *w) { return load(w); }
+  KAOKEN_INLINE Vec multiply(Vec x, Vec w, Vec sum) { return fma(x, w, sum); }
+};
+
+struct BFloat16Step {
+  using Input = uint16_t;
+  using Weight = uint16_t;
+  using Element = float;
+  static constexpr int64_t kStep = 2;
+  KAOKEN_INLINE Vec zero() { return broadcast(0.0f); }
+  KAOKEN_INLINE Pairs spread(const Input *x) { return spread_pair(x); }
+  KAOKEN_INLINE Pairs weights(const Weight *w) { return load_pairs(w); }
+  KAOKEN_INLINE Vec multiply(Pairs x, Pairs w, Vec sum) { return dot(x, w, sum); }
+};
+
+struct Int8Step {
+  using Input = uint8_t;
+  using Weight = int8_t;
+  using Element = int32_t;
+  static constexpr int64_t kStep = 4;
+  KAOKEN_INLINE Ints zero() { return broadcast_int(0); }
+  KAOKEN_INLINE Quad spread(const Input *x) { return spread_quad(x); }
+  KAOKEN_INLINE Bytes weights(const Weight *w) { return load_bytes(w); }
+  KAOKEN_INLINE Ints multiply(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
+};
+
+// Float inputs against a KV cache of narrower numbers.
+struct FloatByBFloat16Step : Float32Step {
+  using Weight = uint16_t;
+  KAOKEN_INLINE Vec weights(const Weight *w) { return load_bfloat16(w); }
+};
+
+struct FloatByInt8Step : Float32Step {
+  using Weight = int8_t;
+  KAOKEN_INLINE Vec weights(const Weight *w) { return load_int8(w); }
+};
+
+template <class Step, class Sum, int... I>
+KAOKEN_INLINE void set_zero(Sum *sums, Indices<I...>) {
+  ((sums[I] = Step::zero()), ...);
 }
 
-template <int Panels, int... I>
-KAOKEN_INLINE void store_tile(const Vec *acc, float *out, int64_t out_stride, Indices<I...>) {
-  (store(out + I / Panels * out_stride + I % Panels * kLanes, acc[I]), ...);
+template <int Panels, class Sum, class Element, int... I>
+KAOKEN_INLINE void load_tile(Sum *sums, const Element *from, int64_t stride, Indices<I...>) {
+  ((sums[I] = load(from + I / Panels * stride + I % Panels * kLanes)), ...);
 }
 
-template <int... P>
-KAOKEN_INLINE void multiply_row(Vec x, const Vec *w, Vec *acc, Indices<P...>) {
-  ((acc[P] = fma(x, w[P], acc[P])), ...);
+template <int Panels, class Sum, class Element, int... I>
+KAOKEN_INLINE void store_tile(const Sum *sums, Element *out, int64_t stride, Indices<I...>) {
+  (store(out + I / Panels * stride + I % Panels * kLanes, sums[I]), ...);
 }
 
-template <int Panels, int... R, int... P>
-KAOKEN_INLINE void multiply_step(const float *x, int64_t x_stride, const float *w, int64_t w_stride, Vec *acc,
-                                 Indices<R...>, Indices<P...> panels) {
-  const Vec weights[] = {load(w + P * w_stride)...};
-  (multiply_row(broadcast(x[R * x_stride]), weights, acc + R * Panels, panels), ...);
+template <class Step, class Spread, class Weights, class Sum, int... P>
+KAOKEN_INLINE void multiply_row(Spread x, const Weights *w, Sum *sums, Indices<P...>) {
+  ((sums[P] = Step::multiply(x, w[P], sums[P])), ...);
 }
 
-// out[r * out_stride + p * 16 + lane] = sum over k of x[r * x_stride + k] * panel p [k][lane], for `depth` values of k.
+template <class Step, int Panels, class Sum, int... R, int... P>
+KAOKEN_INLINE void multiply_step(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
+                                 int64_t w_stride, Sum *sums, Indices<R...>, Indices<P...> panels) {
+  const decltype(Step::weights(w)) weights[] = {Step::weights(w + P * w_stride)...};
+  (multiply_row<Step>(Step::spread(x + R * x_stride), weights, sums + R * Panels, panels), ...);
+}
+
+// out[r * out_stride + p * 16 + lane] = sum over k of x[r * x_stride + k] * panel p [k][lane], for `steps` steps of k;
+// where `resume` is set, on top of what is there.
 //
-// A panel is [depth][16] floats, the next one w_stride floats behind it. Every output is one chain of fused
-// multiply-adds in ascending k, whatever the tile: that is what makes results independent of batch, threads and
-// prefill split. The expansions are folds over constant indices because g++ 12 keeps an accumulator array on the
-// stack when it is indexed by a loop. One instance for each tile shape serves every matrix.
-template <int Rows, int Panels>
-__attribute__((noinline)) void tile(const float *x, int64_t x_stride, const float *w, int64_t w_stride, int64_t depth,
-                                    float *out, int64_t out_stride) {
-  constexpr int64_t ahead = 1024;  // floats: a lone row waits for memory, not for arithmetic
-  Vec acc[Rows * Panels];
-  set_zero(acc, UpTo<Rows * Panels>());
-  for (int64_t k = 0; k < depth; ++k) {
-    if (Rows == 1) {
-      for (int p = 0; p < Panels; ++p) __builtin_prefetch(w + p * w_stride + k * kLanes + ahead);
-    }
-    multiply_step<Panels>(x + k, x_stride, w + k * kLanes, w_stride, acc, UpTo<Rows>(), UpTo<Panels>());
+// A panel is [steps][16][kStep] weights, the next one w_stride weights behind it. Every output is one chain in
+// ascending k, whatever the tile: that is what makes results independent of batch, threads and prefill split. The
+// expansions are folds over constant indices because g++ 12 keeps an array of accumulators on the stack when it is
+// indexed by a loop. One instance for each tile shape serves every matrix.
+template <class Step, int Rows, int Panels>
+__attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
+                                    int64_t w_stride, int64_t steps, typename Step::Element *out, int64_t out_stride,
+                                    bool resume = false) {
+  decltype(Step::zero()) sums[Rows * Panels];
+  if (resume) {
+    load_tile<Panels>(sums, out, out_stride, UpTo<Rows * Panels>());
+  } else {
+    set_zero<Step>(sums, UpTo<Rows * Panels>());
   }
-  store_tile<Panels>(acc, out, out_stride, UpTo<Rows * Panels>());
+  for (int64_t i = 0; i < steps; ++i) {
+    multiply_step<Step, Panels>(x + i * Step::kStep, x_stride, w + i * Step::kStep * kLanes, w_stride, sums,
+                                UpTo<Rows>(), UpTo<Panels>());
+  }
+  store_tile<Panels>(sums, out, out_stride, UpTo<Rows * Panels>());
 }
 
 // The largest tile of at most `rows` rows, out of Rows, Rows / 2, ... 1; returns its rows.
-template <int Rows, int Panels>
-KAOKEN_INLINE int64_t largest_tile(int64_t rows, const float *x, int64_t x_stride, const float *w, int64_t w_stride,
-                                   int64_t depth, float *out, int64_t out_stride) {
+template <class Step, int Rows, int Panels>
+KAOKEN_INLINE int64_t largest_tile(int64_t rows, const typename Step::Input *x, int64_t x_stride,
+                                   const typename Step::Weight *w, int64_t w_stride, int64_t steps,
+                                   typename Step::Element *out, int64_t out_stride, bool resume) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return largest_tile<Rows / 2, Panels>(rows, x, x_stride, w, w_stride, depth, out, out_stride);
+    if (rows < Rows) {
+      return largest_tile<Step, Rows / 2, Panels>(rows, x, x_stride, w, w_stride, steps, out, out_stride, resume);
+    }
   }
-  tile<Rows, Panels>(x, x_stride, w, w_stride, depth, out, out_stride);
+  tile<Step, Rows, Panels>(x, x_stride, w, w_stride, steps, out, out_stride, resume);
   return Rows;
 }
 

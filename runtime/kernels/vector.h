@@ -1,18 +1,19 @@
 // `Vec`, 16 float32 lanes, for the ISA that this file is compiled for.
 //
-// Every kernel is written once over Vec. KAOKEN_ISA names the ISA and its namespace; the build defines it, with
-// KAOKEN_ISA_<name> = 1, for one object library per ISA. Nothing here comes from the C++ library: an inline
-// std:: function compiled with AVX-512 flags could be the copy that the linker keeps for everyone.
+// Every kernel is written once over Vec. KAOKEN_ISA names the ISA and its namespace; the build defines it for one
+// object library per ISA, and the ISA's flags (cmake/isas.json) say which header is its and what that may use. Nothing
+// here comes from the C++ library: an inline std:: function compiled with AVX-512 flags could be the copy that the
+// linker keeps for everyone.
 #pragma once
 
 #include <stdint.h>
 
-#if KAOKEN_ISA_avx2 || KAOKEN_ISA_avx512
+#if KAOKEN_AVX2 || KAOKEN_AVX512
 #include <immintrin.h>
-#elif KAOKEN_ISA_neon
+#elif KAOKEN_NEON
 #include <arm_neon.h>
-#elif !KAOKEN_ISA_scalar
-#error "compile with -DKAOKEN_ISA=<isa> -DKAOKEN_ISA_<isa>=1, where <isa> is one of cmake/isas.json"
+#elif !KAOKEN_SCALAR
+#error "compile with -DKAOKEN_ISA=<isa> and the flags of one ISA of cmake/isas.json"
 #endif
 
 #define KAOKEN_INLINE static inline __attribute__((always_inline))
@@ -22,11 +23,17 @@ namespace kaoken::KAOKEN_ISA {
 
 constexpr int64_t kLanes = 16;
 
-#if KAOKEN_ISA_avx512
+KAOKEN_INLINE float float_of_bits(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+#if KAOKEN_AVX512
 #include "isa/avx512.h"
-#elif KAOKEN_ISA_avx2
+#elif KAOKEN_AVX2
 #include "isa/avx2.h"
-#elif KAOKEN_ISA_neon
+#elif KAOKEN_NEON
 #include "isa/neon.h"
 #else
 #include "isa/scalar.h"

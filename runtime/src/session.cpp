@@ -49,16 +49,17 @@ const Code &choose_code(const Model &model, const char *isa) {
   return *code;
 }
 
-// Floats of scratch for each row of a pass.
-int64_t scratch_width(const Model &model) {
-  return 2 * model.hidden_width + 2 * model.attention_width + model.inner_width;
+// Bytes of scratch for each row of a pass.
+int64_t scratch_bytes(const Model &model) {
+  const int64_t floats = model.hidden_width + 4 * model.attention_width + model.inner_width;
+  return floats * static_cast<int64_t>(sizeof(float)) + model.input_bytes + static_cast<int64_t>(sizeof(RowScale));
 }
 
 size_t arena_bytes(const Model &model, int64_t batch, int64_t capacity, int64_t rows) {
-  const double floats =
-      static_cast<double>(batch) * capacity * model.cache_width + static_cast<double>(rows) * scratch_width(model);
-  if (floats * sizeof(float) > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
-  return static_cast<size_t>(batch * capacity * model.cache_width + rows * scratch_width(model)) * sizeof(float);
+  const double bytes =
+      static_cast<double>(batch) * capacity * model.cache_bytes + static_cast<double>(rows) * scratch_bytes(model);
+  if (bytes > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
+  return static_cast<size_t>(batch * capacity * model.cache_bytes + rows * scratch_bytes(model));
 }
 
 int64_t checked_batch(int64_t batch) {
@@ -144,7 +145,7 @@ void Session::check(const int64_t *ids, int64_t count, int32_t which, const floa
   }
 }
 
-// The arena: the cache, then the rows of a pass.
+// The arena: the cache, then the rows of a pass. Each part is a multiple of kAlignment.
 Pass Session::lay_out() const {
   Pass pass = {};
   pass.batch = batch_;
@@ -152,11 +153,12 @@ Pass Session::lay_out() const {
   pass.ids = pass_ids_.data();
   pass.executed_isa = "";
   pass.cache = arena_.data();
-  pass.hidden = pass.cache + batch_ * capacity_ * model_.cache_width;
-  pass.normed = pass.hidden + pass_rows_ * model_.hidden_width;
-  pass.query = pass.normed + pass_rows_ * model_.hidden_width;
-  pass.attended = pass.query + pass_rows_ * model_.attention_width;
+  pass.inputs = static_cast<char *>(pass.cache) + batch_ * capacity_ * model_.cache_bytes;
+  pass.hidden = reinterpret_cast<float *>(static_cast<char *>(pass.inputs) + pass_rows_ * model_.input_bytes);
+  pass.qkv = pass.hidden + pass_rows_ * model_.hidden_width;
+  pass.attended = pass.qkv + 3 * pass_rows_ * model_.attention_width;
   pass.inner = pass.attended + pass_rows_ * model_.attention_width;
+  pass.input_scales = reinterpret_cast<RowScale *>(pass.inner + pass_rows_ * model_.inner_width);
   return pass;
 }
 

@@ -16,7 +16,7 @@ class Arena {
   ~Arena();
   Arena(const Arena &) = delete;
   Arena &operator=(const Arena &) = delete;
-  float *data() const { return static_cast<float *>(data_); }
+  void *data() const { return data_; }
 
  private:
   void *data_;

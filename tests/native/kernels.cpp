@@ -1,8 +1,7 @@
 // The kernels of one ISA behind C functions, for tests/test_kernels.py. Shapes are odd on purpose.
 #include "attention.h"
 #include "embedding.h"
-#include "layer_norm.h"
-#include "linear.h"
+#include "inputs.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -50,7 +49,7 @@ LAYER_NORM(768)
 #define LINEAR(depth, outputs)                                                                                        \
   EXPORT void linear_##depth##_##outputs(const float *x, int64_t rows, const float *w, const float *bias, float *y) { \
     constexpr int64_t width = round_up(outputs, kLanes);                                                              \
-    linear<depth, width / kLanes>(alone, x, rows, w, Store<Unchanged, width>{y, bias});                               \
+    linear<Float32, depth, width / kLanes>(alone, {x, nullptr}, rows, {w}, Store<Unchanged, width>{y, bias});         \
   }
 LINEAR(1, 1)
 LINEAR(33, 17)
@@ -59,16 +58,16 @@ LINEAR(768, 160)
 
 #define ATTENTION(heads, head_dim)                                                                          \
   EXPORT void attention_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions, \
-                                             float *query, float *cache, float *attended) {                 \
+                                             float *qkv, float *cache, float *attended) {                   \
     Pass pass = {};                                                                                         \
     pass.batch = batch;                                                                                     \
     pass.count = count;                                                                                     \
     pass.past = past;                                                                                       \
     pass.positions = positions;                                                                             \
-    pass.query = query;                                                                                     \
+    pass.qkv = qkv;                                                                                         \
     pass.cache = cache;                                                                                     \
     pass.attended = attended;                                                                               \
-    attention<heads, head_dim>(pass, alone, block_cache<heads, head_dim>(pass, 0));                         \
+    attention<CacheFloat32, heads, head_dim>(pass, alone, {pass, 0});                                       \
   }
 ATTENTION(1, 16)
 ATTENTION(3, 12)
@@ -83,12 +82,12 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
   pass.past = past;
   pass.ids = ids;
   pass.hidden = hidden;
-  embed<36>(pass, alone, positions,
-            [&](int64_t token, float *row) { add_token_from_panels<36, 4>(&tokens, token, row); });
+  const Float32::Matrix shard = {tokens};
+  embed<Float32, 36, 64>(pass, alone, positions, &shard);
 }
 
 EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_in, const float *w_out,
                 const float *b_out, float *inner, float *hidden) {
-  linear<36, 6>(alone, x, rows, w_in, Store<gelu_tanh_activation, 96>{inner, b_in});
-  linear<83, 3>(alone, inner, rows, w_out, AddResidual<48>{hidden, b_out});
+  linear<Float32, 36, 6>(alone, {x, nullptr}, rows, {w_in}, Store<gelu_tanh_activation, 96>{inner, b_in});
+  linear<Float32, 83, 3>(alone, {inner, nullptr}, rows, {w_out}, AddResidual<48>{hidden, b_out});
 }

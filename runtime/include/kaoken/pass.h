@@ -13,23 +13,30 @@ constexpr int64_t kPassRows = 256;      // rows (sequences times positions) of o
 constexpr int64_t kAttentionTile = 64;  // cache positions merged at a time, at absolute multiples of 64
 constexpr int64_t kAlignment = 64;      // bytes: blobs, arena buffers and their rows start on a cache line
 
+// How a row of 8-bit inputs stands for floats: value = scale * (input - zero).
+struct RowScale {
+  float scale;
+  int32_t zero;
+};
+
 // One forward pass over `count` new positions of each of `batch` sequences. Row r of every buffer belongs to
 // sequence r / count at position past + r % count. Rows are padded with zeros to a multiple of kPanel floats.
 struct Pass {
   int64_t batch;
   int64_t count;
-  int64_t past;           // positions already in the cache
-  int64_t positions;      // capacity of the cache, a multiple of kAttentionTile
-  const int32_t *ids;     // [batch * count], checked against the vocabulary
-  float *hidden;          // [rows][n_embd]: the residual stream
-  float *normed;          // [rows][n_embd]
-  float *query;           // [rows][n_head * head_dim] of the block at work
-  float *attended;        // [rows][n_head * head_dim]
-  float *inner;           // [rows][n_inner]
-  float *cache;           // see attention.h
-  int32_t logits_which;   // KAOKEN_LOGITS_*
-  float *logits;          // row (sequence, position) at logits + sequence * logits_stride + position * vocab_size
-  int64_t logits_stride;  // in floats
+  int64_t past;            // positions already in the cache
+  int64_t positions;       // capacity of the cache, a multiple of kAttentionTile
+  const int32_t *ids;      // [batch * count], checked against the vocabulary
+  float *hidden;           // [rows][n_embd]: the residual stream
+  float *qkv;              // [rows][3 * n_head * head_dim] of the block at work
+  float *attended;         // [rows][n_head * head_dim]
+  float *inner;            // [rows][n_inner]
+  void *inputs;            // [rows]: what the next linear reads, in its own type
+  RowScale *input_scales;  // [rows]
+  void *cache;             // see attention.h
+  int32_t logits_which;    // KAOKEN_LOGITS_*
+  float *logits;           // row (sequence, position) at logits + sequence * logits_stride + position * vocab_size
+  int64_t logits_stride;   // in floats
   const char *executed_isa;
 };
 
@@ -52,15 +59,16 @@ struct Code {
   void (*forward)(Pass &pass, const Worker &worker);
 };
 
-// A baked model, as its generated library.cpp describes it. Widths are in floats and padded.
+// A baked model, as its generated library.cpp describes it.
 struct Model {
   kaoken_model_info info;
   const Code *codes;  // best last
   int32_t code_count;
-  int64_t hidden_width;
+  int64_t hidden_width;     // floats, padded
   int64_t attention_width;  // the largest of any block, as are the next two
   int64_t inner_width;
-  int64_t cache_width;  // floats of cache per sequence and position, all blocks together
+  int64_t input_bytes;  // of a row of the widest inputs
+  int64_t cache_bytes;  // of each sequence and position, all blocks together; a multiple of 4
 };
 
 }  // namespace kaoken

@@ -1,8 +1,9 @@
-// 16 float lanes as two ymm registers; needs AVX2 and FMA.
+// 16 float lanes as two ymm registers; needs AVX2, FMA and F16C, and uses AVX-VNNI where the ISA has it.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 6;  // 6 x 2 accumulators, 2 weights and a broadcast in 16 registers
-constexpr int kTilePanels = 1;
+// Rows and panels of a tile: accumulators, weights and an input in 16 registers.
+constexpr int kTileRows = 6, kTilePanels = 1;
+constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
 constexpr int kStreamPanels = 4;
 
 struct Vec {
@@ -49,4 +50,143 @@ KAOKEN_INLINE float reduce_max(Vec v) {
   const __m128 max4 = _mm_max_ps(_mm256_castps256_ps128(max8), _mm256_extractf128_ps(max8, 1));
   const __m128 max2 = _mm_max_ps(max4, _mm_movehl_ps(max4, max4));
   return _mm_cvtss_f32(_mm_max_ss(max2, _mm_shuffle_ps(max2, max2, 1)));
+}
+
+// Integer sums.
+
+struct Ints {
+  __m256i low, high;
+};
+
+KAOKEN_INLINE __m256i load_half_line(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+KAOKEN_INLINE void store_half_line(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+KAOKEN_INLINE Ints load(const int32_t *p) { return {load_half_line(p), load_half_line(p + 8)}; }
+KAOKEN_INLINE void store(int32_t *p, Ints v) {
+  store_half_line(p, v.low);
+  store_half_line(p + 8, v.high);
+}
+KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+KAOKEN_INLINE Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
+KAOKEN_INLINE Ints mul(Ints a, Ints b) {
+  return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
+}
+KAOKEN_INLINE Vec to_float(Ints v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+
+// Narrow numbers in memory.
+
+KAOKEN_INLINE __m128i load_quarter_line(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+// float16
+KAOKEN_INLINE Vec load_half(const uint16_t *p) {
+  return {_mm256_cvtph_ps(load_quarter_line(p)), _mm256_cvtph_ps(load_quarter_line(p + 8))};
+}
+KAOKEN_INLINE Vec load_int8(const int8_t *p) {
+  const __m128i bytes = load_quarter_line(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+KAOKEN_INLINE __m256 widen_bfloat16(__m128i x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+}
+KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
+  return {widen_bfloat16(load_quarter_line(p)), widen_bfloat16(load_quarter_line(p + 8))};
+}
+// The upper half of each lane, rounded to nearest, ties to even.
+KAOKEN_INLINE __m256i round_bfloat16(__m256 v) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+}
+KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
+  const __m256i packed = _mm256_packus_epi32(round_bfloat16(v.low), round_bfloat16(v.high));  // within 128-bit lanes
+  store_half_line(p, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+// The low byte of each lane's nearest integer.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
+  const __m256i mask = _mm256_set1_epi32(0xff);
+  const __m256i low = _mm256_and_si256(_mm256_cvtps_epi32(v.low), mask);
+  const __m256i high = _mm256_and_si256(_mm256_cvtps_epi32(v.high), mask);
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), bytes);
+}
+
+// Two bfloat16 products a lane.
+
+KAOKEN_INLINE __m256i spread_word(const void *p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return _mm256_set1_epi32(word);
+}
+
+struct Pairs {
+  Vec even, odd;
+};
+KAOKEN_INLINE __m256 even_of(__m256i words) { return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)); }
+KAOKEN_INLINE __m256 odd_of(__m256i words) {
+  return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(-0x10000)));
+}
+KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) {
+  const __m256i low = load_half_line(p), high = load_half_line(p + 16);
+  return {{even_of(low), even_of(high)}, {odd_of(low), odd_of(high)}};
+}
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
+  const __m256i words = spread_word(p);
+  return {{even_of(words), even_of(words)}, {odd_of(words), odd_of(words)}};
+}
+KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
+
+// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+
+struct Bytes {
+  __m256i low, high;
+};
+KAOKEN_INLINE Bytes load_bytes(const int8_t *p) { return {load_half_line(p), load_half_line(p + 32)}; }
+KAOKEN_INLINE void store(int8_t *p, Bytes v) {
+  store_half_line(p, v.low);
+  store_half_line(p + 32, v.high);
+}
+
+#if KAOKEN_AVX_VNNI
+constexpr int kInputOffset = 0;
+struct Quad {
+  __m256i v;
+};
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {spread_word(p)}; }
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
+  return {_mm256_dpbusd_avx_epi32(sum.low, x.v, w.low), _mm256_dpbusd_avx_epi32(sum.high, x.v, w.high)};
+}
+#else
+// vpmaddubsw takes one unsigned side and saturates at 16 bits: with the sign of x moved to w, two products reach
+// 2 * 128 * 127 at most.
+constexpr int kInputOffset = 128;
+struct Quad {
+  __m256i size, x;
+};
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) {
+  const __m256i x = spread_word(p);
+  return {_mm256_abs_epi8(x), x};
+}
+KAOKEN_INLINE __m256i dot(Quad x, __m256i w, __m256i sum) {
+  const __m256i pairs = _mm256_maddubs_epi16(x.size, _mm256_sign_epi8(w, x.x));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) { return {dot(x, w.low, sum.low), dot(x, w.high, sum.high)}; }
+#endif
+
+// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+
+constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, whose sign cannot be turned
+struct Nibbles {
+  Bytes low, high;
+};
+KAOKEN_INLINE __m256i low_nibbles(__m256i both) {
+  const __m256i values = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1,  //
+                                          0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+  return _mm256_shuffle_epi8(values, _mm256_and_si256(both, _mm256_set1_epi8(15)));
+}
+KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
+  const __m256i low = load_half_line(p), high = load_half_line(p + 32);
+  return {{low_nibbles(low), low_nibbles(high)},
+          {low_nibbles(_mm256_srli_epi16(low, 4)), low_nibbles(_mm256_srli_epi16(high, 4))}};
 }

@@ -1,8 +1,9 @@
-// 16 float lanes as one zmm register; needs AVX-512 F, BW, DQ and VL.
+// 16 float lanes as one zmm register; needs AVX-512 F, BW, DQ and VL, and uses VNNI and BF16 where the ISA has them.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 8;  // 8 x 3 accumulators, 3 weights and a broadcast in 32 registers
-constexpr int kTilePanels = 3;
+// Rows and panels of a tile: accumulators, weights and an input in 32 registers.
+constexpr int kTileRows = 8, kTilePanels = 3;
+constexpr int kGroupRows = 6, kGroupPanels = 2;  // int4 keeps a second set of accumulators
 constexpr int kStreamPanels = 4;
 
 struct Vec {
@@ -39,3 +40,124 @@ KAOKEN_INLINE float reduce_add(Vec v) {
   return _mm_cvtss_f32(_mm_add_ss(sum2, _mm_shuffle_ps(sum2, sum2, 1)));
 }
 KAOKEN_INLINE float reduce_max(Vec v) { return _mm512_reduce_max_ps(v.v); }
+
+// Integer sums.
+
+struct Ints {
+  __m512i v;
+};
+
+KAOKEN_INLINE Ints load(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
+KAOKEN_INLINE void store(int32_t *p, Ints v) { _mm512_storeu_si512(p, v.v); }
+KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+KAOKEN_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+KAOKEN_INLINE Ints mul(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+KAOKEN_INLINE Vec to_float(Ints v) { return {_mm512_cvtepi32_ps(v.v)}; }
+
+// Narrow numbers in memory.
+
+// float16
+KAOKEN_INLINE Vec load_half(const uint16_t *p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
+}
+KAOKEN_INLINE Vec load_int8(const int8_t *p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
+}
+KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+}
+// Rounds to nearest, ties to even.
+KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+// The low byte of each lane's nearest integer.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
+}
+
+// Two bfloat16 products a lane.
+
+KAOKEN_INLINE __m512i spread_word(const void *p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+
+#if KAOKEN_AVX512_BF16
+struct Pairs {
+  __m512bh v;
+};
+KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return {(__m512bh)spread_word(p)}; }
+KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return {_mm512_dpbf16_ps(sum.v, x.v, w.v)}; }
+#else
+struct Pairs {
+  Vec even, odd;
+};
+KAOKEN_INLINE Pairs widen(__m512i words) {
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)))}};
+}
+KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) { return widen(_mm512_loadu_si512(p)); }
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return widen(spread_word(p)); }
+KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
+#endif
+
+// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+
+struct Bytes {
+  __m512i v;
+};
+KAOKEN_INLINE Bytes load_bytes(const int8_t *p) { return {_mm512_loadu_si512(p)}; }
+
+#if KAOKEN_AVX512_VNNI
+constexpr int kInputOffset = 0;
+using Quad = Bytes;
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {spread_word(p)}; }
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+#else
+// vpmaddubsw takes one unsigned side and saturates at 16 bits: with the sign of x moved to w, two products reach
+// 2 * 128 * 127 at most.
+constexpr int kInputOffset = 128;
+struct Quad {
+  __m512i size;
+  __mmask64 negative;
+};
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) {
+  const __m512i x = spread_word(p);
+  return {_mm512_abs_epi8(x), _mm512_movepi8_mask(x)};
+}
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
+  const __m512i turned = _mm512_mask_sub_epi8(w.v, x.negative, _mm512_setzero_si512(), w.v);
+  const __m512i pairs = _mm512_maddubs_epi16(x.size, turned);
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+#endif
+
+// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+
+struct Nibbles {
+  Bytes low, high;
+};
+#if KAOKEN_AVX512_VNNI
+constexpr int kNibbleScale = 16;
+KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
+  const __m512i both = _mm512_loadu_si512(p);
+  const __m512i mask = _mm512_set1_epi8(-16);
+  return {{_mm512_and_si512(_mm512_slli_epi16(both, 4), mask)}, {_mm512_and_si512(both, mask)}};
+}
+#else
+constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, whose sign cannot be turned
+KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
+  const __m512i both = _mm512_loadu_si512(p);
+  const __m512i mask = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(8);
+  const __m512i low = _mm512_and_si512(both, mask), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  return {{_mm512_sub_epi8(_mm512_xor_si512(low, sign), sign)}, {_mm512_sub_epi8(_mm512_xor_si512(high, sign), sign)}};
+}
+#endif
+KAOKEN_INLINE void store(int8_t *p, Bytes v) { _mm512_storeu_si512(p, v.v); }

@@ -1,8 +1,9 @@
-// 16 float lanes as four q registers; every AArch64 processor has them.
+// 16 float lanes as four q registers, which every AArch64 processor has; uses the dot product where the ISA has it.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
-constexpr int kTileRows = 4;  // 4 x 4 accumulators, 4 weights and a broadcast in 32 registers
-constexpr int kTilePanels = 1;
+// Rows and panels of a tile: accumulators, weights and an input in 32 registers.
+constexpr int kTileRows = 4, kTilePanels = 1;
+constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
 constexpr int kStreamPanels = 2;
 
 struct Vec {
@@ -63,3 +64,146 @@ KAOKEN_INLINE float reduce_add(Vec v) {
   return (vgetq_lane_f32(q, 0) + vgetq_lane_f32(q, 2)) + (vgetq_lane_f32(q, 1) + vgetq_lane_f32(q, 3));
 }
 KAOKEN_INLINE float reduce_max(Vec v) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(v.a, v.b), vmaxq_f32(v.c, v.d))); }
+
+// Integer sums.
+
+struct Ints {
+  int32x4_t a, b, c, d;
+};
+
+KAOKEN_INLINE Ints load(const int32_t *p) {
+  return {vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)};
+}
+KAOKEN_INLINE void store(int32_t *p, Ints v) {
+  vst1q_s32(p, v.a);
+  vst1q_s32(p + 4, v.b);
+  vst1q_s32(p + 8, v.c);
+  vst1q_s32(p + 12, v.d);
+}
+KAOKEN_INLINE Ints broadcast_int(int32_t x) {
+  const int32x4_t q = vdupq_n_s32(x);
+  return {q, q, q, q};
+}
+KAOKEN_INLINE Ints add(Ints x, Ints y) {
+  return {vaddq_s32(x.a, y.a), vaddq_s32(x.b, y.b), vaddq_s32(x.c, y.c), vaddq_s32(x.d, y.d)};
+}
+KAOKEN_INLINE Ints sub(Ints x, Ints y) {
+  return {vsubq_s32(x.a, y.a), vsubq_s32(x.b, y.b), vsubq_s32(x.c, y.c), vsubq_s32(x.d, y.d)};
+}
+KAOKEN_INLINE Ints mul(Ints x, Ints y) {
+  return {vmulq_s32(x.a, y.a), vmulq_s32(x.b, y.b), vmulq_s32(x.c, y.c), vmulq_s32(x.d, y.d)};
+}
+KAOKEN_INLINE Vec to_float(Ints v) {
+  return {vcvtq_f32_s32(v.a), vcvtq_f32_s32(v.b), vcvtq_f32_s32(v.c), vcvtq_f32_s32(v.d)};
+}
+
+// Narrow numbers in memory.
+
+// float16
+KAOKEN_INLINE float32x4_t load_half4(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+KAOKEN_INLINE Vec load_half(const uint16_t *p) {
+  return {load_half4(p), load_half4(p + 4), load_half4(p + 8), load_half4(p + 12)};
+}
+KAOKEN_INLINE Vec load_int8(const int8_t *p) {
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+          vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
+}
+KAOKEN_INLINE float32x4_t load_bfloat16_4(const uint16_t *p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
+  return {load_bfloat16_4(p), load_bfloat16_4(p + 4), load_bfloat16_4(p + 8), load_bfloat16_4(p + 12)};
+}
+// The upper half of each lane, rounded to nearest, ties to even.
+KAOKEN_INLINE uint16x4_t round_bfloat16(float32x4_t v) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(v);
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  return vshrn_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd), 16);
+}
+KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
+  vst1q_u16(p, vcombine_u16(round_bfloat16(v.a), round_bfloat16(v.b)));
+  vst1q_u16(p + 8, vcombine_u16(round_bfloat16(v.c), round_bfloat16(v.d)));
+}
+// The low byte of each lane's nearest integer.
+KAOKEN_INLINE int16x8_t nearest16(float32x4_t a, float32x4_t b) {
+  return vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a)), vmovn_s32(vcvtnq_s32_f32(b)));
+}
+KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
+  const int8x16_t bytes = vcombine_s8(vmovn_s16(nearest16(v.a, v.b)), vmovn_s16(nearest16(v.c, v.d)));
+  vst1q_u8(p, vreinterpretq_u8_s8(bytes));
+}
+
+// Two bfloat16 products a lane.
+
+struct Pairs {
+  Vec even, odd;
+};
+KAOKEN_INLINE float32x4_t even_of(uint32x4_t words) { return vreinterpretq_f32_u32(vshlq_n_u32(words, 16)); }
+KAOKEN_INLINE float32x4_t odd_of(uint32x4_t words) {
+  return vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff0000u)));
+}
+KAOKEN_INLINE Pairs widen(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
+  return {{even_of(a), even_of(b), even_of(c), even_of(d)}, {odd_of(a), odd_of(b), odd_of(c), odd_of(d)}};
+}
+KAOKEN_INLINE uint32x4_t load_words(const uint16_t *p) { return vreinterpretq_u32_u16(vld1q_u16(p)); }
+KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) {
+  return widen(load_words(p), load_words(p + 8), load_words(p + 16), load_words(p + 24));
+}
+KAOKEN_INLINE uint32_t load_word(const void *p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word;
+}
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
+  const uint32x4_t words = vdupq_n_u32(load_word(p));
+  return widen(words, words, words, words);
+}
+KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
+
+// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+
+constexpr int kInputOffset = 128;
+struct Bytes {
+  int8x16_t a, b, c, d;
+};
+struct Quad {
+  int8x16_t v;
+};
+KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
+  return {vld1q_s8(p), vld1q_s8(p + 16), vld1q_s8(p + 32), vld1q_s8(p + 48)};
+}
+KAOKEN_INLINE void store(int8_t *p, Bytes v) {
+  vst1q_s8(p, v.a);
+  vst1q_s8(p + 16, v.b);
+  vst1q_s8(p + 32, v.c);
+  vst1q_s8(p + 48, v.d);
+}
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {vreinterpretq_s8_u32(vdupq_n_u32(load_word(p)))}; }
+#if KAOKEN_DOTPROD
+KAOKEN_INLINE int32x4_t dot(int8x16_t x, int8x16_t w, int32x4_t sum) { return vdotq_s32(sum, x, w); }
+#else
+KAOKEN_INLINE int32x4_t dot(int8x16_t x, int8x16_t w, int32x4_t sum) {
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(w)));
+  const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(x), vget_high_s8(w)));
+  return vaddq_s32(sum, vpaddq_s32(low, high));
+}
+#endif
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
+  return {dot(x.v, w.a, sum.a), dot(x.v, w.b, sum.b), dot(x.v, w.c, sum.c), dot(x.v, w.d, sum.d)};
+}
+
+// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+
+constexpr int kNibbleScale = 16;
+struct Nibbles {
+  Bytes low, high;
+};
+KAOKEN_INLINE int8x16_t low_nibbles(int8x16_t both) { return vshlq_n_s8(both, 4); }
+KAOKEN_INLINE int8x16_t high_nibbles(int8x16_t both) { return vandq_s8(both, vdupq_n_s8(-16)); }
+KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
+  const Bytes both = load_bytes(reinterpret_cast<const int8_t *>(p));
+  return {{low_nibbles(both.a), low_nibbles(both.b), low_nibbles(both.c), low_nibbles(both.d)},
+          {high_nibbles(both.a), high_nibbles(both.b), high_nibbles(both.c), high_nibbles(both.d)}};
+}

@@ -4,8 +4,9 @@
 typedef float Lanes4 __attribute__((vector_size(16)));
 typedef int32_t Ints4 __attribute__((vector_size(16)));
 
-constexpr int kTileRows = 2;  // 2 x 4 accumulators and 4 weights in 16 registers
-constexpr int kTilePanels = 1;
+// Rows and panels of a tile: accumulators and weights in 16 registers.
+constexpr int kTileRows = 2, kTilePanels = 1;
+constexpr int kGroupRows = 2, kGroupPanels = 1;
 constexpr int kStreamPanels = 1;
 
 struct Vec {
@@ -59,4 +60,128 @@ KAOKEN_INLINE float reduce_max(Vec v) {
   float largest = v.q[0][0];
   for (int i = 0; i < 16; ++i) largest = v.q[i / 4][i % 4] > largest ? v.q[i / 4][i % 4] : largest;
   return largest;
+}
+
+// Integer sums.
+
+struct Ints {
+  int32_t lane[16];
+};
+
+KAOKEN_INLINE Ints load(const int32_t *p) {
+  Ints v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+KAOKEN_INLINE void store(int32_t *p, const Ints &v) { __builtin_memcpy(p, &v, sizeof v); }
+KAOKEN_INLINE Ints broadcast_int(int32_t x) {
+  Ints v;
+  for (int32_t &lane : v.lane) lane = x;
+  return v;
+}
+KAOKEN_INLINE Ints add(const Ints &a, const Ints &b) {
+  Ints v;
+  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] + b.lane[i];
+  return v;
+}
+KAOKEN_INLINE Ints sub(const Ints &a, const Ints &b) {
+  Ints v;
+  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] - b.lane[i];
+  return v;
+}
+KAOKEN_INLINE Ints mul(const Ints &a, const Ints &b) {
+  Ints v;
+  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] * b.lane[i];
+  return v;
+}
+
+template <class Lane>  // float f(int)
+KAOKEN_INLINE Vec fill(Lane lane) {
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = lane(i);
+  return load(lanes);
+}
+KAOKEN_INLINE Vec to_float(const Ints &v) {
+  return fill([&](int i) { return static_cast<float>(v.lane[i]); });
+}
+
+// Narrow numbers in memory.
+
+// float16, normal or zero: the exponent is moved by a multiplication.
+KAOKEN_INLINE Vec load_half(const uint16_t *p) {
+  return fill([&](int i) {
+    const uint32_t magnitude = p[i] & 0x7fffu;
+    return float_of_bits((p[i] & 0x8000u) << 16 | (magnitude ? (magnitude << 13) + (112u << 23) : 0));
+  });
+}
+KAOKEN_INLINE Vec load_int8(const int8_t *p) {
+  return fill([&](int i) { return static_cast<float>(p[i]); });
+}
+KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
+  return fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[i]) << 16); });
+}
+// Rounds to nearest, ties to even.
+KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
+  uint32_t bits[16];
+  __builtin_memcpy(bits, &v, sizeof bits);
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>((bits[i] + 0x7fffu + (bits[i] >> 16 & 1)) >> 16);
+}
+// The low byte of each lane, which holds an integer.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(static_cast<int32_t>(v.q[i / 4][i % 4]));
+}
+
+// Two bfloat16 products a lane.
+
+struct Pairs {
+  Vec even, odd;
+};
+KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) {
+  return {fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[2 * i]) << 16); }),
+          fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[2 * i + 1]) << 16); })};
+}
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
+  return {broadcast(float_of_bits(static_cast<uint32_t>(p[0]) << 16)),
+          broadcast(float_of_bits(static_cast<uint32_t>(p[1]) << 16))};
+}
+KAOKEN_INLINE Vec dot(const Pairs &x, const Pairs &w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
+
+// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+
+constexpr int kInputOffset = 128;
+struct Bytes {
+  int8_t lane[64];
+};
+struct Quad {
+  int8_t lane[4];
+};
+KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
+  Bytes v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+KAOKEN_INLINE void store(int8_t *p, const Bytes &v) { __builtin_memcpy(p, &v, sizeof v); }
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) {
+  Quad v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+KAOKEN_INLINE Ints dot(Quad x, const Bytes &w, Ints sum) {
+  for (int i = 0; i < 64; ++i) sum.lane[i / 4] += x.lane[i % 4] * w.lane[i];
+  return sum;
+}
+
+// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+
+constexpr int kNibbleScale = 16;
+struct Nibbles {
+  Bytes low, high;
+};
+KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
+  Nibbles v;
+  for (int i = 0; i < 64; ++i) {
+    v.low.lane[i] = static_cast<int8_t>(p[i] << 4);
+    v.high.lane[i] = static_cast<int8_t>(p[i] & 0xf0);
+  }
+  return v;
 }

@@ -1,0 +1,72 @@
+"""The number types of a baked model: which matrix is stored in which, and the type of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .errors import InputError
+
+# Of a model: "int4" is int4 with an int8 head, which costs the least accuracy for what it saves.
+DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
+TENSOR_DTYPES = ("float32", "bfloat16", "int8", "int4")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+
+HEAD = "lm_head"  # the head's matrix, which is also the token table where they are tied
+TOKENS = "wte"  # the token table of an untied model
+
+_CACHES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8", "int4-all": "int8"}
+
+
+@dataclass(frozen=True)
+class Types:
+    """The type of every matrix, named as in the checkpoint ("h.0.attn.c_attn"), and of the KV cache."""
+
+    dtype: str
+    overrides: tuple[tuple[str, str], ...]  # (pattern, type); a later one wins
+    cache: str
+
+    def of(self, matrix: str) -> str:
+        """The type of one matrix."""
+        chosen = [dtype for pattern, dtype in self.overrides if fnmatchcase(matrix, pattern)]
+        return chosen[-1] if chosen else self._default(matrix)
+
+    def used(self) -> set[str]:
+        """Every type that a matrix may have."""
+        return {self._default(HEAD), self._default("h.0"), *(dtype for _, dtype in self.overrides)}
+
+    def check(self, matrices: Iterable[str]) -> None:
+        """Raises InputError for an override that matches none of the matrices."""
+        names = list(matrices)
+        for pattern, _ in self.overrides:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(
+                    f"tensor_dtypes: {pattern!r} matches no matrix of this model; they are {HEAD} and "
+                    f"h.N.attn.c_attn, h.N.attn.c_proj, h.N.mlp.c_fc, h.N.mlp.c_proj for N from 0 ({names[-1]} ...)"
+                )
+
+    def _default(self, matrix: str) -> str:
+        if self.dtype == "int4":
+            return "int8" if matrix in (HEAD, TOKENS) else "int4"
+        return "int4" if self.dtype == "int4-all" else self.dtype
+
+
+def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
+    """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+    cache = cache or _CACHES[dtype]
+    if cache not in CACHE_DTYPES:
+        raise InputError(f"cache_dtype={cache!r} is unknown; expected one of {', '.join(CACHE_DTYPES)}")
+    return Types(dtype, tuple(_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()), cache)
+
+
+def _parse(override: str) -> tuple[str, str]:
+    pattern, equals, dtype = (part.strip() for part in override.partition("="))
+    if not pattern or not equals or dtype not in TENSOR_DTYPES:
+        raise InputError(
+            f"tensor_dtypes: {override.strip()!r} is no override; write PATTERN=TYPE with one of "
+            f"{', '.join(TENSOR_DTYPES)}, like h.*.mlp.*=int8"
+        )
+    return pattern, dtype

@@ -1,0 +1,87 @@
+// What a linear reads: rows of floats, normalized or as they are, in the type of its matrix.
+//
+// A lone row is prepared by every worker for itself, which costs less than meeting at a barrier; several are divided
+// among the workers.
+#pragma once
+
+#include "layer_norm.h"
+#include "linear.h"
+
+namespace kaoken::KAOKEN_ISA {
+
+// A worker's own row, on its stack.
+template <class Kind, int64_t Depth>
+struct OwnRow {
+  static constexpr int64_t kStride = Kind::row_stride(Depth);
+  static constexpr bool kSmall = kStride * sizeof(typename Kind::Input) <= 1 << 16;
+  alignas(kAlignment) typename Kind::Input values[kSmall ? kStride : 1];
+  RowScale scale;
+};
+
+// Calls fill(row, inputs, scale) for each row, and returns what it filled.
+template <class Kind, int64_t Depth, class Fill>
+KAOKEN_INLINE typename Kind::Inputs fill_rows(const Pass &pass, const Worker &worker, int64_t rows,
+                                              OwnRow<Kind, Depth> &own, const Fill &fill) {
+  if (rows == 1 && own.kSmall) {
+    fill(0, own.values, &own.scale);
+    return {own.values, &own.scale};
+  }
+  auto *values = static_cast<typename Kind::Input *>(pass.inputs);
+  const Share part = share(rows, worker);
+  for (int64_t row = part.begin; row < part.end; ++row) {
+    fill(row, values + row * own.kStride, pass.input_scales + row);
+  }
+  barrier(worker);
+  return {values, pass.input_scales};
+}
+
+// x: [rows][Width padded with zeros]; weight and bias may be null.
+template <class Kind, int64_t Width, class Source>
+KAOKEN_INLINE typename Kind::Inputs norm_rows(const Pass &pass, const Worker &worker, int64_t rows,
+                                              OwnRow<Kind, Width> &own, float epsilon, const float *weight,
+                                              const float *bias, const Source &source) {
+  constexpr int64_t stride = round_up(Width, kLanes);
+  return fill_rows<Kind, Width>(pass, worker, rows, own,
+                                [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
+                                  alignas(kAlignment) float normed[stride];
+                                  layer_norm<Width>(pass.hidden + source(row) * stride, normed, epsilon, weight, bias);
+                                  Kind::template convert<Width>(normed, inputs, scale);
+                                });
+}
+
+// The normalized rows of the residual stream.
+template <class Kind, int64_t Width>
+KAOKEN_INLINE typename Kind::Inputs normed(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
+                                           float epsilon) {
+  return norm_rows<Kind, Width>(pass, worker, pass.batch * pass.count, own, epsilon, nullptr, nullptr,
+                                [](int64_t row) { return row; });
+}
+
+// Rows that the head reads: every one, or the last of each sequence.
+KAOKEN_INLINE int64_t head_rows(const Pass &pass) {
+  return pass.logits_which == KAOKEN_LOGITS_ALL ? pass.batch * pass.count : pass.batch;
+}
+
+template <class Kind, int64_t Width>
+KAOKEN_INLINE typename Kind::Inputs final_norm(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
+                                               float epsilon, const float *weight, const float *bias) {
+  const int64_t step = pass.logits_which == KAOKEN_LOGITS_ALL ? 1 : pass.count;
+  return norm_rows<Kind, Width>(pass, worker, head_rows(pass), own, epsilon, weight, bias,
+                                [&](int64_t row) { return row * step + step - 1; });
+}
+
+// Rows as they are, [rows][Depth padded with zeros].
+template <class Kind, int64_t Depth>
+KAOKEN_INLINE typename Kind::Inputs converted(const Pass &pass, const Worker &worker, OwnRow<Kind, Depth> &own,
+                                              const float *x) {
+  if constexpr (Kind::kFloatInputs) {
+    return {x, nullptr};
+  } else {
+    return fill_rows<Kind, Depth>(pass, worker, pass.batch * pass.count, own,
+                                  [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
+                                    Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs, scale);
+                                  });
+  }
+}
+
+}  // namespace kaoken::KAOKEN_ISA

@@ -1,0 +1,206 @@
+// The types of matrix: how each stores its weights and inputs, and how its products become floats. codegen/layout.py
+// packs what these read.
+#pragma once
+
+#include "int4_tile.h"
+#include "kaoken/pass.h"
+
+namespace kaoken::KAOKEN_ISA {
+
+static_assert(kLanes == kPanel, "a panel is one Vec wide");
+
+constexpr int64_t kRowBlock = 128;    // rows whose sums of a few panels are kept until their k is complete
+constexpr int64_t kDepthBlock = 128;  // lines of each panel that stay in the L1 cache while rows pass over them
+
+// Rows of inputs to a matrix, `values` being [rows][row_stride].
+template <class Input>
+struct InputRows {
+  const Input *values;
+  const RowScale *scales;  // of quantized inputs: value = scale * (input - zero)
+};
+
+// Linear products without scales inside: one tile over all of k, in blocks of k where several rows share the weights.
+template <class Step>
+struct DenseProducts {
+  using Input = typename Step::Input;
+  using Element = typename Step::Element;
+  static constexpr int kTileRows = KAOKEN_ISA::kTileRows, kTilePanels = KAOKEN_ISA::kTilePanels;
+  static constexpr int kStreamPanels = KAOKEN_ISA::kStreamPanels;
+
+  static constexpr int64_t steps(int64_t depth) { return (depth + Step::kStep - 1) / Step::kStep; }
+  static constexpr int64_t row_stride(int64_t depth) { return round_up(depth, kLanes * Step::kStep); }  // 64 bytes
+
+  // out[0 .. 16 Panels) = the row x times the panels from `panel` on.
+  template <int Panels, class Matrix>
+  KAOKEN_INLINE void stream(const Input *x, const Matrix &w, int64_t panel, int64_t depth, Element *out) {
+    const int64_t stride = steps(depth) * Step::kStep * kLanes;
+    tile<Step, 1, Panels>(x, 0, w.weights + panel * stride, stride, steps(depth), out, 0);
+  }
+
+  // out[row][0 .. 16 Panels) for up to kRowBlock rows.
+  template <int Panels, class Matrix>
+  static void block(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, Element *out) {
+    const int64_t stride = steps(depth) * Step::kStep * kLanes;
+    for (int64_t step = 0; step < steps(depth); step += kDepthBlock) {
+      const int64_t left = steps(depth) - step;
+      const auto *weights = w.weights + panel * stride + step * Step::kStep * kLanes;
+      for (int64_t row = 0; row < rows;) {
+        row += largest_tile<Step, kTileRows, Panels>(
+            rows - row, x + row * row_stride(depth) + step * Step::kStep, row_stride(depth), weights, stride,
+            left < kDepthBlock ? left : kDepthBlock, out + row * Panels * kLanes, Panels * kLanes, step > 0);
+      }
+    }
+  }
+};
+
+struct Float32 : DenseProducts<Float32Step> {
+  static constexpr bool kFloatInputs = true;
+  using Inputs = InputRows<float>;
+  struct Matrix {
+    const float *weights;  // [N / 16][K][16]
+  };
+
+  // x: [padded to whole vectors]
+  template <int64_t Depth>
+  KAOKEN_INLINE void convert(const float *x, float *inputs, RowScale *) {
+    for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) store(inputs + i, load(x + i));
+  }
+  KAOKEN_INLINE Vec finish(const float *sums, const Inputs &, int64_t, const Matrix &, int64_t) { return load(sums); }
+  KAOKEN_INLINE float weight(const Matrix &w, int64_t depth, int64_t output, int64_t k) {
+    return w.weights[(output / kLanes * depth + k) * kLanes + output % kLanes];
+  }
+};
+
+struct BFloat16 : DenseProducts<BFloat16Step> {
+  static constexpr bool kFloatInputs = false;
+  using Inputs = InputRows<uint16_t>;
+  struct Matrix {
+    const uint16_t *weights;  // [N / 16][K / 2][16][2]
+  };
+
+  template <int64_t Depth>
+  KAOKEN_INLINE void convert(const float *x, uint16_t *inputs, RowScale *) {
+    for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) store_bfloat16(inputs + i, load(x + i));
+  }
+  KAOKEN_INLINE Vec finish(const float *sums, const Inputs &, int64_t, const Matrix &, int64_t) { return load(sums); }
+  KAOKEN_INLINE float weight(const Matrix &w, int64_t depth, int64_t output, int64_t k) {
+    const uint32_t bits = w.weights[((output / kLanes * steps(depth) + k / 2) * kLanes + output % kLanes) * 2 + k % 2];
+    return float_of_bits(bits << 16);
+  }
+};
+
+// Inputs in 8 bits: dynamic, asymmetric, each row by itself. 0 is exact, so padding stays 0.
+template <int64_t Depth>
+KAOKEN_INLINE void quantize(const float *x, uint8_t *inputs, RowScale *row) {
+  Vec low = broadcast(0.0f), high = low;
+  for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) {
+    low = min(load(x + i), low);
+    high = max(load(x + i), high);
+  }
+  const float least = -reduce_max(sub(broadcast(0.0f), low));
+  const float range = reduce_max(high) - least;
+  const float inverse = range > 0 ? 255.0f / range : 0.0f;
+  const float zero = __builtin_rintf(-least * inverse);
+  row->scale = range / 255.0f;
+  row->zero = static_cast<int32_t>(zero) - kInputOffset;
+
+  const Vec round = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
+  const Vec first = broadcast(static_cast<float>(-kInputOffset)), last = broadcast(255.0f - kInputOffset);
+  for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) {
+    const Vec nearest = sub(fma(load(x + i), broadcast(inverse), round), round);
+    store_bytes(inputs + i, min(max(add(nearest, broadcast(zero - kInputOffset)), first), last));
+  }
+  constexpr int64_t end = round_up(Depth, kLanes);
+  for (int64_t i = end; i < round_up(end, kGroup); ++i) inputs[i] = 0;
+}
+
+// 8-bit inputs by int8 weights: scale * (sum of products - zero * sum of weights), the difference exact.
+struct Int8 : DenseProducts<Int8Step> {
+  static constexpr bool kFloatInputs = false;
+  using Inputs = InputRows<uint8_t>;
+  struct Matrix {
+    const int8_t *weights;  // [N / 16][K / 4][16][4]
+    const float *scales;    // [N]
+    const int32_t *sums;    // [N]: of each output's weights
+  };
+
+  template <int64_t Depth>
+  KAOKEN_INLINE void convert(const float *x, uint8_t *inputs, RowScale *row) {
+    quantize<Depth>(x, inputs, row);
+  }
+  KAOKEN_INLINE Vec finish(const int32_t *sums, const Inputs &x, int64_t row, const Matrix &w, int64_t panel) {
+    const Ints offset = mul(broadcast_int(x.scales[row].zero), load(w.sums + panel * kLanes));
+    const Vec scale = mul(broadcast(x.scales[row].scale), load(w.scales + panel * kLanes));
+    return mul(to_float(sub(load(sums), offset)), scale);
+  }
+  KAOKEN_INLINE float weight(const Matrix &w, int64_t depth, int64_t output, int64_t k) {
+    const int64_t line = output / kLanes * steps(depth) + k / 4;
+    return static_cast<float>(w.weights[(line * kLanes + output % kLanes) * 4 + k % 4]) * w.scales[output];
+  }
+};
+
+// 8-bit inputs by int4 weights in groups: scale * (sum over groups - zero * sum of weights).
+struct Int4 {
+  static constexpr bool kFloatInputs = false;
+  using Input = uint8_t;
+  using Element = float;
+  using Inputs = InputRows<uint8_t>;
+  static constexpr int kTilePanels = kGroupPanels;
+  static constexpr int kStreamPanels = 1;
+  struct Matrix {
+    const uint8_t *weights;  // [N / 16][K / 32][4][16][4] pairs
+    const uint16_t *scales;  // [N / 16][K / 32][16] float16
+    const float *sums;       // [N]: of each output's scaled weights
+  };
+
+  static constexpr int64_t groups(int64_t depth) { return (depth + kGroup - 1) / kGroup; }
+  static constexpr int64_t row_stride(int64_t depth) { return round_up(depth, 64); }
+
+  template <int64_t Depth>
+  KAOKEN_INLINE void convert(const float *x, uint8_t *inputs, RowScale *row) {
+    quantize<Depth>(x, inputs, row);
+  }
+
+  template <int Panels>
+  KAOKEN_INLINE void stream(const uint8_t *x, const Matrix &w, int64_t panel, int64_t depth, float *out) {
+    static_assert(Panels == 1);
+    int4_row(x, w.weights + panel * groups(depth) * kGroupBytes, w.scales + panel * groups(depth) * kLanes,
+             groups(depth), out);
+  }
+
+  template <int Panels>
+  static void block(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, float *out) {
+    constexpr int64_t most = kDepthBlock * Int8Step::kStep / kGroup;  // groups that are unpacked at a time
+    constexpr int64_t w_stride = most * kGroup * kLanes;
+    alignas(kAlignment) int8_t unpacked[Panels * w_stride];
+    for (int64_t group = 0; group < groups(depth); group += most) {
+      const int64_t left = groups(depth) - group;
+      const int64_t count = left < most ? left : most;
+      for (int64_t p = 0; p < Panels; ++p) {
+        unpack_groups(w.weights + ((panel + p) * groups(depth) + group) * kGroupBytes, count, unpacked + p * w_stride);
+      }
+      for (int64_t row = 0; row < rows;) {
+        row += largest_group_tile<kGroupRows, Panels>(
+            rows - row, x + row * row_stride(depth) + group * kGroup, row_stride(depth), unpacked, w_stride,
+            w.scales + (panel * groups(depth) + group) * kLanes, groups(depth) * kLanes, count,
+            out + row * Panels * kLanes, Panels * kLanes, group > 0);
+      }
+    }
+  }
+
+  KAOKEN_INLINE Vec finish(const float *sums, const Inputs &x, int64_t row, const Matrix &w, int64_t panel) {
+    const Vec zero = broadcast(-static_cast<float>(x.scales[row].zero));
+    return mul(fma(zero, load(w.sums + panel * kLanes), load(sums)), broadcast(x.scales[row].scale));
+  }
+  KAOKEN_INLINE float weight(const Matrix &w, int64_t depth, int64_t output, int64_t k) {
+    const int64_t group = output / kLanes * groups(depth) + k / kGroup;
+    const int64_t line = k % 16 / 4;
+    const int both = w.weights[group * kGroupBytes + (line * kLanes + output % kLanes) * 4 + k % 4];
+    const int nibble = k % kGroup < 16 ? both & 15 : both >> 4;
+    float scale[kLanes];
+    store(scale, load_half(w.scales + group * kLanes));
+    return static_cast<float>((nibble ^ 8) - 8) * scale[output % kLanes];
+  }
+};
+
+}  // namespace kaoken::KAOKEN_ISA
