@@ -10,7 +10,7 @@ namespace kaoken::KAOKEN_ISA {
 static_assert(kLanes == kPanel, "a panel is one Vec wide");
 
 constexpr int64_t kRowBlock = 128;    // rows whose sums of a few panels are kept until their k is complete
-constexpr int64_t kDepthBlock = 128;  // lines of each panel that stay in the L1 cache while rows pass over them
+constexpr int64_t kDepthBlock = 192;  // lines of each panel that stay in the caches while rows pass over them
 
 // Rows of inputs to a matrix, `values` being [rows][row_stride].
 template <class Input>

@@ -52,17 +52,6 @@ struct Int8Step {
   KAOKEN_INLINE Ints multiply(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
 };
 
-// Float inputs against a KV cache of narrower numbers.
-struct FloatByBFloat16Step : Float32Step {
-  using Weight = uint16_t;
-  KAOKEN_INLINE Vec weights(const Weight *w) { return load_bfloat16(w); }
-};
-
-struct FloatByInt8Step : Float32Step {
-  using Weight = int8_t;
-  KAOKEN_INLINE Vec weights(const Weight *w) { return load_int8(w); }
-};
-
 template <class Step, class Sum, int... I>
 KAOKEN_INLINE void set_zero(Sum *sums, Indices<I...>) {
   ((sums[I] = Step::zero()), ...);

@@ -111,7 +111,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), bytes);
 }
 
-// Two bfloat16 products a lane.
+// Two bfloat16 products a lane; first_of leaves one.
 
 KAOKEN_INLINE __m256i spread_word(const void *p) {
   int32_t word;
@@ -134,6 +134,7 @@ KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
   const __m256i words = spread_word(p);
   return {{even_of(words), even_of(words)}, {odd_of(words), odd_of(words)}};
 }
+KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.

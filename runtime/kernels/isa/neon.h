@@ -135,7 +135,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
   vst1q_u8(p, vreinterpretq_u8_s8(bytes));
 }
 
-// Two bfloat16 products a lane.
+// Two bfloat16 products a lane; first_of leaves one.
 
 struct Pairs {
   Vec even, odd;
@@ -160,6 +160,7 @@ KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
   const uint32x4_t words = vdupq_n_u32(load_word(p));
   return widen(words, words, words, words);
 }
+KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.

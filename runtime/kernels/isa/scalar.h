@@ -131,7 +131,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(static_cast<int32_t>(v.q[i / 4][i % 4]));
 }
 
-// Two bfloat16 products a lane.
+// Two bfloat16 products a lane; first_of leaves one.
 
 struct Pairs {
   Vec even, odd;
@@ -144,6 +144,7 @@ KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
   return {broadcast(float_of_bits(static_cast<uint32_t>(p[0]) << 16)),
           broadcast(float_of_bits(static_cast<uint32_t>(p[1]) << 16))};
 }
+KAOKEN_INLINE Pairs first_of(const Pairs &w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Vec dot(const Pairs &x, const Pairs &w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
