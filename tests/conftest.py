@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from configurations import CONFIGURATIONS
+from native_kernels import ISAS, Kernels, build_kernels, processor_features
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -133,3 +135,20 @@ def bundled() -> BakedGPT2:
 def bundled_directory() -> Path:
     """The checkpoint that the default model was baked from."""
     return Path(__file__).parent.parent / "models" / "gptlite-shakespeare"
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """`kernels(isa)` is the library of an ISA's kernels; all are compiled, those this machine has are loaded."""
+    return build_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=ISAS)
+def library(request: pytest.FixtureRequest, kernels: Kernels) -> ctypes.CDLL:
+    """The kernels of one ISA of this machine."""
+    from kaoken.codegen.isa import table
+
+    row = table()[request.param]
+    if not set(row.cpu) <= processor_features():
+        pytest.skip(f"this machine lacks {row.name}")
+    return kernels(row.name)
