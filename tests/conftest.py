@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from configurations import CONFIGURATIONS
+from native_build import configure_native_tests
 from native_kernels import ISAS, Kernels, build_kernels, processor_features
 
 if TYPE_CHECKING:
@@ -138,9 +139,17 @@ def bundled_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def native_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build directory of tests/native, configured for this machine."""
+    build = tmp_path_factory.mktemp("native")
+    configure_native_tests(build, KAOKEN_ISA="native", KAOKEN_TEST_ISAS=";".join(ISAS))
+    return build
+
+
+@pytest.fixture(scope="session")
+def kernels(native_tests: Path) -> Kernels:
     """`kernels(isa)` is the library of an ISA's kernels; all are compiled, those this machine has are loaded."""
-    return build_kernels(tmp_path_factory.mktemp("kernels"))
+    return build_kernels(native_tests)
 
 
 @pytest.fixture(params=ISAS)

@@ -14,7 +14,7 @@ from kaoken.codegen.isa import resolve
 from kaoken.codegen.layout import pack_float32, pad_columns, round_up
 from numpy.typing import NDArray
 
-from native_build import SOURCE, configure_native_tests, ninja
+from native_build import SOURCE, ninja
 
 Values = NDArray[Any]
 Kernels = Callable[[str], ctypes.CDLL]
@@ -29,8 +29,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def build_kernels(build: Path) -> Kernels:
-    """Compiles the kernels of every ISA; the returned function loads one of them."""
-    configure_native_tests(build, KAOKEN_TEST_ISAS=";".join(ISAS))
+    """Compiles the kernels of every ISA in a configured build; the returned function loads one of them."""
     ninja(build, *(f"kernels_{isa}" for isa in ISAS))
     return lambda isa: ctypes.CDLL(str(build / "tests" / "native" / f"libkernels_{isa}.so"))
 
