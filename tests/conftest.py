@@ -22,23 +22,31 @@ if TYPE_CHECKING:
 Checkpoints = Callable[[str], Path]
 Bake = Callable[..., Path]
 Baked = Callable[[str], "BakedGPT2"]
+BakedBundled = Callable[[str], "BakedGPT2"]
 RecordError = Callable[[str, float], None]
+RecordPerplexity = Callable[[str, float, float], None]
 
 ERRORS = pytest.StashKey[dict[str, dict[str, float]]]()
+PERPLEXITIES = pytest.StashKey[list[str]]()
+
+DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ERRORS] = {}
+    config.stash[PERPLEXITIES] = []
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Says, for each kind of comparison, the largest error seen and where."""
+    """Says, for each kind of comparison, the largest error seen and where; and the perplexities."""
     for kind, errors in config.stash[ERRORS].items():
         worst = max(errors, key=lambda name: errors[name])
         terminalreporter.write_line(
             f"largest error of {kind}: {errors[worst]:.2e} of max(1, largest logit), in {worst!r}; "
             f"{len(errors)} compared"
         )
+    for line in config.stash[PERPLEXITIES]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -48,6 +56,19 @@ def record_error(request: pytest.FixtureRequest, record_property: Callable[[str,
     def record(kind: str, error: float) -> None:
         record_property(kind, error)
         request.config.stash[ERRORS].setdefault(kind, {})[request.node.name] = error
+
+    return record
+
+
+@pytest.fixture
+def record_perplexity(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> RecordPerplexity:
+    """`record_perplexity(dtype, value, change)` keeps a perplexity and its change from float32 for the report."""
+
+    def record(dtype: str, value: float, change: float) -> None:
+        record_property(f"perplexity in {dtype}", value)
+        request.config.stash[PERPLEXITIES].append(f"perplexity in {dtype}: {value:.4f} ({change:+.2%})")
 
     return record
 
@@ -136,6 +157,29 @@ def bundled() -> BakedGPT2:
 def bundled_directory() -> Path:
     """The checkpoint that the default model was baked from."""
     return Path(__file__).parent.parent / "models" / "gptlite-shakespeare"
+
+
+@pytest.fixture(scope="session")
+def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> dict[str, Future[Path]]:
+    """The bundled model for every processor of this architecture, in each type, baked side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {
+            dtype: pool.submit(bake_checkpoint, bundled_directory, dtype=dtype, isa="portable", jobs=1)
+            for dtype in DTYPES
+        }
+
+
+@pytest.fixture(scope="session")
+def baked_bundled(bundled_libraries: dict[str, Future[Path]]) -> BakedBundled:
+    """`baked_bundled(dtype)` is the bundled model in a type."""
+
+    @cache
+    def baked_bundled(dtype: str) -> BakedGPT2:
+        from kaoken import load
+
+        return load(bundled_libraries[dtype].result())
+
+    return baked_bundled
 
 
 @pytest.fixture(scope="session")
