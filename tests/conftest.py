@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Checkpoints = Callable[[str], Path]
 Bake = Callable[..., Path]
 Baked = Callable[[str], "BakedGPT2"]
+BundledLibraries = dict[str, "Future[Path]"]
 BakedBundled = Callable[[str], "BakedGPT2"]
 RecordError = Callable[[str, float], None]
 RecordPerplexity = Callable[[str, float, float], None]
@@ -160,7 +161,7 @@ def bundled_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> dict[str, Future[Path]]:
+def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> BundledLibraries:
     """The bundled model for every processor of this architecture, in each type, baked side by side."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return {
@@ -170,7 +171,7 @@ def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> dict[st
 
 
 @pytest.fixture(scope="session")
-def baked_bundled(bundled_libraries: dict[str, Future[Path]]) -> BakedBundled:
+def baked_bundled(bundled_libraries: BundledLibraries) -> BakedBundled:
     """`baked_bundled(dtype)` is the bundled model in a type."""
 
     @cache
