@@ -30,12 +30,14 @@ def require_programs(*programs: str) -> None:
         pytest.skip(f"needs {' and '.join(missing)} (Debian: qemu-user-static, g++-aarch64-linux-gnu)")
 
 
-def run_logits(command: Sequence[str | Path], library: Path, isa: str) -> tuple[str, NDArray[np.float32]]:
-    """The ISA that ran (`isa` "best": whichever the library chose) and the logits of IDS [count, vocab_size]."""
-    arguments = [*map(str, command), str(library), isa, *map(str, IDS)]
+def run_logits(
+    command: Sequence[str | Path], library: Path, isa: str, ids: Sequence[int] = IDS
+) -> tuple[str, NDArray[np.float32]]:
+    """The ISA that ran (`isa` "best": whichever the library chose) and the logits of ids [count, vocab_size]."""
+    arguments = [*map(str, command), str(library), isa, *map(str, ids)]
     ran = subprocess.run(arguments, capture_output=True)
     assert ran.returncode == 0, f"{' '.join(arguments[:6])} gave {ran.returncode}: {ran.stderr.decode()}"
-    return ran.stderr.decode().split()[-1], np.frombuffer(ran.stdout, "<f4").reshape(len(IDS), -1)
+    return ran.stderr.decode().split()[-1], np.frombuffer(ran.stdout, "<f4").reshape(len(ids), -1)
 
 
 def error(logits: NDArray[np.float32], directory: Path) -> float:
