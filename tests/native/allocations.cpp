@@ -18,13 +18,13 @@ namespace {
 std::atomic<bool> counting{false};
 std::atomic<int> allocations{0};
 
-void count() {
-  if (counting) ++allocations;
-}
-
 }  // namespace
 
 #if KAOKEN_COUNTS
+static void count() {
+  if (counting) ++allocations;
+}
+
 // operator new of libstdc++ comes by here too.
 extern "C" {
 void *__libc_malloc(size_t size);
