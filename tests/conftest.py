@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from configurations import CONFIGURATIONS
+from native_build import configure_native_tests
+from native_kernels import ISAS, Kernels, build_kernels, processor_features
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -19,23 +22,32 @@ if TYPE_CHECKING:
 Checkpoints = Callable[[str], Path]
 Bake = Callable[..., Path]
 Baked = Callable[[str], "BakedGPT2"]
+BundledLibraries = dict[str, "Future[Path]"]
+BakedBundled = Callable[[str], "BakedGPT2"]
 RecordError = Callable[[str, float], None]
+RecordPerplexity = Callable[[str, float, float], None]
 
 ERRORS = pytest.StashKey[dict[str, dict[str, float]]]()
+PERPLEXITIES = pytest.StashKey[list[str]]()
+
+DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ERRORS] = {}
+    config.stash[PERPLEXITIES] = []
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Says, for each kind of comparison, the largest error seen and where."""
+    """Says, for each kind of comparison, the largest error seen and where; and the perplexities."""
     for kind, errors in config.stash[ERRORS].items():
         worst = max(errors, key=lambda name: errors[name])
         terminalreporter.write_line(
             f"largest error of {kind}: {errors[worst]:.2e} of max(1, largest logit), in {worst!r}; "
             f"{len(errors)} compared"
         )
+    for line in config.stash[PERPLEXITIES]:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -45,6 +57,19 @@ def record_error(request: pytest.FixtureRequest, record_property: Callable[[str,
     def record(kind: str, error: float) -> None:
         record_property(kind, error)
         request.config.stash[ERRORS].setdefault(kind, {})[request.node.name] = error
+
+    return record
+
+
+@pytest.fixture
+def record_perplexity(
+    request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> RecordPerplexity:
+    """`record_perplexity(dtype, value, change)` keeps a perplexity and its change from float32 for the report."""
+
+    def record(dtype: str, value: float, change: float) -> None:
+        record_property(f"perplexity in {dtype}", value)
+        request.config.stash[PERPLEXITIES].append(f"perplexity in {dtype}: {value:.4f} ({change:+.2%})")
 
     return record
 
@@ -133,3 +158,51 @@ def bundled() -> BakedGPT2:
 def bundled_directory() -> Path:
     """The checkpoint that the default model was baked from."""
     return Path(__file__).parent.parent / "models" / "gptlite-shakespeare"
+
+
+@pytest.fixture(scope="session")
+def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> BundledLibraries:
+    """The bundled model for every processor of this architecture, in each type, baked side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {
+            dtype: pool.submit(bake_checkpoint, bundled_directory, dtype=dtype, isa="portable", jobs=1)
+            for dtype in DTYPES
+        }
+
+
+@pytest.fixture(scope="session")
+def baked_bundled(bundled_libraries: BundledLibraries) -> BakedBundled:
+    """`baked_bundled(dtype)` is the bundled model in a type."""
+
+    @cache
+    def baked_bundled(dtype: str) -> BakedGPT2:
+        from kaoken import load
+
+        return load(bundled_libraries[dtype].result())
+
+    return baked_bundled
+
+
+@pytest.fixture(scope="session")
+def native_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build directory of tests/native, configured for this machine."""
+    build = tmp_path_factory.mktemp("native")
+    configure_native_tests(build, KAOKEN_ISA="native", KAOKEN_TEST_ISAS=";".join(ISAS))
+    return build
+
+
+@pytest.fixture(scope="session")
+def kernels(native_tests: Path) -> Kernels:
+    """`kernels(isa)` is the library of an ISA's kernels; all are compiled, those this machine has are loaded."""
+    return build_kernels(native_tests)
+
+
+@pytest.fixture(params=ISAS)
+def library(request: pytest.FixtureRequest, kernels: Kernels) -> ctypes.CDLL:
+    """The kernels of one ISA of this machine."""
+    from kaoken.codegen.isa import table
+
+    row = table()[request.param]
+    if not set(row.cpu) <= processor_features():
+        pytest.skip(f"this machine lacks {row.name}")
+    return kernels(row.name)

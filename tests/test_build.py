@@ -186,7 +186,14 @@ def test_libraries_are_reproducible(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("portable"), KAOKEN_ISA="portable", KAOKEN_MODEL_NAME="toy")
+    """With every kind of matrix, so that it has code for every ISA."""
+    project = Project(
+        tmp_path_factory.mktemp("portable"),
+        KAOKEN_ISA="portable",
+        KAOKEN_MODEL_NAME="toy",
+        KAOKEN_DTYPE="int4",
+        KAOKEN_TENSOR_DTYPES="h.0.mlp.c_fc=bfloat16;h.0.mlp.c_proj=float32",
+    )
     project.build()
     return project
 

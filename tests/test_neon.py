@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kaoken.codegen.isa import resolve
+from numpy.typing import NDArray
 
+from conftest import RecordError
+from emulation import IDS, LIMITS, error, require_programs, run_logits
 from native_build import SOURCE, call, configure_native_tests, ninja
-from oracle import open_oracle
+
+LogitsOf = Callable[[str, str], NDArray[np.float32]]
 
 TOOLCHAIN = SOURCE / "cmake" / "toolchains" / "aarch64-linux-gnu.cmake"
-QEMU = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")
-REQUIRED = os.environ.get("KAOKEN_REQUIRE_NEON") == "1"  # continuous integration, where absence is a failure
+QEMU = ("qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu")
+DTYPES = ("float32", "int8", "int4")
+
+EVERY = [(dtype, isa) for dtype in DTYPES for isa in resolve("portable", "aarch64", {dtype})]
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not REQUIRED and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which(QEMU[0])):
-        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user-static")
+    require_programs("aarch64-linux-gnu-g++", QEMU[0])
     build = tmp_path_factory.mktemp("neon")
-    configure_native_tests(build, [f"--toolchain={TOOLCHAIN}"], KAOKEN_ISA="portable")
-    ninja(build, "logits", "runtime_test")
+    configure_native_tests(
+        build, [f"--toolchain={TOOLCHAIN}"], KAOKEN_ISA="portable", KAOKEN_TEST_DTYPES=";".join(DTYPES)
+    )
+    ninja(build, "logits", "runtime_test", *(f"model_{dtype}" for dtype in DTYPES))
     return build / "tests" / "native"
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon"])
-def test_logits_equal_the_oracle(programs: Path, isa: str, bundled_directory: Path) -> None:
-    ids = list(b"ROMEO:\nWhat is the matter with you, sir? I am a little the worse for it, and so are all")
-    ran = subprocess.run([*QEMU, programs / "logits", isa, *map(str, ids)], capture_output=True, check=True)
-    assert ran.stderr.decode().strip() == isa
-    logits = np.frombuffer(ran.stdout, "<f4").reshape(len(ids), -1)
-    exact = open_oracle(bundled_directory).logits(np.array([ids]))[0]
-    assert np.abs(logits - exact).max() < 1e-4 * max(1, np.abs(exact).max())
+@pytest.fixture(scope="module")
+def logits_of(programs: Path) -> LogitsOf:
+    """`logits_of(dtype, isa)`, with proof that this ISA ran."""
+
+    @cache
+    def logits_of(dtype: str, isa: str) -> NDArray[np.float32]:
+        ran, logits = run_logits([*QEMU, programs / "logits"], programs / f"libmodel_{dtype}.so", isa)
+        assert ran == isa
+        return logits
+
+    return logits_of
+
+
+@pytest.mark.parametrize(("dtype", "isa"), EVERY)
+def test_logits_equal_the_oracle(
+    dtype: str, isa: str, logits_of: LogitsOf, bundled_directory: Path, record_error: RecordError
+) -> None:
+    deviation = error(logits_of(dtype, isa), bundled_directory)
+    record_error(f"{dtype} logits on AArch64 against the float64 oracle", deviation)
+    assert deviation < LIMITS[dtype]
+
+
+def test_the_best_isa_is_chosen(programs: Path) -> None:
+    """Each of these processors lacks what the next one has."""
+    for processor, isa in (("cortex-a53", "neon"), ("neoverse-n1", "dotprod"), ("max", "i8mm")):
+        qemu = [QEMU[0], "-cpu", processor, *QEMU[3:]]
+        ran, _ = run_logits([*qemu, programs / "logits"], programs / "libmodel_int8.so", "best", IDS[:4])
+        assert ran == isa
+
+
+@pytest.mark.parametrize("isa", ["dotprod", "i8mm"])
+def test_every_isa_has_the_same_integer_sums(isa: str, logits_of: LogitsOf) -> None:
+    """The ISAs of NEON differ in their integer products alone, which are exact."""
+    assert logits_of("int8", isa).tobytes() == logits_of("int8", "neon").tobytes()
 
 
 def test_determinism_and_errors(programs: Path) -> None:

@@ -45,48 +45,56 @@ double uniform(std::mt19937_64 &random) { return static_cast<double>(random() >>
 
 }  // namespace
 
-int64_t Sampler::choose(const float *logits, int64_t vocab_size, std::mt19937_64 &random) const {
-  if (do_sample) return draw(logits, vocab_size, random);
-  return std::max_element(logits, logits + vocab_size) - logits;
+Sampler::Sampler(const kaoken_generation_options &options, int64_t vocab_size)
+    : do_sample_(options.do_sample != 0),
+      temperature_(options.temperature),
+      top_k_(options.top_k),
+      top_p_(options.top_p),
+      vocab_size_(vocab_size),
+      order_(static_cast<size_t>(do_sample_ ? vocab_size : 0)),
+      weights_(order_.size()) {}
+
+int64_t Sampler::choose(const float *logits, std::mt19937_64 &random) {
+  if (do_sample_) return draw(logits, random);
+  return std::max_element(logits, logits + vocab_size_) - logits;
 }
 
-int64_t Sampler::draw(const float *logits, int64_t vocab_size, std::mt19937_64 &random) const {
-  std::vector<int32_t> order(static_cast<size_t>(vocab_size));
-  std::iota(order.begin(), order.end(), 0);
+int64_t Sampler::draw(const float *logits, std::mt19937_64 &random) {
+  std::iota(order_.begin(), order_.end(), 0);
+  auto end = order_.end();
   const auto larger = [&](int32_t a, int32_t b) {
     const float x = rank(logits[a]), y = rank(logits[b]);
     return x > y || (x == y && a < b);
   };
-  if (top_k > 0 && top_k < vocab_size) {
-    std::nth_element(order.begin(), order.begin() + (top_k - 1), order.end(), larger);
-    const float least = rank(logits[order[static_cast<size_t>(top_k - 1)]]);
-    order.erase(std::remove_if(order.begin(), order.end(), [&](int32_t token) { return rank(logits[token]) < least; }),
-                order.end());
+  if (top_k_ > 0 && top_k_ < vocab_size_) {
+    std::nth_element(order_.begin(), order_.begin() + (top_k_ - 1), end, larger);
+    const float least = rank(logits[order_[static_cast<size_t>(top_k_ - 1)]]);
+    end = std::remove_if(order_.begin(), end, [&](int32_t token) { return rank(logits[token]) < least; });
   }
-  std::sort(order.begin(), order.end(), larger);
+  std::sort(order_.begin(), end, larger);
 
-  std::vector<double> weights(order.size());
-  const double largest = rank(logits[order[0]]);
+  const size_t candidates = static_cast<size_t>(end - order_.begin());
+  const double largest = rank(logits[order_[0]]);
   double total = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    total += weights[i] = std::exp((rank(logits[order[i]]) - largest) / static_cast<double>(temperature));
+  for (size_t i = 0; i < candidates; ++i) {
+    total += weights_[i] = std::exp((rank(logits[order_[i]]) - largest) / static_cast<double>(temperature_));
   }
   // A token stays while those before it hold less than top_p.
   double kept = 0;
   size_t count = 0;
-  while (count < order.size() && (count == 0 || top_p >= 1 || kept < top_p * total)) kept += weights[count++];
+  while (count < candidates && (count == 0 || top_p_ >= 1 || kept < top_p_ * total)) kept += weights_[count++];
 
   double target = uniform(random) * kept;
   for (size_t i = 0; i < count; ++i) {
-    target -= weights[i];
-    if (target < 0) return order[i];
+    target -= weights_[i];
+    if (target < 0) return order_[i];
   }
-  return order[count - 1];
+  return order_[count - 1];
 }
 
 Generation::Generation(Session &session, const int64_t *ids, int64_t count, const kaoken_generation_options &options)
     : session_(session),
-      sampler_{options.do_sample != 0, options.temperature, options.top_k, options.top_p},
+      sampler_(options, session.model().info.vocab_size),
       eos_(options.eos_token_ids, options.eos_token_ids + (options.eos_token_ids ? options.eos_count : 0)),
       pad_(options.pad_token_id),
       finished_(static_cast<size_t>(session.batch()), false) {
@@ -117,7 +125,7 @@ bool Generation::next(int64_t *tokens) {
   const int64_t vocab_size = session_.model().info.vocab_size;
   bool all_finished = true;
   for (size_t row = 0; row < finished_.size(); ++row) {
-    tokens_[row] = finished_[row] ? pad_ : sampler_.choose(&logits_[row * vocab_size], vocab_size, randoms_[row]);
+    tokens_[row] = finished_[row] ? pad_ : sampler_.choose(&logits_[row * vocab_size], randoms_[row]);
     finished_[row] = finished_[row] || is_eos(tokens_[row]);
     all_finished = all_finished && finished_[row];
     tokens[row] = tokens_[row];

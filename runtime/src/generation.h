@@ -9,18 +9,24 @@
 namespace kaoken {
 
 // How a token is drawn from logits [vocab_size].
-struct Sampler {
-  bool do_sample;
-  float temperature;
-  int64_t top_k;
-  float top_p;
+class Sampler {
+ public:
+  Sampler(const kaoken_generation_options &options, int64_t vocab_size);
 
   // The first of the largest logits where do_sample is off; else a draw from softmax(logits / temperature) after
-  // top-k, then top-p (Holtzman et al., arXiv:1904.09751). Ties at the k-th logit are all kept.
-  int64_t choose(const float *logits, int64_t vocab_size, std::mt19937_64 &random) const;
+  // top-k, then top-p (Holtzman et al., arXiv:1904.09751). Ties at the k-th logit are all kept. Allocates nothing.
+  int64_t choose(const float *logits, std::mt19937_64 &random);
 
  private:
-  int64_t draw(const float *logits, int64_t vocab_size, std::mt19937_64 &random) const;
+  int64_t draw(const float *logits, std::mt19937_64 &random);
+
+  const bool do_sample_;
+  const float temperature_;
+  const int64_t top_k_;
+  const float top_p_;
+  const int64_t vocab_size_;
+  std::vector<int32_t> order_;   // [vocab_size]: tokens, the likeliest first
+  std::vector<double> weights_;  // [vocab_size]: of those
 };
 
 class Generation {
@@ -35,7 +41,7 @@ class Generation {
   bool is_eos(int64_t token) const;
 
   Session &session_;
-  const Sampler sampler_;
+  Sampler sampler_;
   const std::vector<int64_t> eos_;
   const int64_t pad_;
   int64_t left_;  // tokens of each sequence still to come

@@ -24,6 +24,68 @@ void map(const float *x, float *y, int64_t count, Function function) {
   for (int64_t i = 0; i < count; i += kLanes) store(y + i, function(load(x + i)));
 }
 
+// Becomes a pointer to whatever a matrix declares.
+struct Pointer {
+  const void *to;
+  template <class T>
+  operator const T *() const {
+    return static_cast<const T *>(to);
+  }
+};
+
+// A matrix of any kind from the arrays that codegen/layout.py packs it into.
+template <class Matrix>
+Matrix make_matrix(const void *const *arrays) {
+  if constexpr (sizeof(Matrix) >= 3 * sizeof(void *)) {
+    return {Pointer{arrays[0]}, Pointer{arrays[1]}, Pointer{arrays[2]}};
+  } else {
+    return {Pointer{arrays[0]}};
+  }
+}
+
+// One kind of matrix at one shape.
+template <class Kind, int64_t Depth, int64_t Outputs>
+struct Linear {
+  using Input = typename Kind::Input;
+  static constexpr int64_t kWidth = round_up(Outputs, kLanes);
+  static constexpr int64_t kStride = Kind::row_stride(Depth);
+
+  static void convert(const float *x, int64_t rows, Input *inputs, RowScale *scales) {
+    for (int64_t row = 0; row < rows; ++row) {
+      Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs + row * kStride, scales + row);
+    }
+  }
+
+  // As `workers` threads would, one after the other.
+  static void multiply(int workers, const Input *inputs, const RowScale *scales, int64_t rows,
+                       const void *const *arrays, const float *bias, float *y) {
+    for (int index = 0; index < workers; ++index) {
+      linear<Kind, Depth, kWidth / kLanes>({index, workers, nullptr}, {inputs, scales}, rows,
+                                           make_matrix<typename Kind::Matrix>(arrays),
+                                           Store<Unchanged, kWidth>{y, bias});
+    }
+  }
+};
+
+// Attention with one type of cache, at one shape.
+template <class Type, int64_t Heads, int64_t HeadDim>
+struct Attention {
+  using Cache = BlockCache<Type, Heads, HeadDim>;
+
+  static void attend(int64_t batch, int64_t count, int64_t past, int64_t positions, float *qkv, void *cache,
+                     float *attended) {
+    Pass pass = {};
+    pass.batch = batch;
+    pass.count = count;
+    pass.past = past;
+    pass.positions = positions;
+    pass.qkv = qkv;
+    pass.cache = cache;
+    pass.attended = attended;
+    attention<Type, Heads, HeadDim>(pass, alone, Cache(pass, 0));
+  }
+};
+
 }  // namespace
 
 // y[i] = f(x[i]) for a multiple of 16 values
@@ -35,7 +97,48 @@ void map(const float *x, float *y, int64_t count, Function function) {
   EXPORT void activation_##name(const float *x, float *y, int64_t count) { \
     map(x, y, count, [](Vec v) { return name##_activation::apply(v); });   \
   }
+
+// convert_*: rows of floats, padded to whole vectors, -> inputs [rows][row_bytes_*] and their scales [rows].
+// linear_*: inputs and a matrix's arrays -> y [rows][outputs padded], the bias added.
+#define LINEAR(kind, dtype, depth, outputs)                                                                         \
+  EXPORT int64_t row_bytes_##dtype##_##depth##_##outputs() {                                                        \
+    return kind::row_stride(depth) * static_cast<int64_t>(sizeof(kind::Input));                                     \
+  }                                                                                                                 \
+  EXPORT void convert_##dtype##_##depth##_##outputs(const float *x, int64_t rows, void *inputs, RowScale *scales) { \
+    Linear<kind, depth, outputs>::convert(x, rows, static_cast<kind::Input *>(inputs), scales);                     \
+  }                                                                                                                 \
+  EXPORT void linear_##dtype##_##depth##_##outputs(int workers, const void *inputs, const RowScale *scales,         \
+                                                   int64_t rows, const void *const *arrays, const float *bias,      \
+                                                   float *y) {                                                      \
+    Linear<kind, depth, outputs>::multiply(workers, static_cast<const kind::Input *>(inputs), scales, rows, arrays, \
+                                           bias, y);                                                                \
+  }
+#define KAOKEN_MATRIX(kind, dtype) \
+  LINEAR(kind, dtype, 1, 1)        \
+  LINEAR(kind, dtype, 33, 17)      \
+  LINEAR(kind, dtype, 100, 49)     \
+  LINEAR(kind, dtype, 129, 81)     \
+  LINEAR(kind, dtype, 768, 160)
+
+// attention_*: qkv [batch][count][3][heads][padded] -> attended [batch][count][heads][padded], with a cache of
+// cache_bytes_* for each sequence and position.
+#define ATTENTION(type, dtype, heads, head_dim)                                                                       \
+  EXPORT int64_t cache_bytes_##dtype##_##heads##_##head_dim() {                                                       \
+    return heads * Attention<type, heads, head_dim>::Cache::kHeadBytes;                                               \
+  }                                                                                                                   \
+  EXPORT void attention_##dtype##_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions, \
+                                                       float *qkv, void *cache, float *attended) {                    \
+    Attention<type, heads, head_dim>::attend(batch, count, past, positions, qkv, cache, attended);                    \
+  }
+#define KAOKEN_CACHE(type, dtype) \
+  ATTENTION(type, dtype, 1, 16)   \
+  ATTENTION(type, dtype, 3, 12)   \
+  ATTENTION(type, dtype, 2, 64)
+
 #include "kernels.inc"
+
+// What 8-bit inputs are stored less: 128 where the ISA multiplies signed bytes.
+EXPORT int input_offset() { return kInputOffset; }
 
 #define LAYER_NORM(width)                                                                                           \
   EXPORT void layer_norm_##width(const float *x, float *y, float epsilon, const float *weight, const float *bias) { \
@@ -45,33 +148,6 @@ LAYER_NORM(1)
 LAYER_NORM(15)
 LAYER_NORM(36)
 LAYER_NORM(768)
-
-#define LINEAR(depth, outputs)                                                                                        \
-  EXPORT void linear_##depth##_##outputs(const float *x, int64_t rows, const float *w, const float *bias, float *y) { \
-    constexpr int64_t width = round_up(outputs, kLanes);                                                              \
-    linear<Float32, depth, width / kLanes>(alone, {x, nullptr}, rows, {w}, Store<Unchanged, width>{y, bias});         \
-  }
-LINEAR(1, 1)
-LINEAR(33, 17)
-LINEAR(100, 49)
-LINEAR(768, 160)
-
-#define ATTENTION(heads, head_dim)                                                                          \
-  EXPORT void attention_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions, \
-                                             float *qkv, float *cache, float *attended) {                   \
-    Pass pass = {};                                                                                         \
-    pass.batch = batch;                                                                                     \
-    pass.count = count;                                                                                     \
-    pass.past = past;                                                                                       \
-    pass.positions = positions;                                                                             \
-    pass.qkv = qkv;                                                                                         \
-    pass.cache = cache;                                                                                     \
-    pass.attended = attended;                                                                               \
-    attention<CacheFloat32, heads, head_dim>(pass, alone, {pass, 0});                                       \
-  }
-ATTENTION(1, 16)
-ATTENTION(3, 12)
-ATTENTION(2, 64)
 
 // The token and position embeddings of 36 values, and a whole MLP of 36 and 83, each as a block composes it.
 EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const float *tokens, const float *positions,
@@ -84,6 +160,17 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
   pass.hidden = hidden;
   const Float32::Matrix shard = {tokens};
   embed<Float32, 36, 64>(pass, alone, positions, &shard);
+}
+
+// The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.
+EXPORT void logits(const float *x, int64_t rows, const float *w, float *out) {
+  Pass pass = {};
+  pass.batch = 1;
+  pass.count = rows;
+  pass.logits_which = KAOKEN_LOGITS_ALL;
+  pass.logits = out;
+  pass.logits_stride = rows * 17;
+  linear<Float32, 33, 2>(alone, {x, nullptr}, rows, {w}, StoreLogits<17>{pass, 0, nullptr});
 }
 
 EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_in, const float *w_out,

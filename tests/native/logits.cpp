@@ -1,14 +1,25 @@
-// logits ISA ID...: writes the logits of every position of one sequence, float32, to standard output; the ISA that ran
-// to standard error. What NEON under qemu and older processors are checked with.
+// logits LIBRARY ISA ID...: writes the logits of every position of one sequence, float32, to standard output; the ISA
+// that ran to standard error. ISA "best" leaves the choice to the library. What processors under qemu are tested with.
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "kaoken/kaoken.h"
 
-KAOKEN_DECLARE_MODEL(first);
-
 namespace {
+
+const kaoken_model_api *load(const char *path) {
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  void *symbol = library ? dlsym(library, "kaoken_model") : nullptr;
+  if (!symbol) {
+    std::fprintf(stderr, "%s\n", dlerror());
+    std::exit(1);
+  }
+  return reinterpret_cast<const kaoken_model_api *(*)()>(symbol)();
+}
 
 int fail(const kaoken_model_api *api) {
   std::fprintf(stderr, "%s\n", api->last_error());
@@ -18,12 +29,13 @@ int fail(const kaoken_model_api *api) {
 }  // namespace
 
 int main(int argc, char **argv) {
-  const kaoken_model_api *api = kaoken_model_first();
-  kaoken_session_options options = {sizeof options, 1, 2, argv[1]};
+  if (argc < 4) return 2;
+  const kaoken_model_api *api = load(argv[1]);
+  kaoken_session_options options = {sizeof options, 1, 2, std::strcmp(argv[2], "best") ? argv[2] : nullptr};
   kaoken_session *session = nullptr;
   if (api->session_create(&options, &session)) return fail(api);
   std::vector<int64_t> ids;
-  for (int i = 2; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
+  for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
   std::vector<float> logits(ids.size() * static_cast<size_t>(api->info->vocab_size));
   if (api->session_append(session, ids.data(), static_cast<int64_t>(ids.size()), KAOKEN_LOGITS_ALL, logits.data())) {
     return fail(api);

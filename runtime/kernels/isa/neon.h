@@ -1,4 +1,5 @@
-// 16 float lanes as four q registers, which every AArch64 processor has; uses the dot product where the ISA has it.
+// 16 float lanes as four q registers, which every AArch64 processor has; uses the dot product where the ISA has it, and
+// the one of unsigned by signed bytes.
 // Included by vector.h only, inside namespace kaoken::KAOKEN_ISA.
 
 // Rows and panels of a tile: accumulators, weights and an input in 32 registers.
@@ -165,12 +166,8 @@ KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
 
-constexpr int kInputOffset = 128;
 struct Bytes {
   int8x16_t a, b, c, d;
-};
-struct Quad {
-  int8x16_t v;
 };
 KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
   return {vld1q_s8(p), vld1q_s8(p + 16), vld1q_s8(p + 32), vld1q_s8(p + 48)};
@@ -181,6 +178,18 @@ KAOKEN_INLINE void store(int8_t *p, Bytes v) {
   vst1q_s8(p + 32, v.c);
   vst1q_s8(p + 48, v.d);
 }
+#if KAOKEN_I8MM
+constexpr int kInputOffset = 0;
+struct Quad {
+  uint8x16_t v;
+};
+KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {vreinterpretq_u8_u32(vdupq_n_u32(load_word(p)))}; }
+KAOKEN_INLINE int32x4_t dot(uint8x16_t x, int8x16_t w, int32x4_t sum) { return vusdotq_s32(sum, x, w); }
+#else
+constexpr int kInputOffset = 128;
+struct Quad {
+  int8x16_t v;
+};
 KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {vreinterpretq_s8_u32(vdupq_n_u32(load_word(p)))}; }
 #if KAOKEN_DOTPROD
 KAOKEN_INLINE int32x4_t dot(int8x16_t x, int8x16_t w, int32x4_t sum) { return vdotq_s32(sum, x, w); }
@@ -190,6 +199,7 @@ KAOKEN_INLINE int32x4_t dot(int8x16_t x, int8x16_t w, int32x4_t sum) {
   const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(x), vget_high_s8(w)));
   return vaddq_s32(sum, vpaddq_s32(low, high));
 }
+#endif
 #endif
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return {dot(x.v, w.a, sum.a), dot(x.v, w.b, sum.b), dot(x.v, w.c, sum.c), dot(x.v, w.d, sum.d)};

@@ -1,0 +1,45 @@
+"""Runs tests/native/logits.cpp on processors that this machine is not, under qemu."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from oracle import open_oracle
+from reference import relative_error
+
+REQUIRED = os.environ.get("KAOKEN_REQUIRE_QEMU") == "1"  # continuous integration, where absence is a failure
+
+IDS = list(b"ROMEO:\nWhat is the matter with you, sir? I am a little the worse for it, and so are all")
+
+# The largest difference from the float64 oracle on the weights as they were trained, of max(1, largest logit).
+LIMITS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.02, "int4": 0.2, "int4-all": 0.2}
+
+
+def require_programs(*programs: str) -> None:
+    """Skips the test where one is missing, unless this run must have it."""
+    missing = [program for program in programs if not shutil.which(program)]
+    if missing and not REQUIRED:
+        pytest.skip(f"needs {' and '.join(missing)} (Debian: qemu-user-static, g++-aarch64-linux-gnu)")
+
+
+def run_logits(
+    command: Sequence[str | Path], library: Path, isa: str, ids: Sequence[int] = IDS
+) -> tuple[str, NDArray[np.float32]]:
+    """The ISA that ran (`isa` "best": whichever the library chose) and the logits of ids [count, vocab_size]."""
+    arguments = [*map(str, command), str(library), isa, *map(str, ids)]
+    ran = subprocess.run(arguments, capture_output=True)
+    assert ran.returncode == 0, f"{' '.join(arguments[:6])} gave {ran.returncode}: {ran.stderr.decode()}"
+    return ran.stderr.decode().split()[-1], np.frombuffer(ran.stdout, "<f4").reshape(len(ids), -1)
+
+
+def error(logits: NDArray[np.float32], directory: Path) -> float:
+    """The largest difference from the oracle on a checkpoint's weights, of max(1, largest logit)."""
+    return relative_error(open_oracle(directory).logits(np.array([IDS]))[0], logits)

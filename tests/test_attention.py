@@ -1,0 +1,169 @@
+"""Attention with every type of KV cache on every ISA of this machine, against NumPy in float64.
+
+The cache is only written by the kernel itself, and full of garbage before that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from kaoken.codegen.dtypes import CACHE_DTYPES
+from kaoken.codegen.layout import round_up
+from numpy.typing import NDArray
+
+from native_kernels import REGISTRY, UNIT, Side, Values, gamma, guarded, output, pointer
+
+Floats = NDArray[np.float32]
+Exact = NDArray[np.float64]
+
+BATCH, POSITIONS = 2, 192
+TOTALS = (1, 6, 64, 65, 130, 192)
+
+shapes = pytest.mark.parametrize(("heads", "head_dim"), [(1, 16), (3, 12), (2, 64)])
+caches = pytest.mark.parametrize("dtype", CACHE_DTYPES)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Query, key and value [batch][positions][3][heads][padded], as the linear before leaves them."""
+
+    qkv: Floats
+
+    def part(self, index: int) -> Exact:
+        """The query, keys or values [batch][heads][positions][padded]."""
+        return np.moveaxis(self.qkv[:, :, index], 1, 2).astype(np.float64)
+
+
+def make_inputs(heads: int, head_dim: int, total: int = POSITIONS) -> Inputs:
+    """Keys and values lie off the middles between the integers that an int8 cache rounds them to."""
+    random = np.random.default_rng(heads + head_dim)
+    shape = (BATCH, POSITIONS, 3, heads, head_dim)
+    steps = np.rint(np.clip(random.normal(0, 50, shape), -126, 126)) + random.uniform(-0.4, 0.4, shape)
+    np.put_along_axis(steps, random.integers(0, head_dim, (*shape[:-1], 1)), random.choice([-127, 127]), axis=-1)
+    qkv = np.zeros((*shape[:-1], round_up(head_dim)), np.float32)
+    qkv[..., :head_dim] = steps * random.uniform(0.01, 0.03, (*shape[:-1], 1))
+    return Inputs(np.ascontiguousarray(qkv[:, :total]))
+
+
+def round_float32(values: Exact) -> Exact:
+    return values
+
+
+def round_bfloat16(values: Exact) -> Exact:
+    bits = values.astype(np.float32).view(np.uint32).astype(np.int64)
+    nearest = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint32) << 16
+    return nearest.view(np.float32).astype(np.float64)
+
+
+def round_int8(values: Exact) -> Exact:
+    """Each position and head by itself, the largest at 127."""
+    scale = (np.abs(values).max(axis=-1, keepdims=True) / 127).astype(np.float32).astype(np.float64)
+    return np.rint(values / np.where(scale > 0, scale, 1)) * scale
+
+
+ROUND: dict[str, Callable[[Exact], Exact]] = {
+    "float32": round_float32,
+    "bfloat16": round_bfloat16,
+    "int8": round_int8,
+}
+
+
+def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
+    """The result [batch][positions][heads][padded] over rounded keys and values, and the bound of a kernel's error.
+
+    A score is a sum of D products, its probability an exponential of 2 ulp, and sums of up to 192 of them follow; a
+    relative error of every probability moves their quotient by twice that.
+    """
+    query, keys, values = inputs.part(0), ROUND[dtype](inputs.part(1)), ROUND[dtype](inputs.part(2))
+    scores = query @ keys.swapaxes(-1, -2)
+    sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2)).max(axis=-1, keepdims=True)
+    visible = np.tri(scores.shape[-1], dtype=bool)
+    weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    relative = gamma(query.shape[-1] + 4) * sizes + gamma(POSITIONS) + 8 * UNIT
+    bound = 2 * relative * (weights @ np.abs(values))
+    return np.moveaxis(weights @ values, 1, 2), np.moveaxis(bound, 1, 2)
+
+
+def attend(
+    library: ctypes.CDLL, dtype: str, inputs: Inputs, splits: Sequence[int] = (), side: Side = "end"
+) -> tuple[Values, Values]:
+    """Runs all positions, in parts that the splits cut; the result [batch][positions][heads][padded], and the cache."""
+    heads, dim = inputs.qkv.shape[-2:]
+    head_dim = {16: 12 if heads == 3 else 16, 64: 64}[dim]
+    name = f"{dtype}_{heads}_{head_dim}"
+    size = int(getattr(library, f"cache_bytes_{name}")()) * BATCH * POSITIONS
+    cache = guarded(np.full(size, 0xFF, np.uint8), side, writable=True)  # NaN, in all that is a float
+    results, past = [], 0
+    for part in np.split(inputs.qkv, splits, axis=1):
+        sizes = map(ctypes.c_int64, (BATCH, part.shape[1], past, POSITIONS))
+        qkv, out = guarded(part, side), output((*part.shape[:2], heads, dim), side)
+        getattr(library, f"attention_{name}")(*sizes, pointer(qkv), pointer(cache), pointer(out))
+        results.append(out)
+        past += part.shape[1]
+    return np.concatenate(results, axis=1), cache
+
+
+def random_splits(total: int, seed: int) -> list[int]:
+    """Where to cut `total` positions, in parts of 1 to about 70."""
+    random = np.random.default_rng(seed)
+    ends = np.cumsum(2 ** random.integers(0, 7, size=total) + random.integers(0, 7, size=total))
+    return [int(end) for end in ends if end < total]
+
+
+@caches
+@shapes
+@pytest.mark.parametrize("total", TOTALS)
+def test_attention(library: ctypes.CDLL, dtype: str, heads: int, head_dim: int, total: int) -> None:
+    inputs = make_inputs(heads, head_dim, total)
+    out, _ = attend(library, dtype, inputs)
+    exact, bound = exact_attention(inputs, dtype)
+    assert (np.abs(out - exact) <= bound).all()
+
+
+@caches
+@shapes
+def test_the_split_of_a_prompt_does_not_change_a_bit(
+    library: ctypes.CDLL, dtype: str, heads: int, head_dim: int
+) -> None:
+    inputs = make_inputs(heads, head_dim)
+    whole, _ = attend(library, dtype, inputs)
+    for splits in (range(1, POSITIONS), [63], [64], [191], *(random_splits(POSITIONS, seed) for seed in range(6))):
+        parts, _ = attend(library, dtype, inputs, splits)
+        assert parts.tobytes() == whole.tobytes(), f"split at {list(splits)}"
+
+
+@caches
+@shapes
+def test_nothing_before_an_array_is_touched(library: ctypes.CDLL, dtype: str, heads: int, head_dim: int) -> None:
+    """What lies behind them is guarded in every other test."""
+    inputs = make_inputs(heads, head_dim)
+    first, _ = attend(library, dtype, inputs, [5, 6, 70], "begin")
+    assert first.tobytes() == attend(library, dtype, inputs)[0].tobytes()
+
+
+@caches
+def test_positions_to_come_are_not_written(library: ctypes.CDLL, dtype: str) -> None:
+    """What a position leaves in the cache is at most its own part of it."""
+    _, cache = attend(library, dtype, make_inputs(2, 64, 1))
+    assert np.count_nonzero(cache != 0xFF) <= cache.size // POSITIONS
+
+
+@caches
+def test_keys_and_values_of_zero(library: ctypes.CDLL, dtype: str) -> None:
+    """Their scale in int8 is zero."""
+    inputs = make_inputs(1, 16)
+    inputs.qkv[:, ::2, 1:] = 0
+    out, _ = attend(library, dtype, inputs)
+    exact, bound = exact_attention(inputs, dtype)
+    assert (np.abs(out - exact) <= bound).all()
+
+
+def test_every_type_of_cache_of_the_registry_is_tested() -> None:
+    registry = REGISTRY.read_text(encoding="utf-8")
+    assert re.findall(r"^KAOKEN_CACHE\(\w+, (\w+)\)", registry, re.MULTILINE) == list(ROUND) == list(CACHE_DTYPES)

@@ -1,0 +1,52 @@
+"""One library for every x86-64: on lesser processors, emulated by qemu, it runs no instruction that they lack.
+
+From a C program, as NumPy itself may need a newer processor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from conftest import DTYPES, BundledLibraries, RecordError
+from emulation import LIMITS, error, require_programs, run_logits
+from native_build import SOURCE, call
+
+QEMU = "qemu-x86_64-static"
+PROCESSORS = {"Nehalem": "scalar", "Haswell": "avx2"}  # qemu's name -> the ISA to be chosen
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86-64")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_programs(QEMU)
+    binary = tmp_path_factory.mktemp("processors") / "logits"
+    compiler = os.environ.get("CXX", "c++").split()
+    source = SOURCE / "tests" / "native" / "logits.cpp"
+    call(*compiler, "-std=c++17", f"-I{SOURCE / 'runtime' / 'include'}", source, "-o", binary, "-ldl")
+    return binary
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_lesser_processor_runs_its_own_code(
+    dtype: str,
+    processor: str,
+    program: Path,
+    bundled_libraries: BundledLibraries,
+    bundled_directory: Path,
+    record_error: RecordError,
+) -> None:
+    library = bundled_libraries[dtype].result()
+    isa, logits = run_logits([QEMU, "-cpu", processor, program], library, "best")
+    assert isa == PROCESSORS[processor]
+    deviation = error(logits, bundled_directory)
+    record_error(f"{dtype} logits under qemu against the float64 oracle", deviation)
+    assert deviation < LIMITS[dtype]
+    # The scalar code runs here too, and has the same bits.
+    if isa == "scalar":
+        assert run_logits([program], library, isa)[1].tobytes() == logits.tobytes()

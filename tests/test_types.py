@@ -1,0 +1,87 @@
+"""Every type of weights and of the KV cache keeps the promise: threads, batch and prefill split change no bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bits import random_splits, require_decode_equals_prefill, require_same_bits
+from configurations import CONFIGURATIONS
+from conftest import Bake, Checkpoints
+
+if TYPE_CHECKING:
+    from kaoken import BakedGPT2
+
+Load = Callable[..., "BakedGPT2"]
+
+# Sizes that fill no panel, and more positions than an attention tile has.
+NAME = "heads_of_64"
+
+# float32 is in test_model.py. The last has every kind of matrix in one block.
+TYPES: dict[str, dict[str, Any]] = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"dtype": "int8"},
+    "int4": {"dtype": "int4"},
+    "int4-all": {"dtype": "int4-all"},
+    "float32, cache bfloat16": {"cache_dtype": "bfloat16"},
+    "float32, cache int8": {"cache_dtype": "int8"},
+    "mixed, cache float32": {
+        "dtype": "int4",
+        "tensor_dtypes": {"h.*.attn.c_attn": "bfloat16", "h.*.mlp.c_fc": "float32", "h.*.mlp.c_proj": "int8"},
+        "cache_dtype": "float32",
+    },
+}
+
+types = pytest.mark.parametrize("types", TYPES)
+
+
+@pytest.fixture(scope="module")
+def typed(checkpoints: Checkpoints, bake_checkpoint: Bake) -> dict[str, Future[Path]]:
+    """The libraries of TYPES, baked side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        directory = checkpoints(NAME)
+        return {types: pool.submit(bake_checkpoint, directory, jobs=1, **options) for types, options in TYPES.items()}
+
+
+@pytest.fixture
+def load(types: str, typed: dict[str, Future[Path]]) -> Load:
+    """`load(**options)` opens the library of the types at hand."""
+    import kaoken
+
+    return lambda **options: kaoken.load(typed[types].result(), **options)
+
+
+@types
+def test_any_split_of_the_prompt_gives_the_same_bits(types: str, load: Load) -> None:
+    ids = CONFIGURATIONS[NAME].ids(batch=2)
+    for splits in (range(1, ids.shape[1]), *(random_splits(ids.shape[1], seed) for seed in range(4))):
+        require_decode_equals_prefill(load(), ids, splits)
+
+
+@types
+def test_the_batch_around_a_row_does_not_change_its_bits(types: str, load: Load) -> None:
+    ids = CONFIGURATIONS[NAME].ids(batch=17)
+    alone = load().logits(ids[:1])
+    for batch in (2, 3, 8, 17):
+        require_same_bits(load().logits(ids[:batch])[:1], alone)
+        steps = [load().session(batch), load().session(1)]
+        for position in range(10):
+            together, single = (session.append(ids[: session.batch, position : position + 1]) for session in steps)
+            require_same_bits(together[:1], single)
+
+
+@types
+def test_the_number_of_threads_does_not_change_a_bit(types: str, load: Load) -> None:
+    ids = CONFIGURATIONS[NAME].ids(batch=3)
+    one = load(threads=1)
+    for threads in (2, 3, 4):
+        model = load(threads=threads)
+        assert model.session().threads == threads
+        require_same_bits(model.logits(ids), one.logits(ids))
+        require_same_bits(model.session(1).append(ids[:1, :1]), one.session(1).append(ids[:1, :1]))
+        require_decode_equals_prefill(model, ids, random_splits(ids.shape[1], threads))
