@@ -43,7 +43,7 @@ def unit_texts(name: str, packed: PackedModel) -> Iterator[Source]:
     for index, block in enumerate(packed.blocks):
         yield Source(f"{block.unit.name}.cpp", _block_text(name, packed, index, block))
         for shard in (shard for matrix in block.matrices for shard in matrix.shards):
-            yield Source(f"{shard.name}.cpp", _shard_text(name, packed, shard), shard.memory)
+            yield Source(f"{shard.name}.cpp", shard_text(name, shard), shard.memory)
     yield Source("head.cpp", _head_text(name, packed))
 
 
@@ -100,8 +100,10 @@ def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) 
     )
 
 
-def _shard_text(name: str, packed: PackedModel, shard: Shard) -> str:
-    return _render("exploded.cpp", name, packed, shard=shard, panel=PANEL)
+def shard_text(name: str, shard: Shard) -> str:
+    """Some strips of an exploded matrix; compiled once for each ISA."""
+    template = environment().get_template("exploded.cpp")
+    return _trimmed(template.render(name=name, note=NOTE, shard=shard, panel=PANEL))
 
 
 def _head_text(name: str, packed: PackedModel) -> str:
@@ -126,4 +128,8 @@ def _render(template: str, name: str, packed: PackedModel, **values: object) -> 
         .get_template(template)
         .render(name=name, packed=packed, spec=packed.graph.spec, note=NOTE, kinds=KINDS, **values)
     )
+    return _trimmed(text)
+
+
+def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

@@ -8,12 +8,12 @@
 #include "model.h"
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
+
 //% for matrix in packed_block.matrices
 //% for strip in matrix.strips
 void GEN(strip.name)(const float *x, float *sums);
 //% endfor
 //% endfor
-
 void GEN(unit.name)(Pass &pass, const Worker &worker) {
   constexpr int64_t n_head = GEN(block.n_head);
   constexpr int64_t head_dim = GEN(block.head_dim);
