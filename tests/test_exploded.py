@@ -76,6 +76,16 @@ def test_zero_weights_leave_no_instruction(isa: str, tmp_path: Path) -> None:
             assert count(body, r"\tv?(fn?m|mul|add|sub)\w*") == expected * (2 if isa == "scalar" else 1)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa == "avx2"])
+def test_shards_compile_under_a_low_cap(isa: str, tmp_path: Path) -> None:
+    """A matrix of 16384 weights in lines, and a pruned one in single weights."""
+    checkpoint = prune(CONFIGURATIONS["heads_of_64"], tmp_path / "model")
+    out = tmp_path / "model.so"
+    kaoken.bake(checkpoint, isa=isa, kernels="exploded", compile_memory="224M", out=out)
+    statistics = json.loads((tmp_path / "model.so.json").read_text(encoding="utf-8"))
+    assert statistics["peak_bytes"] < statistics["compile_memory_bytes"]
+
+
 def kaoken_tensors(checkpoint: Path) -> dict[str, NDArray[np.floating]]:
     from kaoken.codegen.checkpoint import open_checkpoint
 
