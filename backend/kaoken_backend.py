@@ -25,6 +25,7 @@ from typing import TypeAlias
 
 from codegen.dtypes import make_types
 from codegen.errors import KaokenError
+from codegen.exploded import check_kernels
 from codegen.isa import resolve
 from codegen.memory import PYTHON_MODULE, make_budget
 from scikit_build_core import build as skbuild
@@ -77,6 +78,11 @@ def _cache_dtype(value: str) -> str:
     return value
 
 
+def _kernels(value: str) -> str:
+    with _reporting_errors(f"kernels={value}"):
+        return check_kernels(value)
+
+
 def _isa(value: str) -> str:
     with _reporting_errors(f"isa={value}"):
         resolve(value)
@@ -101,6 +107,7 @@ SETTINGS: dict[str, Callable[[str], str]] = {
     "dtype": _dtype,
     "tensor-dtypes": _tensor_dtypes,
     "cache-dtype": _cache_dtype,
+    "kernels": _kernels,
     "isa": _isa,
     "jobs": _jobs,
     "compile-memory": _compile_memory,

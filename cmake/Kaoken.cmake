@@ -3,7 +3,7 @@
 #   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [DTYPE float32|bfloat16|int8|int4|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
-#                    [CACHE_DTYPE float32|bfloat16|int8] [ISA native|portable|<list>]
+#                    [CACHE_DTYPE float32|bfloat16|int8] [ISA native|portable|<list>] [KERNELS packed|exploded]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
@@ -12,6 +12,7 @@
 # the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
 # checkpoint's with NAMED_BY_CHECKPOINT.
 # The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
+# KERNELS exploded turns small float32 matrices into straight-line code (codegen/exploded.py).
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
 # Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
@@ -35,7 +36,7 @@ endif()
 
 function(kaoken_add_model TARGET)
   cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT"
-                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;CACHE_DTYPE;ISA;JOBS;COMPILE_MEMORY"
+                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;CACHE_DTYPE;KERNELS;ISA;JOBS;COMPILE_MEMORY"
                         "TENSOR_DTYPES")
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
@@ -81,7 +82,7 @@ endfunction()
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
-  foreach(option NAME SOURCE REVISION COMMIT DTYPE TENSOR_DTYPES CACHE_DTYPE ISA JOBS COMPILE_MEMORY)
+  foreach(option NAME SOURCE REVISION COMMIT DTYPE TENSOR_DTYPES CACHE_DTYPE KERNELS ISA JOBS COMPILE_MEMORY)
     if(ARG_${option})
       string(TOLOWER "--${option}" flag)
       string(REPLACE "_" "-" flag "${flag}")
@@ -156,6 +157,9 @@ function(kaoken_compile TARGET OUT)
                            $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>) # wrong on its own AVX-512 headers
     target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa})
     target_include_directories(${TARGET}_${isa} PRIVATE "${KAOKEN_ROOT}/runtime/kernels" "${OUT}")
+    if(KAOKEN_PLAN_KERNELS STREQUAL "exploded") # whose chains would be gathered into vectors again
+      target_compile_options(${TARGET}_${isa} PRIVATE -fno-tree-slp-vectorize)
+    endif()
     set_target_properties(${TARGET}_${isa} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
     kaoken_compile_properties(${TARGET}_${isa} "${OUT}")
     list(APPEND objects $<TARGET_OBJECTS:${TARGET}_${isa}>)

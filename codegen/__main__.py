@@ -17,6 +17,7 @@ from pathlib import Path
 from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import InputError, KaokenError
+from .exploded import check_kernels
 from .files import write_if_changed
 from .hub import resolve_model
 from .isa import TABLE, canonical_machine, resolve
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", default="float32", help="of the weights")
     plan.add_argument("--tensor-dtypes", default="", help="of some of them: PATTERN=TYPE,...")
     plan.add_argument("--cache-dtype", default=None, help="of the KV cache")
+    plan.add_argument("--kernels", default="packed", help="exploded: small float32 matrices become straight-line code")
     plan.add_argument("--isa", default="portable")
     plan.add_argument("--machine", default=None, help="the architecture to compile for")
     plan.add_argument("--jobs", type=int, default=None)
@@ -74,6 +76,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         isas=resolve(arguments.isa, arguments.machine, types.used()),
         version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
+        kernels=check_kernels(arguments.kernels),
     )
     baked = bake(source.directory, options)
     check_reach(baked.packed.nbytes, canonical_machine(arguments.machine))

@@ -22,6 +22,9 @@ COMPILER_PER_SOURCE_BYTE = 6_000  # and what each byte of a generated file adds 
 RUNTIME_UNITY = 256 * MiB  # a compiler with all of runtime/src at once
 PYTHON_MODULE = 480 * MiB  # a compiler with pybind11's headers, at any level of optimization
 ASSEMBLER_BASE = 48 * MiB  # an assembler or linker beside the blob that it holds
+EXPLODED_SINGLE_WEIGHT = 17_000  # what each weight of an exploded matrix adds, by itself
+EXPLODED_LINE_WEIGHT = 4_000  # and in a line of 16
+EXPLODED_SHARD = 72 * MiB  # what the strips of one file add at most, so that a matrix compiles in parallel
 GROUP_LIMIT = 32_768  # bytes of source a unity group is worth at most; beyond it, groups compile in parallel
 NEAR_REACH = 2 << 30  # bytes of weights where relative addresses have 32 bits
 PROC = Path("/proc")
@@ -45,6 +48,11 @@ class MemoryBudget:
     def group_limit(self) -> int:
         """The most bytes of generated source in one unity group."""
         return min(GROUP_LIMIT, (self.cap - COMPILER_BASE) // COMPILER_PER_SOURCE_BYTE)
+
+    @property
+    def shard_limit(self) -> int:
+        """The most bytes that a compiler may need for one file of exploded weights, beside the kernels."""
+        return min(EXPLODED_SHARD, self.cap - COMPILER_BASE)
 
 
 def make_budget(compile_memory: str | None, jobs: int | None, least: int = SMALLEST_CAP) -> MemoryBudget:

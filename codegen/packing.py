@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import HEAD, TOKENS, Types
-from .errors import BuildError, CheckpointError, UnsupportedModelError
+from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
+from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
 from .graph import Block, Graph, Tensor, pieces, stack
 from .layout import (
     INT32_INPUTS,
@@ -76,6 +77,11 @@ class Matrix:
     rows: int
     depth: int
     arrays: tuple[Packed, ...]
+    shards: tuple[Shard, ...] = ()  # its code, where it is exploded and has no arrays
+
+    @property
+    def strips(self) -> tuple[Strip, ...]:
+        return tuple(strip for shard in self.shards for strip in shard.strips)
 
     @property
     def input_bytes(self) -> int:
@@ -175,22 +181,30 @@ class PackedModel:
         return max(matrix.input_bytes for matrix in matrices)
 
 
-def pack(graph: Graph, types: Types, blob_limit: int) -> PackedModel:
+def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedModel:
     """Packs the graph into blobs of at most `blob_limit` bytes.
 
-    Raises BuildError where a single matrix of a block is larger than that, InputError for an override that matches
-    nothing, and UnsupportedModelError for a matrix too deep for its type.
+    With a `shard_limit` the float32 matrices of blocks that have at most EXPLODED_LIMIT nonzero weights are exploded.
+
+    Raises BuildError where a single matrix of a block is larger than `blob_limit`, InputError for an override that
+    matches nothing or where nothing can be exploded, and UnsupportedModelError for a matrix too deep for its type.
     """
     tied = graph.spec.tie_word_embeddings
     types.check(_matrix_names(graph))
     head_table = _table("head", graph.head.weight, types.of(HEAD), blob_limit)
     tokens = head_table if tied else _table("tokens", graph.tokens, types.of(TOKENS), blob_limit)
     positions = _packed("positions", graph.positions, pad_columns)
+    blocks = [_pack_block(index, block, types, blob_limit, shard_limit) for index, block in enumerate(graph.blocks)]
+    if shard_limit is not None and not any(matrix.shards for block in blocks for matrix in block.matrices):
+        raise InputError(
+            f"kernels='exploded' is for float32 matrices of at most {EXPLODED_LIMIT} weights that are not zero, and no "
+            "block of this model has one; use kernels='packed'"
+        )
     return PackedModel(
         graph=graph,
         types=types,
         embeddings=_unit("embeddings", [positions, *(() if tied else tokens.arrays)], blob_limit),
-        blocks=tuple(_pack_block(index, block, types, blob_limit) for index, block in enumerate(graph.blocks)),
+        blocks=tuple(blocks),
         head=_unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit),
         positions=positions,
         tokens=tokens,
@@ -204,12 +218,16 @@ def _matrix_names(graph: Graph) -> list[str]:
     return [HEAD, *([] if graph.spec.tie_word_embeddings else [TOKENS]), *names]
 
 
-def _pack_block(index: int, block: Block, types: Types, blob_limit: int) -> PackedBlock:
+def _pack_block(index: int, block: Block, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedBlock:
+    def matrix(name: str, tensor: Tensor, part: str) -> Matrix:
+        dtype = types.of(f"h.{index}.{part}")
+        return _exploded(f"block_{index:02}", name, tensor, dtype, shard_limit) or _matrix(name, tensor, dtype)
+
     fused = stack(block.query.weight, block.key.weight, block.value.weight)
-    c_attn = _matrix("c_attn", fused, types.of(f"h.{index}.attn.c_attn"))
-    attn_c_proj = _matrix("attn_c_proj", block.attn_out.weight, types.of(f"h.{index}.attn.c_proj"))
-    c_fc = _matrix("c_fc", block.mlp_in.weight, types.of(f"h.{index}.mlp.c_fc"))
-    mlp_c_proj = _matrix("mlp_c_proj", block.mlp_out.weight, types.of(f"h.{index}.mlp.c_proj"))
+    c_attn = matrix("c_attn", fused, "attn.c_attn")
+    attn_c_proj = matrix("attn_c_proj", block.attn_out.weight, "attn.c_proj")
+    c_fc = matrix("c_fc", block.mlp_in.weight, "mlp.c_fc")
+    mlp_c_proj = matrix("mlp_c_proj", block.mlp_out.weight, "mlp.c_proj")
     arrays = [
         *c_attn.arrays,
         *_vector("query_bias", block.query.bias),
@@ -311,6 +329,32 @@ def _matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
         for index, ((part, type_), size) in enumerate(zip(PARTS[dtype], packed_sizes(dtype, rows, depth), strict=True))
     )
     return Matrix(name, dtype, rows, depth, tuple(arrays))
+
+
+def _exploded(unit: str, name: str, tensor: Tensor, dtype: str, shard_limit: int | None) -> Matrix | None:
+    """The matrix as code, where that is asked for and it is small enough."""
+    if shard_limit is None or dtype != "float32":
+        return None
+    weights = _few_weights(tensor)
+    if weights is None:
+        return None
+    shards = explode(f"{unit}_{name}", tensor.sources, weights, shard_limit)
+    rows, depth = tensor.shape
+    return Matrix(name, dtype, rows, depth, (), shards)
+
+
+def _few_weights(tensor: Tensor) -> Weights | None:
+    """[rows rounded up to a panel, depth]; None as soon as more than EXPLODED_LIMIT of them are not zero."""
+    rows, depth = tensor.shape
+    weights = np.zeros((round_up(rows), depth), np.float32)
+    count = 0
+    for start, stop in pieces(0, rows, depth):
+        with np.errstate(over="ignore"):
+            weights[start:stop] = _checked(tensor, tensor.rows(start, stop).astype(np.float32))
+        count += int(np.count_nonzero(weights[start:stop]))
+        if count > EXPLODED_LIMIT:
+            return None
+    return weights
 
 
 class _Parts:

@@ -35,6 +35,7 @@ class Options:
     isas: tuple[str, ...]  # resolved, worst first
     version: str
     budget: MemoryBudget
+    kernels: str = "packed"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Baked:
                 "revision": options.revision,
                 "weights_sha256": self.checkpoint.sha256(),
                 "dtype": options.types.dtype,
+                "kernels": options.kernels,
                 "cache_dtype": options.types.cache,
                 "tensor_dtypes": dict(options.types.overrides),
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
@@ -89,7 +91,8 @@ def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
     graph = passes.run(build_graph(checkpoint, read_spec(checkpoint)))
-    return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit), options)
+    shard_limit = options.budget.shard_limit if options.kernels == "exploded" else None
+    return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit, shard_limit), options)
 
 
 def generate(baked: Baked, out: Path) -> None:

@@ -15,12 +15,13 @@ from .pipeline import Baked
 def plan_text(baked: Baked, inputs: list[str]) -> str:
     """set() lines: code with the unity group of each file, weights and blobs in pairs, texts, the job pool, inputs."""
     options = baked.options
-    code = [(source.name, len(source.text)) for source in baked.code() if source.name.endswith(".cpp")]
+    code = [(source.name, source.size) for source in baked.code() if source.name.endswith(".cpp")]
     groups = group_sources(code, options.budget.group_limit)
     weights = list(baked.weights())
     lines = {
         "NAME": [options.name],
         "ISAS": list(options.isas),
+        "KERNELS": [options.kernels],
         "POOL": [str(options.budget.pool)],
         "RUNTIME_UNITY": ["ON" if options.budget.cap >= RUNTIME_UNITY else "OFF"],
         "CODE": [name for group in groups for name in group],

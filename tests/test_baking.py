@@ -235,6 +235,7 @@ def test_the_environment_of_the_tools(
         ({"dtype": "int5"}, kaoken.InputError, "dtype='int5' is unknown"),
         ({"tensor_dtypes": {"lm_head": "int5"}}, kaoken.InputError, "lm_head=int5"),
         ({"cache_dtype": "int4"}, kaoken.InputError, "cache_dtype='int4' is unknown"),
+        ({"kernels": "fast"}, kaoken.InputError, "kernels='fast' is unknown; expected one of packed, exploded"),
         ({"dtype": None}, kaoken.InputError, "dtype"),
         ({"isa": "avx3"}, kaoken.ISAError, "avx3"),
         ({"isa": ""}, kaoken.ISAError, "isa"),
@@ -399,6 +400,10 @@ def change_isa(*_: Any) -> dict[str, Any]:
     return {"isa": "scalar"}
 
 
+def change_kernels(*_: Any) -> dict[str, Any]:
+    return {"kernels": "exploded"}
+
+
 def change_cap(*_: Any) -> dict[str, Any]:
     return {"compile_memory": "300M"}
 
@@ -430,6 +435,7 @@ def change_kaoken(_: Path, patch: pytest.MonkeyPatch) -> dict[str, Any]:
         change_config,
         change_name,
         change_isa,
+        change_kernels,
         change_cap,
         change_version,
         change_flags,

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from ..layout import round_up
-from ..packing import C_TYPES, Blob, Packed, Unit
+from ..packing import C_TYPES, Blob, Matrix, Packed, Unit
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 WIDTH = 118
@@ -41,7 +41,10 @@ def environment() -> jinja2.Environment:
         names=names,
         c_type=c_type,
         sources=unit_sources,
+        comment=wrap_comment,
         layout=layout,
+        product=product,
+        floats=floats,
         round_up=round_up,
     )
     return env
@@ -72,6 +75,16 @@ def c_type(array: Packed) -> str:
 def unit_sources(units: list[Unit]) -> str:
     """The checkpoint tensors behind some units, for a comment; the names are of codegen/spec.py's closed set."""
     return wrap_comment(dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources))
+
+
+def product(matrix: Matrix) -> str:
+    """The kernel that multiplies by a matrix."""
+    return "exploded" if matrix.shards else "linear"
+
+
+def floats(values: list[float]) -> str:
+    """An initializer's values, on one line."""
+    return ", ".join(map(hex_float, values))
 
 
 def layout(blob: Blob) -> str:

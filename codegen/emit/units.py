@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..exploded import Shard
 from ..isa import ISA
 from ..layout import PANEL, round_up
+from ..memory import COMPILER_PER_SOURCE_BYTE
 from ..packing import Blob, Packed, PackedBlock, PackedModel, Unit
 from .environment import environment
 
@@ -21,6 +23,12 @@ class Source:
 
     name: str
     text: str
+    memory: int | None = None  # bytes that a compiler takes for it, where the text does not tell
+
+    @property
+    def size(self) -> int:
+        """In bytes of common source, for grouping."""
+        return len(self.text) if self.memory is None else self.memory // COMPILER_PER_SOURCE_BYTE
 
 
 def model_texts(name: str, packed: PackedModel) -> Iterator[Source]:
@@ -34,6 +42,8 @@ def unit_texts(name: str, packed: PackedModel) -> Iterator[Source]:
     yield Source("embeddings.cpp", _embeddings_text(name, packed))
     for index, block in enumerate(packed.blocks):
         yield Source(f"{block.unit.name}.cpp", _block_text(name, packed, index, block))
+        for shard in (shard for matrix in block.matrices for shard in matrix.shards):
+            yield Source(f"{shard.name}.cpp", shard_text(name, shard), shard.memory)
     yield Source("head.cpp", _head_text(name, packed))
 
 
@@ -90,6 +100,12 @@ def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) 
     )
 
 
+def shard_text(name: str, shard: Shard) -> str:
+    """Some strips of an exploded matrix; compiled once for each ISA."""
+    template = environment().get_template("exploded.cpp")
+    return _trimmed(template.render(name=name, note=NOTE, shard=shard, panel=PANEL))
+
+
 def _head_text(name: str, packed: PackedModel) -> str:
     present = {array.name for array in packed.head.arrays}
     vectors = {
@@ -112,4 +128,8 @@ def _render(template: str, name: str, packed: PackedModel, **values: object) -> 
         .get_template(template)
         .render(name=name, packed=packed, spec=packed.graph.spec, note=NOTE, kinds=KINDS, **values)
     )
+    return _trimmed(text)
+
+
+def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

@@ -2,10 +2,18 @@
 // GEN(note)
 // From: GEN([unit] | sources)
 
+//% if packed_block.matrices | selectattr("shards") | list
+#include "exploded.h"
+//% endif
 #include "model.h"
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
+//% for matrix in packed_block.matrices
+//% for strip in matrix.strips
+void GEN(strip.name)(const float *x, float *sums);
+//% endfor
+//% endfor
 void GEN(unit.name)(Pass &pass, const Worker &worker) {
   constexpr int64_t n_head = GEN(block.n_head);
   constexpr int64_t head_dim = GEN(block.head_dim);
@@ -15,32 +23,42 @@ void GEN(unit.name)(Pass &pass, const Worker &worker) {
   constexpr int64_t cache_before = GEN(cache_before);
 GEN(arrays(unit))
 //% for matrix in packed_block.matrices
+//% if matrix.shards
+  using GEN(matrix.name)_type = Exploded;
+  static constexpr Strip GEN(matrix.name)_strips[] = {
+//% for strip in matrix.strips
+      {GEN(strip.name), GEN(strip.first), GEN(strip.panels)},
+//% endfor
+  };
+  const Exploded::Matrix GEN(matrix.name) = {GEN(matrix.name)_strips, GEN(matrix.strips | length)};
+//% else
   using GEN(matrix.name)_type = GEN(kinds[matrix.dtype]);
   const GEN(matrix.name)_type::Matrix GEN(matrix.name) = {GEN(matrix.arrays | names)};
+//% endif
 //% endfor
   const int64_t rows = pass.batch * pass.count;
   const BlockCache<CacheType, n_head, head_dim> cache(pass, cache_before);
 
   OwnRow<c_attn_type, n_embd> c_attn_row;
-  linear<c_attn_type, n_embd, 3 * attention_width / kPanel>(
+  GEN(packed_block.c_attn | product)<c_attn_type, n_embd, 3 * attention_width / kPanel>(
       worker, normed(pass, worker, c_attn_row, layer_norm_epsilon), rows, c_attn,
       StoreQueryKeyValue<attention_width>{pass.qkv, query_bias});
   barrier(worker);
   attention<CacheType, n_head, head_dim>(pass, worker, cache);
   barrier(worker);
   OwnRow<attn_c_proj_type, attention_width> attn_c_proj_row;
-  linear<attn_c_proj_type, attention_width, hidden_width / kPanel>(
+  GEN(packed_block.attn_c_proj | product)<attn_c_proj_type, attention_width, hidden_width / kPanel>(
       worker, converted(pass, worker, attn_c_proj_row, pass.attended), rows, attn_c_proj,
       AddResidual<hidden_width>{pass.hidden, attn_c_proj_bias});
   barrier(worker);
 
   OwnRow<c_fc_type, n_embd> c_fc_row;
-  linear<c_fc_type, n_embd, inner_width / kPanel>(
+  GEN(packed_block.c_fc | product)<c_fc_type, n_embd, inner_width / kPanel>(
       worker, normed(pass, worker, c_fc_row, layer_norm_epsilon), rows, c_fc,
       Store<GEN(activation)_activation, inner_width>{pass.inner, c_fc_bias});
   barrier(worker);
   OwnRow<mlp_c_proj_type, n_inner> mlp_c_proj_row;
-  linear<mlp_c_proj_type, n_inner, hidden_width / kPanel>(
+  GEN(packed_block.mlp_c_proj | product)<mlp_c_proj_type, n_inner, hidden_width / kPanel>(
       worker, converted(pass, worker, mlp_c_proj_row, pass.inner), rows, mlp_c_proj,
       AddResidual<hidden_width>{pass.hidden, mlp_c_proj_bias});
   barrier(worker);

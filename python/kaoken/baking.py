@@ -25,6 +25,7 @@ from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
+from kaoken.codegen.exploded import check_kernels
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
@@ -53,6 +54,7 @@ _UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
 @dataclass(frozen=True)
 class _Options:
     types: Types
+    kernels: str
     isa: str
     isas: tuple[str, ...]
     jobs: int | None
@@ -74,6 +76,7 @@ class _Bake:
             "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
             "source": [self.source.name, self.source.revision],
             "options": [asdict(self.options.types), self.options.isas, self.options.compile_memory],
+            "kernels": self.options.kernels,
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": canonical_machine(),
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
@@ -88,6 +91,7 @@ def bake(
     dtype: str = "float32",
     tensor_dtypes: Mapping[str, str] | str | None = None,
     cache_dtype: str | None = None,
+    kernels: str = "packed",
     isa: str = "native",
     out: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -104,6 +108,8 @@ def bake(
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
             are the first four. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
+        kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become
+            straight-line code, and the others stay packed. Pays for tiny or very sparse matrices alone.
         isa: "native" (this machine's best), "portable" (all of its architecture), or names with commas.
         out: The one file to write; the tokenizer travels inside it. Compile statistics go to out + ".json".
             None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
@@ -123,7 +129,7 @@ def bake(
     """
     destination = None if out is None else _destination(Path(out))
     types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
-    options = _options(types, isa, jobs, compile_memory)
+    options = _options(types, kernels, isa, jobs, compile_memory)
     check_packages()
     work = _validate(checkpoint, revision, options)
     with Progress(work.source.name, progress) as bar:
@@ -151,11 +157,12 @@ def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
     return ",".join(f"{pattern}={dtype}" for pattern, dtype in tensor_dtypes.items())
 
 
-def _options(types: Types, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
+def _options(types: Types, kernels: str, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
     if not isinstance(isa, str):
         raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
     return _Options(
         types=types,
+        kernels=check_kernels(kernels),
         isa=isa,
         isas=resolve(isa, dtypes=types.used()),
         jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
@@ -294,6 +301,7 @@ class _Workplace:
             "KAOKEN_DTYPE": options.types.dtype,
             "KAOKEN_TENSOR_DTYPES": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
             "KAOKEN_CACHE_DTYPE": options.types.cache,
+            "KAOKEN_KERNELS": options.kernels,
             "KAOKEN_ISA": ",".join(options.isas),
             "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
             "KAOKEN_PYTHON": self._python(),

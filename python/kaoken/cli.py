@@ -178,6 +178,7 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
         help="of some: h.*.mlp.*=int8, lm_head=...",
     )
     parser.add_argument("--cache-dtype", metavar="TYPE", help=f"of the KV cache: {', '.join(CACHE_DTYPES)}")
+    parser.add_argument("--kernels", default="packed", help="packed (the default), or exploded: small matrices as code")
     parser.add_argument("--isa", default="native", help="native (the default), portable, or names with commas")
     parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
     parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once (default: all processors)")
@@ -236,6 +237,7 @@ def _describe(model: BakedGPT2) -> list[str]:
         "source": info.source + (f" at {info.revision}" if info.revision else ""),
         "weights": f"sha256 {info.weights_sha256}",
         "dtype": _dtypes(info),
+        "kernels": info.kernels,
         "isa": f"{info.isa} (of {', '.join(info.isas)})",
         "kaoken": info.kaoken_version,
         "settings": ", ".join(f"{name} {_setting(value)}" for name, value in info.settings.items()),
@@ -279,6 +281,7 @@ def _bake(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         tensor_dtypes=",".join(options.tensor_dtype),
         cache_dtype=options.cache_dtype,
+        kernels=options.kernels,
         isa=options.isa,
         out=options.out,
         revision=options.revision,

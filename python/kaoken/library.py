@@ -62,6 +62,7 @@ class ModelInfo:
     weights_sha256: str
     dtype: str
     cache_dtype: str
+    kernels: str
     tensor_dtypes: dict[str, str]
     isa: str
     isas: tuple[str, ...]
@@ -174,6 +175,7 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, isa: 
         weights_sha256=description["weights_sha256"],
         dtype=description["dtype"],
         cache_dtype=description["cache_dtype"],
+        kernels=description["kernels"],
         tensor_dtypes=description["tensor_dtypes"],
         isa=isa,
         isas=tuple(library.isas.split(",")),
