@@ -3,8 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "errors.h"
@@ -78,13 +80,27 @@ int checked_threads(int threads) {
 
 }  // namespace
 
-Arena::Arena(size_t bytes)
-    : data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)),
-      bytes_(bytes) {
+// The arena of a session that has ended, for the next one of its size: its pages are there already. Its first bytes say
+// how large it is; the system may take the rest back.
+static std::atomic<void *> spare{nullptr};
+
+static size_t spare_bytes(const void *data) { return *static_cast<const size_t *>(data); }
+
+Arena::Arena(size_t bytes) : data_(spare.exchange(nullptr)), bytes_(bytes) {
+  if (data_ && spare_bytes(data_) == bytes) return;
+  if (data_) munmap(data_, spare_bytes(data_));
+  data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) throw std::bad_alloc();
 }
 
-Arena::~Arena() { munmap(data_, bytes_); }
+Arena::~Arena() {
+  *static_cast<size_t *>(data_) = bytes_;
+#if defined(MADV_FREE)
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  if (bytes_ > page) madvise(static_cast<char *>(data_) + page, bytes_ - page, MADV_FREE);
+#endif
+  if (void *old = spare.exchange(data_)) munmap(old, spare_bytes(old));
+}
 
 Session::Session(const Model &model, int64_t batch, int threads, const char *isa)
     : model_(model),

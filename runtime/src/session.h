@@ -9,7 +9,7 @@
 
 namespace kaoken {
 
-// Zeroed memory from the system, page by page as it is touched.
+// Memory from the system, page by page as it is touched. What is in it is anything: the last session's may be used again.
 class Arena {
  public:
   explicit Arena(size_t bytes);
