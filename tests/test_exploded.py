@@ -17,7 +17,7 @@ import kaoken
 from checkpoints import make_tensors
 from configurations import CONFIGURATIONS, Configuration
 from native_build import call
-from test_kernels import processor_features
+from native_kernels import processor_features
 
 GOLDEN = Path(__file__).parent / "golden_exploded"
 ISAS = [isa for isa in resolve("portable", dtypes={"float32"}) if set(table()[isa].cpu) <= processor_features()]

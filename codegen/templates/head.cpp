@@ -16,7 +16,8 @@ GEN(arrays(unit))
 //% for shard in table.shards
   linear<head_type, n_embd, GEN((shard.rows | round_up) // panel)>(
       worker, x, head_rows(pass), {GEN(shard.arrays | names)},
-      StoreLogits<vocab_size>{pass, GEN(loop.index0) * shard_panels, GEN(head_bias)});
+      StoreLogits<vocab_size>{pass, GEN(loop.index0) * shard_panels, GEN(head_bias)},
+      GEN(nexts[shard.name] | default("nullptr")));
 //% endfor
 }
 

@@ -36,7 +36,7 @@ KAOKEN_INLINE void next_chains() { __asm__ volatile("" ::: "memory"); }
 // As linear() of linear.h; workers divide the strips, and a strip's code serves all rows before the next is fetched.
 template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
 void exploded(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
-              const Epilogue &epilogue) {
+              const Epilogue &epilogue, const char * = nullptr) {
   alignas(kAlignment) float sums[kStripPanels * kLanes];
   const Share strips = share(w.count, worker);
   for (int64_t i = strips.begin; i < strips.end; ++i) {

@@ -19,14 +19,14 @@ KAOKEN_INLINE Vec group_scales(const uint16_t *scales) {
 }
 
 // out[0 .. 16) = one row times one panel of `groups` groups.
-static inline void int4_row(const uint8_t *x, const uint8_t *w, const uint16_t *scales, int64_t groups, float *out) {
-  constexpr int64_t ahead = 4096;  // bytes
+static inline void int4_row(const uint8_t *x, const uint8_t *w, const uint16_t *scales, int64_t groups, float *out,
+                            const Ahead &ahead) {
   Vec sum = broadcast(0.0f);
   for (int64_t group = 0; group < groups; ++group, x += kGroup, w += kGroupBytes, scales += kLanes) {
     Ints low = broadcast_int(0), high = broadcast_int(0);
 #pragma GCC unroll 4
     for (int64_t line = 0; line < kGroupLines; ++line) {
-      __builtin_prefetch(w + line * 64 + ahead);
+      prefetch(ahead, group * kGroupLines + line, UpTo<1>());
       const Nibbles weights = load_nibbles(w + line * 64);
       low = dot(spread_quad(x + line * 4), weights.low, low);
       high = dot(spread_quad(x + kGroup / 2 + line * 4), weights.high, high);

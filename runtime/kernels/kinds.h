@@ -9,6 +9,7 @@ namespace kaoken::KAOKEN_ISA {
 
 static_assert(kLanes == kPanel, "a panel is one Vec wide");
 
+constexpr int64_t kLine = 64;         // bytes of a panel's step
 constexpr int64_t kRowBlock = 128;    // rows whose sums of a few panels are kept until their k is complete
 constexpr int64_t kDepthBlock = 192;  // lines of each panel that stay in the caches while rows pass over them
 
@@ -30,25 +31,51 @@ struct DenseProducts {
   static constexpr int64_t steps(int64_t depth) { return (depth + Step::kStep - 1) / Step::kStep; }
   static constexpr int64_t row_stride(int64_t depth) { return round_up(depth, kLanes * Step::kStep); }  // 64 bytes
 
-  // out[0 .. 16 Panels) = the row x times the panels from `panel` on.
+  // Bytes of one panel.
+  static constexpr int64_t panel_bytes(int64_t depth) { return steps(depth) * kLine; }
+
+  // out[0 .. 16 Panels) = the row x times the panels from `panel` on. `next` is what will be read after them, or null.
   template <int Panels, class Matrix>
-  KAOKEN_INLINE void stream(const Input *x, const Matrix &w, int64_t panel, int64_t depth, Element *out) {
-    const int64_t stride = steps(depth) * Step::kStep * kLanes;
-    tile<Step, 1, Panels>(x, 0, w.weights + panel * stride, stride, steps(depth), out, 0);
+  KAOKEN_INLINE void stream(const Input *x, const Matrix &w, int64_t panel, int64_t depth, Element *out,
+                            const char *next) {
+    few<1, Panels>(x, 1, w, panel, depth, out, next);
   }
 
   // out[row][0 .. 16 Panels) for up to kRowBlock rows.
   template <int Panels, class Matrix>
-  static void block(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, Element *out) {
+  static void block(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, Element *out,
+                    const char *next) {
+    if (rows <= kTileRows) return few<kTileRows, Panels>(x, rows, w, panel, depth, out, next);
     const int64_t stride = steps(depth) * Step::kStep * kLanes;
     for (int64_t step = 0; step < steps(depth); step += kDepthBlock) {
       const int64_t left = steps(depth) - step;
       const auto *weights = w.weights + panel * stride + step * Step::kStep * kLanes;
-      for (int64_t row = 0; row < rows;) {
-        row += largest_tile<Step, kTileRows, Panels>(
+      const auto *after = left > kDepthBlock ? reinterpret_cast<const char *>(weights) + kDepthBlock * kLine : next;
+      for (int64_t row = 0, taken; row < rows; row += taken) {
+        taken = largest_tile<Step, kTileRows, Panels>(
             rows - row, x + row * row_stride(depth) + step * Step::kStep, row_stride(depth), weights, stride,
-            left < kDepthBlock ? left : kDepthBlock, out + row * Panels * kLanes, Panels * kLanes, step > 0);
+            left < kDepthBlock ? left : kDepthBlock, out + row * Panels * kLanes, Panels * kLanes, step > 0,
+            NothingAhead());
+        if (!after) continue;
+        for (int64_t i = row * kDepthBlock / rows; i < (row + taken) * kDepthBlock / rows; ++i) {
+          prefetch(Ahead{after, panel_bytes(depth)}, i, UpTo<Panels>());
+        }
       }
+    }
+  }
+
+ private:
+  // Rows that one tile takes in: all of k in one go.
+  template <int Rows, int Panels, class Matrix>
+  KAOKEN_INLINE void few(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, Element *out,
+                         const char *next) {
+    const int64_t stride = steps(depth) * Step::kStep * kLanes;
+    const auto *weights = w.weights + panel * stride;
+    const Ahead ahead = {next ? next : reinterpret_cast<const char *>(weights), panel_bytes(depth)};
+    for (int64_t row = 0; row < rows;) {
+      row +=
+          largest_tile<Step, Rows, Panels>(rows - row, x + row * row_stride(depth), row_stride(depth), weights, stride,
+                                           steps(depth), out + row * Panels * kLanes, Panels * kLanes, false, ahead);
     }
   }
 };
@@ -145,7 +172,7 @@ struct Int4 {
   using Input = uint8_t;
   using Element = float;
   using Inputs = InputRows<uint8_t>;
-  static constexpr int kTilePanels = kGroupPanels;
+  static constexpr int kTileRows = kGroupRows, kTilePanels = kGroupPanels;
   static constexpr int kStreamPanels = 1;
   struct Matrix {
     const uint8_t *weights;  // [N / 16][K / 32][4][16][4] pairs
@@ -161,15 +188,19 @@ struct Int4 {
     quantize<Depth>(x, inputs, row);
   }
 
+  static constexpr int64_t panel_bytes(int64_t depth) { return groups(depth) * kGroupBytes; }
+
   template <int Panels>
-  KAOKEN_INLINE void stream(const uint8_t *x, const Matrix &w, int64_t panel, int64_t depth, float *out) {
+  KAOKEN_INLINE void stream(const uint8_t *x, const Matrix &w, int64_t panel, int64_t depth, float *out,
+                            const char *next) {
     static_assert(Panels == 1);
     int4_row(x, w.weights + panel * groups(depth) * kGroupBytes, w.scales + panel * groups(depth) * kLanes,
-             groups(depth), out);
+             groups(depth), out, {next ? next : reinterpret_cast<const char *>(w.weights), 0});
   }
 
   template <int Panels>
-  static void block(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, float *out) {
+  static void block(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, float *out,
+                    const char *) {
     constexpr int64_t most = kDepthBlock * Int8Step::kStep / kGroup;  // groups that are unpacked at a time
     constexpr int64_t w_stride = most * kGroup * kLanes;
     alignas(kAlignment) int8_t unpacked[Panels * w_stride];

@@ -14,50 +14,65 @@ KAOKEN_INLINE Share share(int64_t n, const Worker &worker) {
   return {n * worker.index / worker.count, n * (worker.index + 1) / worker.count};
 }
 
+template <class Kind, int64_t Depth>
+KAOKEN_INLINE const char *panel_address(const typename Kind::Matrix &w, int64_t panel) {
+  return reinterpret_cast<const char *>(w.weights) + panel * Kind::panel_bytes(Depth);
+}
+
+// Where a worker will begin to read a matrix of so many panels: what linear() calls `next`.
+KAOKEN_INLINE const char *own_part(const Worker &worker, const char *weights, int64_t panels, int64_t panel_bytes) {
+  return weights + share(panels, worker).begin * panel_bytes;
+}
+
 // One row against the panels, `Panels` at a time while that many are left, then one at a time.
 template <class Kind, int Panels, int64_t Depth, class Epilogue>
 KAOKEN_INLINE void stream_panels(const typename Kind::Inputs &x, const typename Kind::Matrix &w, Share panels,
-                                 const Epilogue &epilogue) {
+                                 const Epilogue &epilogue, const char *next) {
   alignas(kAlignment) typename Kind::Element sums[Panels * kLanes];
   int64_t panel = panels.begin;
   for (; panel + Panels <= panels.end; panel += Panels) {
-    Kind::template stream<Panels>(x.values, w, panel, Depth, sums);
+    const bool more = panel + Panels < panels.end;
+    Kind::template stream<Panels>(x.values, w, panel, Depth, sums,
+                                  more ? panel_address<Kind, Depth>(w, panel + Panels) : next);
     for (int64_t p = 0; p < Panels; ++p) {
       epilogue(0, panel + p, Kind::finish(sums + p * kLanes, x, 0, w, panel + p));
     }
   }
-  if constexpr (Panels > 1) stream_panels<Kind, 1, Depth>(x, w, {panel, panels.end}, epilogue);
+  if constexpr (Panels > 1) stream_panels<Kind, 1, Depth>(x, w, {panel, panels.end}, epilogue, next);
 }
 
 // The same for many rows: the weights of a few panels serve a block of rows before the next are read.
 template <class Kind, int Panels, int64_t Depth, class Epilogue>
 KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
-                                Share panels, const Epilogue &epilogue) {
+                                Share panels, const Epilogue &epilogue, const char *next) {
   alignas(kAlignment) typename Kind::Element sums[kRowBlock * Panels * kLanes];
   int64_t panel = panels.begin;
   for (; panel + Panels <= panels.end; panel += Panels) {
+    const char *after = panel + Panels < panels.end ? panel_address<Kind, Depth>(w, panel + Panels) : next;
     for (int64_t first = 0; first < rows; first += kRowBlock) {
       const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
-      Kind::template block<Panels>(x.values + first * Kind::row_stride(Depth), count, w, panel, Depth, sums);
+      Kind::template block<Panels>(x.values + first * Kind::row_stride(Depth), count, w, panel, Depth, sums,
+                                   first == 0 ? after : nullptr);
       for (int64_t i = 0; i < count * Panels; ++i) {
         const int64_t row = first + i / Panels, at = panel + i % Panels;
         epilogue(row, at, Kind::finish(sums + i * kLanes, x, row, w, at));
       }
     }
   }
-  if constexpr (Panels > 1) block_panels<Kind, 1, Depth>(x, rows, w, {panel, panels.end}, epilogue);
+  if constexpr (Panels > 1) block_panels<Kind, 1, Depth>(x, rows, w, {panel, panels.end}, epilogue, next);
 }
 
 // x: [rows][Depth padded], w: [Panels] panels. The epilogue is called once for each row and panel with the 16 finished
-// sums. Workers divide the panels; the caller puts a barrier behind it.
+// sums. Workers divide the panels; the caller puts a barrier behind it. `next` is what this worker will read after
+// that, or null.
 template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
 void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
-            const Epilogue &epilogue) {
+            const Epilogue &epilogue, const char *next = nullptr) {
   const Share panels = share(Panels, worker);
   if (rows == 1) {
-    stream_panels<Kind, Kind::kStreamPanels, Depth>(x, w, panels, epilogue);
+    stream_panels<Kind, Kind::kStreamPanels, Depth>(x, w, panels, epilogue, next);
   } else {
-    block_panels<Kind, Kind::kTilePanels, Depth>(x, rows, w, panels, epilogue);
+    block_panels<Kind, Kind::kTilePanels, Depth>(x, rows, w, panels, epilogue, next);
   }
 }
 

@@ -72,6 +72,25 @@ KAOKEN_INLINE void multiply_row(Spread x, const Weights *w, Sum *sums, Indices<P
   ((sums[P] = Step::multiply(x, w[P], sums[P])), ...);
 }
 
+// Lines to prefetch while a tile runs: for its step i and panel p the one at first + p * panel_stride + i * 64. So the
+// stream of weights never waits for memory, not even where one matrix ends and the next begins.
+struct Ahead {
+  const char *first;
+  int64_t panel_stride;  // bytes
+};
+struct NothingAhead {};
+
+KAOKEN_INLINE void prefetch_line(const char *line) {
+  constexpr int into_l2 = 2;
+  __builtin_prefetch(line, 0, into_l2);
+}
+template <int... P>
+KAOKEN_INLINE void prefetch(const Ahead &ahead, int64_t i, Indices<P...>) {
+  (prefetch_line(ahead.first + P * ahead.panel_stride + i * 64), ...);
+}
+template <int... P>
+KAOKEN_INLINE void prefetch(NothingAhead, int64_t, Indices<P...>) {}
+
 template <class Step, int Panels, class Sum, int... R, int... P>
 KAOKEN_INLINE void multiply_step(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
                                  int64_t w_stride, Sum *sums, Indices<R...>, Indices<P...> panels) {
@@ -86,10 +105,10 @@ KAOKEN_INLINE void multiply_step(const typename Step::Input *x, int64_t x_stride
 // ascending k, whatever the tile: that is what makes results independent of batch, threads and prefill split. The
 // expansions are folds over constant indices because g++ 12 keeps an array of accumulators on the stack when it is
 // indexed by a loop. One instance for each tile shape serves every matrix.
-template <class Step, int Rows, int Panels>
+template <class Step, int Rows, int Panels, class Ahead = NothingAhead>
 __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
                                     int64_t w_stride, int64_t steps, typename Step::Element *out, int64_t out_stride,
-                                    bool resume = false) {
+                                    bool resume, const Ahead &ahead = {}) {
   decltype(Step::zero()) sums[Rows * Panels];
   if (resume) {
     load_tile<Panels>(sums, out, out_stride, UpTo<Rows * Panels>());
@@ -97,6 +116,7 @@ __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_str
     set_zero<Step>(sums, UpTo<Rows * Panels>());
   }
   for (int64_t i = 0; i < steps; ++i) {
+    prefetch(ahead, i, UpTo<Panels>());
     multiply_step<Step, Panels>(x + i * Step::kStep, x_stride, w + i * Step::kStep * kLanes, w_stride, sums,
                                 UpTo<Rows>(), UpTo<Panels>());
   }
@@ -104,16 +124,17 @@ __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_str
 }
 
 // The largest tile of at most `rows` rows, out of Rows, Rows / 2, ... 1; returns its rows.
-template <class Step, int Rows, int Panels>
+template <class Step, int Rows, int Panels, class Ahead>
 KAOKEN_INLINE int64_t largest_tile(int64_t rows, const typename Step::Input *x, int64_t x_stride,
                                    const typename Step::Weight *w, int64_t w_stride, int64_t steps,
-                                   typename Step::Element *out, int64_t out_stride, bool resume) {
+                                   typename Step::Element *out, int64_t out_stride, bool resume, const Ahead &ahead) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
-      return largest_tile<Step, Rows / 2, Panels>(rows, x, x_stride, w, w_stride, steps, out, out_stride, resume);
+      return largest_tile<Step, Rows / 2, Panels>(rows, x, x_stride, w, w_stride, steps, out, out_stride, resume,
+                                                  ahead);
     }
   }
-  tile<Step, Rows, Panels>(x, x_stride, w, w_stride, steps, out, out_stride, resume);
+  tile<Step, Rows, Panels>(x, x_stride, w, w_stride, steps, out, out_stride, resume, ahead);
   return Rows;
 }
 
