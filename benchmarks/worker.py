@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines import Entry, get_entry
+from benchmarks.engines import get_entry
 from benchmarks.engines.base import Engine, Ids
 from benchmarks.models import Checkpoint
 
@@ -25,9 +25,9 @@ class Worker:
     """Answers requests, each a method here."""
 
     def __init__(self) -> None:
-        self._entry: Entry | None = None
         self._engine: Engine | None = None
         self._vocabulary = 0
+        self._layer: tuple[str, Any] | None = None
 
     def prepare(self, engine: str, checkpoint: dict[str, str], directory: str | None) -> dict[str, Any]:
         """Converts the checkpoint into `directory`; with None the engine says where its own cache has it."""
@@ -45,7 +45,7 @@ class Worker:
         model = _checkpoint(checkpoint)
         self._vocabulary = int(model.config()["vocab_size"])
         self._engine = entry.engine()(model, Path(prepared), entry.variant, threads)
-        return {"note": self._engine.note, "versions": entry.versions()}
+        return {"note": self._engine.note, "versions": entry.versions(), **self._engine.facts()}
 
     def prefill(self, batch: int, length: int, steps: int, positions: int, seed: int) -> dict[str, Any]:
         """Seconds of `steps` prompts of fresh ids."""
@@ -64,6 +64,14 @@ class Worker:
         entry = get_entry(engine)
         script = entry.engine().cold_script(_checkpoint(checkpoint), Path(prepared), entry.variant, threads)
         return {"script": script}
+
+    def torch_layer(self, name: str, rows: int, repeats: int, threads: int) -> dict[str, Any]:
+        """Seconds of a call of one of PyTorch's layers; the last that was asked for is kept."""
+        from benchmarks.torch_layers import make_layer, time_layer
+
+        if self._layer is None or self._layer[0] != name:
+            self._layer = (name, make_layer(name, threads))
+        return {"seconds": time_layer(self._layer[1], rows, repeats)}
 
     def _ready(self, batch: int, positions: int) -> Engine:
         assert self._engine is not None, "nothing is loaded"

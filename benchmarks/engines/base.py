@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class Engine(ABC):
 
     note = ""  # where its work differs from "the logits of the last position, the likeliest token"
 
-    @classmethod
+    @classmethod  # noqa: B027 (most engines need nothing of the three that are not abstract)
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
         """Converts a checkpoint into `directory`, which exists and is empty. By default nothing is needed."""
 
@@ -31,6 +32,10 @@ class Engine(ABC):
     @abstractmethod
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         """Loads what `prepare` wrote."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else a report should know of it, as JSON."""
+        return {}
 
     def reserve(self, batch: int, positions: int) -> None:  # noqa: B027 (most engines need nothing)
         """Makes room for `batch` sequences of up to `positions`; never timed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class CTranslate2(Engine):
 
         self._generate(ids, steps + 1, callback=arrived)
         times = [stamps[step] for step in sorted(stamps)]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in pairwise(times)]
 
     def _generate(self, ids: Ids, count: int, **options: Any) -> list[Any]:
         prompts = [[f"t{token}" for token in row] for row in ids.tolist()]

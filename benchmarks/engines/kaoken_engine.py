@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import kaoken
 from benchmarks.engines.base import Engine, Ids
 from benchmarks.models import Checkpoint
+from kaoken.bench import bytes_per_token
 from kaoken.model import BakedGPT2
 
 
@@ -24,6 +27,13 @@ class Kaoken(Engine):
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         self._model = BakedGPT2(prepared, threads=threads)
         self._session = self._model.session(1)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "isa": self._model.info.isa,
+            "cache_dtype": self._model.info.cache_dtype,
+            "bytes_per_token": bytes_per_token(self._model.config, self._model.info),
+        }
 
     def reserve(self, batch: int, positions: int) -> None:
         if self._session.batch != batch:
@@ -46,7 +56,7 @@ class Kaoken(Engine):
         next(stream)
         stamps = [time.perf_counter()]
         stamps += [time.perf_counter() for _ in stream]
-        return [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+        return [after - before for before, after in pairwise(stamps)]
 
     @classmethod
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:

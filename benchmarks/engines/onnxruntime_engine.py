@@ -52,6 +52,7 @@ class OnnxRuntime(Engine):
             str(prepared / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
         self._outputs = [output.name for output in self._session.get_outputs()]
+        self._past_names = [name.removeprefix("present.") for name in self._outputs[1:]]
         config = checkpoint.config()
         self._cache_shape = (config["n_head"], 0, config["n_embd"] // config["n_head"])
         self._past: list[Any] = []
@@ -70,7 +71,9 @@ class OnnxRuntime(Engine):
         positions, mask = step_inputs(self._length, ids.shape[1])
         arrays = {"ids": ids, "positions": positions, "mask": mask}
         inputs = {name: self._value(array) for name, array in arrays.items()}
-        inputs |= {output.removeprefix("present."): value for output, value in zip(self._outputs[1:], self._past)}
+        inputs |= {
+            output.removeprefix("present."): value for output, value in zip(self._outputs[1:], self._past, strict=True)
+        }
         logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
         self._length += ids.shape[1]
         return np.asarray(logits.numpy().argmax(-1), np.int64)
