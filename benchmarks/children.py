@@ -66,7 +66,7 @@ class Child:
             line = ""
         if not line:
             raise WorkerError(
-                f"{self.engine} ended with status {self._process.wait()} during {request}; see {self._log}"
+                f"{self.engine} ended with status {self._process.wait()} during {request}; see logs/{self._log.name}"
             )
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

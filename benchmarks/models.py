@@ -39,6 +39,13 @@ class Checkpoint:
         config: dict[str, Any] = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
         return config
 
+    def parameters(self) -> int:
+        """Of a GPT-2 with a tied head, its embeddings and biases included."""
+        config = self.config()
+        width = int(config["n_embd"])
+        blocks = int(config["n_layer"]) * (12 * width * width + 13 * width)
+        return (int(config["vocab_size"]) + int(config["n_positions"])) * width + blocks + 2 * width
+
 
 def get_checkpoint(name: str, cache: Path) -> Checkpoint:
     """The checkpoint of that name, made in the cache if it is one of random weights. Raises KeyError."""

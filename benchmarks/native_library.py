@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kaoken.codegen.isa import resolve, table
-from kaoken.tools import find_cmake, find_ninja
 
 from benchmarks.machine import cpu_features
 from benchmarks.models import ROOT
+from kaoken.tools import find_cmake, find_ninja
 
 
 def machine_isas() -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from benchmarks.engines import PEERS, Entry, get_entry
 from benchmarks.machine import header
 from benchmarks.models import Checkpoint, get_checkpoint
 from benchmarks.preparing import cache_root, prepare
-from benchmarks.rows import ROWS, Row
+from benchmarks.rows import LONG, OTHER_ROWS, ROWS, SHORT, Row
 from benchmarks.summary import summarize
 
 SETTLE = 0.1  # seconds before each turn, in which the threads of the engine before stop spinning
@@ -56,6 +55,7 @@ class Results:
     turns: list[dict[str, Any]] = field(default_factory=list)
     cold: list[dict[str, Any]] = field(default_factory=list)
     build: dict[str, Any] = field(default_factory=dict)
+    weights_bytes: dict[str, float] = field(default_factory=dict)  # dtype -> of all parameters
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -67,6 +67,7 @@ class Results:
             "turns": self.turns,
             "cold": self.cold,
             "build": self.build,
+            "weights_bytes": self.weights_bytes,
         }
 
 
@@ -125,7 +126,7 @@ def take_turns(
     A peer that fails leaves `peers` and is noted.
     """
     for number in range(-1, rounds):
-        for peer in list(peers) or [None]:
+        for peer in [*peers] if peers else [None]:
             turn: dict[str, Any] = {"row": row.name, "round": number, "ours": ours.engine}
             turn["ours_seconds"] = measure(ours, row, seeds)
             if peer is not None:
@@ -161,13 +162,14 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
             raise SystemExit(f"Kaoken itself cannot be measured: {results.missing[entries[0].name]}")
         if only_prepare:
             continue
-        if rows:
+        if rows or "context" in plan.rows:
             _measure_rows(plan, checkpoint, prepared, rows, results, seeds, say)
         if "cold" in plan.rows and dtype == "int8":
             results.cold = measure_cold(prepared, checkpoint, plan.rounds, plan.threads, plan.out, say)
+            results.weights_bytes[dtype] = float(checkpoint.parameters())  # a byte each
         if "build" in plan.rows:
             results.build[dtype] = build_statistics(prepared[entries[0]])
-        save(results.document(), plan.out / "peers.json")
+        save(results.document(), plan.out / f"peers-{plan.model}.json")
     return results.document()
 
 
@@ -192,6 +194,32 @@ def _measure_rows(
             peers = children[1:]
             take_turns(children[0], peers, row, plan.rounds, results, seeds, say)
             _say_medians(children[0].engine, row, results, say)
+        if "context" in plan.rows:
+            _measure_contexts(children[0], checkpoint, plan, results, seeds, say)
+
+
+def _measure_contexts(
+    ours: Child, checkpoint: Checkpoint, plan: Plan, results: Results, seeds: Iterator[int], say: Say
+) -> None:
+    """Ours at a short and a long context in turns; the first of them is for warmth."""
+    if LONG.positions() > checkpoint.config()["n_positions"]:
+        results.skipped["context"] = f"needs {LONG.positions()} positions"
+        return
+    found = []
+    for number in range(-1, plan.rounds):
+        short, long = measure(ours, SHORT, seeds), measure(ours, LONG, seeds)
+        found.append(summarize(long).median / summarize(short).median)
+        if number >= 0:
+            turn = {
+                "row": "context",
+                "round": number,
+                "ours": ours.engine,
+                "short_seconds": short,
+                "long_seconds": long,
+            }
+            results.turns.append(turn)
+    ratio = summarize(found[1:])
+    say(f"context 1000 over 16: {ours.engine} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
 
 
 def _say_medians(ours: str, row: Row, results: Results, say: Say) -> None:
@@ -225,15 +253,10 @@ def make_plan(options: argparse.Namespace) -> Plan:
     return Plan(
         model=options.model,
         dtypes=tuple(options.dtypes or (("float32", "int8") if quick else PEERS)),
-        rows=tuple(options.rows or (("decode", "prefill-128", "cold") if quick else (*ROWS, "cold", "build"))),
+        rows=tuple(options.rows or (("decode", "prefill-128", "cold") if quick else (*ROWS, *OTHER_ROWS))),
         peers=tuple(options.peers or ()),
         rounds=options.rounds or (2 if quick else 7),
         threads=options.threads,
         cache=cache_root(options.cache),
         out=options.out,
     )
-
-
-def say_to_stderr(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -17,6 +17,10 @@ class Summary:
     high: float
     count: int
 
+    def scaled(self, factor: float) -> Summary:
+        """In another unit."""
+        return Summary(factor * self.median, factor * self.low, factor * self.high, self.count)
+
 
 def summarize(values: Sequence[float]) -> Summary:
     """The quartiles of at least one value."""

@@ -82,7 +82,7 @@ def _make_converter(checkpoint: Checkpoint) -> Any:
         def get_vocab(self) -> dict[str, int]:
             return {f"t{token}": token for token in range(config["vocab_size"])}
 
-    class Converter(TransformersConverter):  # type: ignore[misc]
+    class Converter(TransformersConverter):
         def load_tokenizer(self, *_: Any, **__: Any) -> Tokenizer:
             return Tokenizer()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -42,6 +43,8 @@ class LlamaCpp(Engine):
         self._vocabulary = int(checkpoint.config()["vocab_size"])
         self._threads = threads
         self._shape = (0, 0)
+        self._context: Any = None
+        self._batch: Any = None
         self._length = 0
 
     def reserve(self, batch: int, positions: int) -> None:
@@ -52,7 +55,7 @@ class LlamaCpp(Engine):
         parameters.n_batch = parameters.n_ctx
         parameters.n_seq_max = batch
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        if self._shape != (0, 0):
+        if self._context:
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_free(self._context)
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)

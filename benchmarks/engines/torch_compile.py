@@ -20,6 +20,7 @@ class TorchCompile(Engine):
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model = GPT2LMHeadModel.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        torch._dynamo.config.recompile_limit = 64  # a few for each row: by default the ninth shape runs eagerly
         self._forward = torch.compile(self._model.forward, dynamic=False)
         self._cache: StaticCache | None = None
         self._shape = (0, 0)
@@ -42,7 +43,7 @@ class TorchCompile(Engine):
     def _likeliest(self, ids: Ids) -> Ids:
         positions = torch.arange(self._length, self._length + ids.shape[1])
         self._length += ids.shape[1]
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = self._forward(
                 torch.from_numpy(ids),
                 past_key_values=self._cache,

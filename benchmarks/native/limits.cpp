@@ -1,4 +1,4 @@
-// What the machine can do: a plain read of memory, and the multiply-adds of each type from registers alone.
+// What the machine can do: a plain read of memory, and the multiply-adds of each type from the L1 cache alone.
 #include "tile.h"
 #include "timing.h"
 
@@ -7,64 +7,63 @@ using namespace kaoken::KAOKEN_ISA;
 
 namespace {
 
-// Sums that a core must keep in flight, as many as registers hold for the largest tile.
-constexpr int kSums = kTileRows * kTilePanels;
-constexpr int64_t kTurns = 1 << 14;  // of the loop between looks at the clock
+constexpr int64_t kSteps = 64, kTurns = 256;
 
-template <class Step, class Sum, class X, class W, int... I>
-KAOKEN_INLINE void multiply_all(Sum *sums, X x, W w, Indices<I...>) {
-  ((sums[I] = Step::multiply(x, w, sums[I])), ...);
-}
-
-// kTurns * kSums multiplications of Step, from registers.
-template <class Step>
-__attribute__((noinline)) void multiply_registers(const typename Step::Input *x, const typename Step::Weight *w,
-                                                  typename Step::Element *out) {
-  decltype(Step::zero()) sums[kSums];
-  set_zero<Step>(sums, UpTo<kSums>());
-  const auto spread = Step::spread(x);
-  const auto weights = Step::weights(w);
-  for (int64_t turn = 0; turn < kTurns; ++turn) multiply_all<Step>(sums, spread, weights, UpTo<kSums>());
-  store_tile<kSums>(sums, out, 0, UpTo<kSums>());
-}
-
-// Returns the operations of a pass, two for each multiply-add.
+// The largest tile over inputs and a panel that stay in the L1 cache, again and again: nothing but its loads from there
+// can hold the multiplications up. Returns the operations of a pass, two for each multiply-add.
 template <class Step>
 double time_multiplications(int64_t threads, int64_t passes, double *seconds) {
+  constexpr int64_t sums = kTileRows * kTilePanels * kLanes;
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &) {
-    alignas(64) typename Step::Input x[64] = {};
-    alignas(64) typename Step::Weight w[64] = {};
-    alignas(64) typename Step::Element out[kSums * kLanes];
-    multiply_registers<Step>(x, w, out);
-    __asm__ volatile("" : : "r"(out) : "memory");
+    alignas(64) typename Step::Input x[kSteps * Step::kStep] = {};
+    alignas(64) typename Step::Weight w[kSteps * Step::kStep * kLanes] = {};
+    alignas(64) typename Step::Element out[sums];
+    for (int64_t turn = 0; turn < kTurns; ++turn) {
+      tile<Step, kTileRows, kTilePanels>(x, 0, w, 0, kSteps, out, kTilePanels * kLanes);
+      __asm__ volatile("" : : "r"(out) : "memory");
+    }
   });
-  return 2.0 * static_cast<double>(Step::kStep * kLanes * kSums * kTurns * threads);
+  return 2.0 * static_cast<double>(Step::kStep * sums * kSteps * kTurns * threads);
 }
 
-template <int... I>
-KAOKEN_INLINE void add_lines(Vec *sums, const float *from, Indices<I...>) {
-  ((sums[I] = max(sums[I], load(from + I * kLanes))), ...);
+// The largest of `lines` lines at each of Streams places `stride` lines apart.
+template <int... S>
+KAOKEN_INLINE void read_streams(const float *from, int64_t lines, int64_t stride, Indices<S...>) {
+  Vec largest[] = {broadcast(static_cast<float>(S))...};
+  for (int64_t i = 0; i < lines; ++i) {
+    ((largest[S] = max(largest[S], load(from + (i + S * stride) * kLanes))), ...);
+  }
+  alignas(64) float out[sizeof...(S) * kLanes];
+  (store(out + S * kLanes, largest[S]), ...);
+  __asm__ volatile("" : : "r"(out) : "memory");
+}
+
+template <int Streams>
+double time_read(int64_t threads, const Buffer<float> &buffer, int64_t passes, double *seconds) {
+  const int64_t lines = buffer.count / kLanes / Streams / threads;
+  time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
+    const float *own = buffer.data + worker.index * lines * Streams * kLanes;
+    read_streams(own, lines, lines, UpTo<Streams>());
+  });
+  return static_cast<double>(lines * Streams * threads * kLanes * 4);
 }
 
 }  // namespace
 
-// Reads `bytes` once a pass, in one stream a thread.
-EXPORT double limit_read(int64_t threads, int64_t bytes, int64_t passes, double *seconds) {
-  constexpr int lines = 4;
-  Buffer<float> buffer(round_up(bytes / 4, lines * kLanes));
+// Reads `bytes` once a pass, each thread at 1, 2, 4 or 8 places side by side. Returns the bytes, in all.
+EXPORT double limit_read(int64_t threads, int64_t bytes, int64_t streams, int64_t passes, double *seconds) {
+  Buffer<float> buffer(bytes / 4);
   Random().fill(buffer);
-  time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
-    const Share part = share(buffer.count / (lines * kLanes), worker);
-    Vec sums[lines];
-    for (Vec &sum : sums) sum = broadcast(0.0f);
-    for (int64_t i = part.begin; i < part.end; ++i) add_lines(sums, buffer.data + i * lines * kLanes, UpTo<lines>());
-    for (const Vec &sum : sums) {
-      alignas(64) float out[kLanes];
-      store(out, sum);
-      __asm__ volatile("" : : "r"(out) : "memory");
-    }
-  });
-  return static_cast<double>(buffer.count * 4);
+  switch (streams) {
+    case 1:
+      return time_read<1>(threads, buffer, passes, seconds);
+    case 2:
+      return time_read<2>(threads, buffer, passes, seconds);
+    case 4:
+      return time_read<4>(threads, buffer, passes, seconds);
+    default:
+      return time_read<8>(threads, buffer, passes, seconds);
+  }
 }
 
 EXPORT double limit_float32(int64_t threads, int64_t, int64_t passes, double *seconds) {

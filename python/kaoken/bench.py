@@ -54,7 +54,7 @@ def measure(model: BakedGPT2) -> Benchmark:
         rounds.append((_time_prefill(session, ids), _time_decode(session, steps, config.vocab_size)))
     prefill, decode = (float(np.median(seconds)) for seconds in zip(*rounds[1:], strict=True))
     size = bytes_per_token(config, info)
-    rate, limit = size / decode / 1e9, read_limit(session.threads)
+    rate, limit = size / decode / 1e9, read_limit(session.threads, READ_BYTES)
     return Benchmark(
         model=info.name,
         dtype=info.dtype,
@@ -106,7 +106,7 @@ def bytes_per_token(config: GPT2Config, info: ModelInfo) -> int:
     return round(total)
 
 
-def read_limit(threads: int, size: int = READ_BYTES) -> float:
+def read_limit(threads: int, size: int) -> float:
     """GB/s at which `threads` threads read memory that no cache holds; the best of a few tries."""
     shares = np.array_split(np.ones(size // 4, np.int32), threads)
     with ThreadPoolExecutor(threads) as pool:
