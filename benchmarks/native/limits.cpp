@@ -8,6 +8,7 @@ using namespace kaoken::KAOKEN_ISA;
 namespace {
 
 constexpr int64_t kSteps = 64, kTurns = 256;
+volatile int64_t unknown_zero = 0;  // or the compiler would make a copy of the tile that computes equal rows once
 
 // The largest tile over inputs and a panel that stay in the L1 cache, again and again: nothing but its loads from there
 // can hold the multiplications up. Returns the operations of a pass, two for each multiply-add.
@@ -18,8 +19,9 @@ double time_multiplications(int64_t threads, int64_t passes, double *seconds) {
     alignas(64) typename Step::Input x[kSteps * Step::kStep] = {};
     alignas(64) typename Step::Weight w[kSteps * Step::kStep * kLanes] = {};
     alignas(64) typename Step::Element out[sums];
+    const int64_t zero = unknown_zero;
     for (int64_t turn = 0; turn < kTurns; ++turn) {
-      tile<Step, kTileRows, kTilePanels>(x, 0, w, 0, kSteps, out, kTilePanels * kLanes);
+      tile<Step, kTileRows, kTilePanels>(x, zero, w, zero, kSteps + zero, out, kTilePanels * kLanes + zero, zero != 0);
       __asm__ volatile("" : : "r"(out) : "memory");
     }
   });
