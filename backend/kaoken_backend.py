@@ -23,12 +23,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
+from scikit_build_core import build as skbuild
+
 from codegen.dtypes import make_types
 from codegen.errors import KaokenError
 from codegen.exploded import check_kernels
 from codegen.isa import resolve
 from codegen.memory import PYTHON_MODULE, make_budget
-from scikit_build_core import build as skbuild
 
 Settings: TypeAlias = "dict[str, str | list[str]]"
 

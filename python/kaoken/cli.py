@@ -25,6 +25,7 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
   kaoken info                               what that model is and how it was built
   kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
   kaoken generate "Hello" --model my.so     and run it
+  kaoken bench                              how fast it is on this machine
 """
 
 _GENERATE = """\
@@ -57,6 +58,15 @@ $KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken.
   kaoken bake ./my-checkpoint -o my.so
   kaoken bake openai-community/gpt2 -o gpt2.so --isa portable
   kaoken bake ./my-checkpoint -o my.so --jobs 2 --compile-memory 600M
+"""
+
+_BENCH = """\
+Measure a baked model on this machine, which takes some seconds: tokens per second when decoding and when reading a
+prompt, and how many bytes of weights decoding reads per second, beside what the machine reads from memory at most.
+A model that fits into the processor's cache can pass that limit.
+
+  kaoken bench
+  kaoken bench --model my.so --threads 2 --json
 """
 
 _EXIT_CODES = "exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted, 141 output closed early"
@@ -126,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(_command(commands, "generate", _generate, _GENERATE, "continue a text"))
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
+    _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
     return parser
 
 
@@ -159,6 +170,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest; 0: all (default: 50)")
     sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)")
     sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: random)")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -271,6 +288,15 @@ def _build(statistics: dict[str, Any] | None) -> str:
     except (LookupError, TypeError, ValueError):
         return "statistics beside the library are of another Kaoken"
     return f"{seconds:.1f} s, at most {peak:.0f} MiB a process"
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from kaoken.bench import lines, measure
+
+    result = measure(_load(options.model, options.threads))
+    print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
 
 
 def _bake(options: argparse.Namespace) -> None:

@@ -9,7 +9,8 @@
 
 namespace kaoken {
 
-// Memory from the system, page by page as it is touched. What is in it is anything: the last session's may be used again.
+// Memory from the system, page by page as it is touched. What is in it is anything: the last session's may be used
+// again.
 class Arena {
  public:
   explicit Arena(size_t bytes);

@@ -1,0 +1,136 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.engines import PEERS
+from benchmarks.models import MODELS
+from benchmarks.rows import ROW_NAMES
+
+_DESCRIPTION = """\
+Measures Kaoken against its peers and against the machine. Run it from the root of the source tree, on a machine that
+does nothing else.
+
+  python -m benchmarks peers --model gpt2         decode, prefill, cold start and build beside every peer
+  python -m benchmarks layers                     single layers beside PyTorch
+  python -m benchmarks kernels                    every kernel beside the machine's limits
+  python -m benchmarks report                     what these left in --out as Markdown and plots
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command line (default: sys.argv)."""
+    options = _parser().parse_args(arguments)
+    options.run(options, without_paths(sys.argv[2:] if arguments is None else list(arguments)[1:]))
+
+
+def without_paths(arguments: Sequence[str]) -> list[str]:
+    """A command line as results record it: what it measures, not where it lay."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        path = argument.split("=")[0] in ("--out", "--cache")
+        if not path and not skip:
+            kept.append(argument)
+        skip = path and "=" not in argument
+    return kept
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_peers(_command(commands, "peers", "Kaoken beside other engines: the rows of the bars"))
+    _add_layers(_command(commands, "layers", "single layers beside PyTorch eager"))
+    _add_kernels(_command(commands, "kernels", "GB/s and TOP/s of every kernel beside the machine's limits"))
+    _add_report(_command(commands, "report", "the JSON files of runs as Markdown and plots"))
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="directory of the results")
+    return parser
+
+
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--model", choices=MODELS, default="gpt2", help="random weights, or the bundled model")
+    parser.add_argument("--dtypes", nargs="+", choices=PEERS, help="ours (default: all)")
+    parser.add_argument("--rows", nargs="+", choices=ROW_NAMES, help="kinds of work (default: all)")
+    parser.add_argument("--peers", nargs="*", metavar="PART", help="only peers whose name has one of these in it")
+    parser.add_argument("--rounds", type=int, help="turns of each engine (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="two rounds of two types and the short rows")
+    parser.add_argument("--prepare", action="store_true", help="only convert and bake, which may be done while busy")
+    parser.set_defaults(run=_peers)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="of converted models (default: ~/.cache/kaoken-benchmarks)")
+
+
+def _peers(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import peers
+
+    peers.run(peers.make_plan(options), arguments, say, options.prepare)
+
+
+def _add_layers(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.set_defaults(run=_layers)
+
+
+def _layers(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import layers
+
+    layers.run(_with_build(options), arguments, say)
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--isas", nargs="+", metavar="ISA", help="instruction sets (default: all of this machine)")
+    parser.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="types of matrix and cache (default: all)")
+    parser.add_argument("--passes", type=int, default=7, help="of each, over more weights than caches hold")
+    parser.set_defaults(run=_kernels)
+
+
+def _kernels(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import kernels
+
+    kernels.run(_with_build(options), arguments, say)
+
+
+def _with_build(options: argparse.Namespace) -> argparse.Namespace:
+    """Adds where benchmarks/native is built."""
+    from benchmarks.preparing import cache_root
+
+    return argparse.Namespace(**vars(options), build=cache_root(options.cache) / "native")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-plots", action="store_true", help="Markdown alone, which needs no matplotlib")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks.report import write_report
+
+    print("\n".join(map(str, write_report(options.out, plots=not options.no_plots))))
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

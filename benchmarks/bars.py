@@ -1,0 +1,41 @@
+"""The bars: how our time over a peer's must come out, on the GPT-2 124M shape with 2 threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`at_most` must be reached, `aim` is the goal; ratios of medians, of neighbours in time."""
+
+    work: str
+    row: str
+    dtype: str
+    peer: str
+    at_most: float
+    aim: float
+
+    def verdict(self, ours: float) -> str:
+        """Where a value lies."""
+        if ours <= self.aim:
+            return "reaches the aim"
+        return "reaches the bar" if ours <= self.at_most else "MISSES the bar"
+
+
+BARS = (
+    Bar("decode float32", "decode", "float32", "ctranslate2 float32", 1.00, 0.92),
+    Bar("decode bfloat16", "decode", "bfloat16", "llama.cpp BF16", 0.92, 0.85),
+    Bar("decode int8", "decode", "int8", "llama.cpp Q8_0", 0.72, 0.64),
+    Bar("decode int4 (head int8)", "decode", "int4", "llama.cpp Q4_0", 0.75, 0.62),
+    Bar("decode int4 everywhere", "decode", "int4-all", "llama.cpp Q4_0", 0.60, 0.48),
+    Bar("prefill 512 float32", "prefill-512", "float32", "ctranslate2 float32", 0.85, 0.72),
+    Bar("prefill 512 bfloat16", "prefill-512", "bfloat16", "llama.cpp BF16", 0.65, 0.50),
+    Bar("prefill 512 int8", "prefill-512", "int8", "ctranslate2 int8", 0.62, 0.52),
+    Bar("prefill 128 int8", "prefill-128", "int8", "ctranslate2 int8", 0.55, 0.45),
+    Bar("prefill 128 int8", "prefill-128", "int8", "openvino int8", 0.55, 0.45),
+    Bar("decode step, batch 8, int8", "decode-batch8", "int8", "openvino int8", 0.60, 0.45),
+    Bar("decode at context 1000 over 16, int8", "context", "int8", "itself", 1.35, 1.15),
+    Bar("cold start to first token, int8", "cold", "int8", "openvino int8", 0.40, 0.30),
+    Bar("peak memory then beside the weights, MB", "memory", "int8", "weights", 60.0, 40.0),
+)

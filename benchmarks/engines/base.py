@@ -1,0 +1,70 @@
+"""What every engine offers to the runner."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.models import Checkpoint
+
+Ids = NDArray[np.int64]
+
+
+class Engine(ABC):
+    """A loaded model with a KV cache for some sequences of one length."""
+
+    note = ""  # where its work differs from "the logits of the last position, the likeliest token"
+
+    @classmethod  # noqa: B027 (most engines need nothing of the three that are not abstract)
+    def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
+        """Converts a checkpoint into `directory`, which exists and is empty. By default nothing is needed."""
+
+    @classmethod
+    def locate(cls, checkpoint: Checkpoint, variant: str) -> Path | None:
+        """What takes the place of a prepared directory, where the engine has a cache of its own."""
+        return None
+
+    @abstractmethod
+    def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
+        """Loads what `prepare` wrote."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else a report should know of it, as JSON."""
+        return {}
+
+    def reserve(self, batch: int, positions: int) -> None:  # noqa: B027 (most engines need nothing)
+        """Makes room for `batch` sequences of up to `positions`; never timed."""
+
+    @abstractmethod
+    def start(self, ids: Ids) -> Ids:
+        """Forgets everything, reads ids [batch, count] and returns the likeliest next tokens, [batch]."""
+
+    @abstractmethod
+    def step(self, tokens: Ids) -> Ids:
+        """Appends one token to each sequence, [batch], and returns the likeliest next tokens, [batch]."""
+
+    def time_prefill(self, ids: Ids) -> float:
+        """Seconds from ids [batch, count] to the first new token."""
+        begin = time.perf_counter()
+        self.start(ids)
+        return time.perf_counter() - begin
+
+    def time_decode(self, ids: Ids, steps: int) -> list[float]:
+        """Seconds of each of `steps` steps behind ids [batch, count], whatever the tokens are."""
+        tokens = self.start(ids)
+        seconds = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            tokens = self.step(tokens)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        """Python source that loads the model and prints one token, or None where that is not measured."""
+        return None

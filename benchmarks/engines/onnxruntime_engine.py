@@ -1,0 +1,93 @@
+"""ONNX Runtime on an export with the KV cache as inputs and outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.steps import step_inputs
+from benchmarks.models import Checkpoint
+
+
+class OnnxRuntime(Engine):
+    """int8 is `quantize_dynamic` of the matrix products, per channel."""
+
+    note = "own torch export (last-position logits); the cache goes from a step's outputs to the next one's inputs"
+
+    @classmethod
+    def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
+        import torch
+
+        from benchmarks.engines.exported import ExportedGPT2
+
+        gpt2 = ExportedGPT2(checkpoint).eval()
+        plain = directory / "plain.onnx"
+        torch.onnx.export(gpt2, gpt2.example(), str(plain), dynamo=False, opset_version=17, **_names(gpt2))
+        if variant == "float32":
+            plain.rename(directory / "model.onnx")
+            return
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            plain,
+            directory / "model.onnx",
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        plain.unlink()
+
+    def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._session = onnxruntime.InferenceSession(
+            str(prepared / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._past_names = [name.removeprefix("present.") for name in self._outputs[1:]]
+        config = checkpoint.config()
+        self._cache_shape = (config["n_head"], 0, config["n_embd"] // config["n_head"])
+        self._past: list[Any] = []
+        self._length = 0
+
+    def start(self, ids: Ids) -> Ids:
+        empty = self._value(np.zeros((len(ids), *self._cache_shape), np.float32))
+        self._past = [empty] * (len(self._outputs) - 1)
+        self._length = 0
+        return self._likeliest(ids)
+
+    def step(self, tokens: Ids) -> Ids:
+        return self._likeliest(tokens[:, None])
+
+    def _likeliest(self, ids: Ids) -> Ids:
+        positions, mask = step_inputs(self._length, ids.shape[1])
+        arrays = {"ids": ids, "positions": positions, "mask": mask}
+        inputs = {name: self._value(array) for name, array in arrays.items()}
+        inputs |= {
+            output.removeprefix("present."): value for output, value in zip(self._outputs[1:], self._past, strict=True)
+        }
+        logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
+        self._length += ids.shape[1]
+        return np.asarray(logits.numpy().argmax(-1), np.int64)
+
+
+def _names(gpt2: Any) -> dict[str, Any]:
+    """The names of inputs and outputs, and their dynamic axes."""
+    names = gpt2.past_names()
+    inputs, outputs = ["ids", "positions", "mask", *names], ["logits", *[f"present.{name}" for name in names]]
+    axes = {"ids": {0: "batch", 1: "count"}, "positions": {1: "count"}, "mask": {2: "count", 3: "total"}}
+    axes |= {"logits": {0: "batch"}}
+    axes |= {name: {0: "batch", 2: "past"} for name in names}
+    axes |= {f"present.{name}": {0: "batch", 2: "total"} for name in names}
+    return {"input_names": inputs, "output_names": outputs, "dynamic_axes": axes}
+
+
+ENGINE = OnnxRuntime

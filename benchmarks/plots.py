@@ -1,0 +1,69 @@
+"""Plots: our bars beside the peers', and rooflines of the kernels. Needs matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.rows import ROWS
+from benchmarks.tables import Document, engine_times, peak_operations
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+OURS, THEIRS = "#c8501e", "#8fa3b5"
+
+
+def plot_peers(document: Document, path: Path) -> list[Path]:
+    """One panel a row of work: each engine's median milliseconds, with quartiles."""
+    rows = [row for row in ROWS if engine_times(document, row)]
+    if not rows:
+        return []
+    figure, axes = pyplot.subplots(len(rows), 1, figsize=(8, 0.6 + 4 * len(rows)), squeeze=False)
+    for row, panel in zip(rows, axes[:, 0], strict=True):
+        times = sorted(engine_times(document, row).items(), key=lambda item: -item[1].median)
+        medians = [1e3 * seconds.median for _, seconds in times]
+        spread = [
+            [1e3 * (seconds.median - seconds.low) for _, seconds in times],
+            [1e3 * (seconds.high - seconds.median) for _, seconds in times],
+        ]
+        colours = [OURS if engine.startswith("kaoken") else THEIRS for engine, _ in times]
+        bars = panel.barh([engine for engine, _ in times], medians, xerr=spread, color=colours)
+        panel.bar_label(bars, labels=[f"{value:.1f}" for value in medians], padding=4, fontsize=8)
+        panel.set_title(f"{ROWS[row].title} (ms, less is better)", fontsize=10)
+        panel.tick_params(labelsize=8)
+        panel.margins(x=0.12)
+    figure.suptitle(f"{document['model']}, {document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
+    return [_save(figure, path)]
+
+
+def plot_kernels(document: Document, path: Path) -> list[Path]:
+    """A roofline for each type: operations a byte against TOP/s, beneath what memory and the units allow."""
+    dtypes = list(dict.fromkeys(record["dtype"] for record in document["kernels"]))
+    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(4.5 * len(dtypes), 4.5), squeeze=False)
+    for dtype, panel in zip(dtypes, axes[0], strict=True):
+        _roofline(panel, document, dtype)
+    figure.suptitle(f"{document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
+    return [_save(figure, path)]
+
+
+def _roofline(panel: Any, document: Document, dtype: str) -> None:
+    limits = document["limits"]
+    read, peak = max(found["read"] for found in limits.values()), peak_operations(limits, dtype)
+    intensities = [10 ** (step / 20) for step in range(-10, 80)]
+    panel.plot(intensities, [min(peak, read * x / 1e3) for x in intensities], color="black", linewidth=1)
+    for isa in limits:
+        records = [r for r in document["kernels"] if r["isa"] == isa and r["dtype"] == dtype]
+        x = [record["operations"] / record["bytes"] for record in records]
+        panel.scatter(x, [record["teraops_per_second"] for record in records], s=14, label=isa)
+    panel.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="TOP/s", title=dtype)
+    panel.legend(fontsize=7)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

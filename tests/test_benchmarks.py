@@ -1,0 +1,242 @@
+"""The logic of benchmarks/ and `kaoken bench`; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import peers, tables  # noqa: E402
+from benchmarks.__main__ import without_paths  # noqa: E402
+from benchmarks.bars import BARS, Bar  # noqa: E402
+from benchmarks.children import WorkerError  # noqa: E402
+from benchmarks.engines import PEERS, get_entry  # noqa: E402
+from benchmarks.kernels import kernel_table  # noqa: E402
+from benchmarks.machine import header  # noqa: E402
+from benchmarks.models import get_checkpoint, random_tensors  # noqa: E402
+from benchmarks.report import write_report  # noqa: E402
+from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row  # noqa: E402
+from benchmarks.summary import ratios, summarize  # noqa: E402
+
+
+def test_a_summary_is_the_median_and_the_quartiles() -> None:
+    summary = summarize([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (summary.median, summary.low, summary.high, summary.count) == (3, 2, 4, 5)
+    assert summary.scaled(10).high == 40
+
+
+def test_ratios_are_of_neighbours() -> None:
+    assert ratios([1.0, 6.0], [2.0, 3.0]) == [0.5, 2.0]
+    with pytest.raises(ValueError, match="2 measurements of ours beside 1"):
+        ratios([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.5, "reaches the aim"), (0.6, "reaches the bar"), (0.71, "MISSES the bar")]
+)
+def test_verdicts(value: float, verdict: str) -> None:
+    assert Bar("", "", "", "", 0.7, 0.5).verdict(value) == verdict
+
+
+def test_every_bar_is_of_a_row_and_an_engine_that_exist() -> None:
+    for bar in BARS:
+        assert bar.row in (*ROW_NAMES, "memory")
+        assert bar.peer in (*PEERS[bar.dtype], "itself", "weights")
+
+
+def test_every_engine_has_an_entry_and_a_module() -> None:
+    for name in {f"kaoken {dtype}" for dtype in PEERS} | {peer for each in PEERS.values() for peer in each}:
+        assert (ROOT / "benchmarks" / "engines" / f"{get_entry(name).module}.py").is_file()
+
+
+def test_the_kernels_are_those_of_the_table() -> None:
+    assert kernel_table() == {
+        "matrix": ["float32", "bfloat16", "int8", "int4"],
+        "cache": ["float32", "bfloat16", "int8"],
+    }
+
+
+def test_random_checkpoints_are_the_same_each_time() -> None:
+    config = {"vocab_size": 5, "n_positions": 3, "n_embd": 4, "n_layer": 1}
+    first, second = random_tensors(config, 1), random_tensors(config, 1)
+    assert len(first) == 4 + 12
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_recorded_commands_name_no_paths() -> None:
+    assert without_paths(["--rounds", "2", "--out", "/a", "--cache=/b", "--quick"]) == ["--rounds", "2", "--quick"]
+
+
+class FakeChild:
+    """Answers with one step a turn; fails from a given turn on."""
+
+    def __init__(self, engine: str, second: float, fails_from: int = 1 << 30) -> None:
+        self.engine = engine
+        self._second = second
+        self._left = fails_from
+        self.seeds: list[int] = []
+
+    def ask(self, request: str, **fields: Any) -> dict[str, Any]:
+        self.seeds.append(fields["seed"])
+        self._left -= 1
+        if self._left < 0:
+            raise WorkerError(f"{self.engine} fails")
+        return {"seconds": [self._second]}
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> peers.Results:
+    monkeypatch.setattr(peers, "SETTLE", 0)
+    return peers.Results(header("peers", 2) | {"model": "gpt2"})
+
+
+def seeds() -> Iterator[int]:
+    return iter(range(1, 1000))
+
+
+def take_turns(results: peers.Results, row: Row, *children: FakeChild, rounds: int = 3) -> list[str]:
+    said: list[str] = []
+    ours, *others = children
+    peers.take_turns(ours, others, row, rounds, results, seeds(), said.append)  # type: ignore[arg-type]
+    return said
+
+
+def test_ours_takes_a_turn_before_each_peer_on_fresh_ids(results: peers.Results) -> None:
+    ours, a, b = FakeChild("kaoken int8", 1.0), FakeChild("a", 2.0), FakeChild("b", 4.0)
+    take_turns(results, ROWS["decode"], ours, a, b)
+    assert [turn["peer"] for turn in results.turns] == ["a", "b"] * 3
+    assert len({*ours.seeds, *a.seeds, *b.seeds}) == 4 * 4, "a round for warmth and three that count"
+    assert tables.turn_ratios(results.document(), "decode", "kaoken int8", "b") == [0.25] * 3
+
+
+def test_a_peer_that_fails_is_named_and_the_others_go_on(results: peers.Results) -> None:
+    take_turns(results, ROWS["decode"], FakeChild("kaoken int8", 1.0), FakeChild("a", 2.0, 2), FakeChild("b", 4.0))
+    assert results.missing == {"a, decode": "a fails"}
+    assert [turn["peer"] for turn in results.turns] == ["a", "b", "b", "b"]
+
+
+def test_ours_is_measured_without_any_peer(results: peers.Results) -> None:
+    take_turns(results, ROWS["decode"], FakeChild("kaoken int8", 1.0))
+    assert [turn["ours_seconds"] for turn in results.turns] == [[1.0]] * 3
+    assert tables.engine_times(results.document(), "decode")["kaoken int8"].median == 1.0
+
+
+def test_a_peer_that_is_not_installed_is_named(
+    results: peers.Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.engines.find_spec", lambda module: None)
+    plan = peers.Plan("bundled", ("int8",), ("decode",), (), 1, 1, tmp_path, tmp_path)
+    entry = get_entry("llama.cpp Q8_0")
+    assert peers.ready(entry, get_checkpoint("bundled", tmp_path), plan, results, lambda text: None) is None
+    assert results.missing == {"llama.cpp Q8_0": "not installed: llama-cpp-python, gguf"}
+
+
+def test_rows_past_the_context_are_named(results: peers.Results, tmp_path: Path) -> None:
+    plan = peers.Plan("bundled", ("int8",), ("decode", "prefill-512"), (), 1, 1, tmp_path, tmp_path)
+    assert [row.name for row in peers.rows_that_fit(plan, 256, results)] == ["decode"]
+    assert results.skipped == {"prefill-512": "needs 512 positions, bundled has 256"}
+    assert LONG.positions() <= 1024
+
+
+def peers_document(results: peers.Results) -> dict[str, Any]:
+    take_turns(results, ROWS["decode"], FakeChild("kaoken int8", 0.002), FakeChild("llama.cpp Q8_0", 0.004))
+    results.turns.append({"row": "context", "ours": "kaoken int8", "short_seconds": [0.002], "long_seconds": [0.003]})
+    results.engines = {
+        "kaoken int8": {"note": "", "versions": {"kaoken": "0"}, "bytes_per_token": 100_000_000},
+        "llama.cpp Q8_0": {"note": "its note", "versions": {}},
+    }
+    results.missing = {"openvino int8": "not installed: openvino"}
+    cold = {"first_token_seconds": 0.1, "seconds": 0.2, "peak_bytes": 150 << 20}
+    results.cold = [{"engine": engine, "round": 0, **cold} for engine in ("kaoken int8", "openvino int8")]
+    results.weights_bytes = {"int8": 100 << 20}
+    results.build = {"int8": {"library_bytes": 1 << 20, "wall_seconds": 7.1, "peak_bytes": 165 << 20}}
+    return results.document()
+
+
+def test_the_report_has_the_bars_the_rows_and_what_is_missing(results: peers.Results, tmp_path: Path) -> None:
+    (tmp_path / "peers-gpt2.json").write_text(json.dumps(peers_document(results)))
+    assert write_report(tmp_path, plots=False) == [tmp_path / "peers-gpt2.md"]
+    text = (tmp_path / "peers-gpt2.md").read_text()
+    assert "| decode int8 | llama.cpp Q8_0 | 0.72 | 0.64 | 0.500 (0.500 to 0.500) | reaches the aim |" in text
+    assert "| decode float32 | ctranslate2 float32 | 1 | 0.92 |  | not measured |" in text
+    assert "| decode at context 1000 over 16, int8 | itself | 1.35 | 1.15 | 1.500 (1.500 to 1.500) | MISSES" in text
+    assert "| cold start to first token, int8 | openvino int8 | 0.4 | 0.3 | 1.000" in text
+    assert "| peak memory then beside the weights, MB | weights | 60 | 40 | 52.4 " in text
+    assert "| kaoken int8 | 2.00 (2.00 to 2.00) | 50.0 |  |" in text
+    assert "| int8 | 7.1 | 165 | 1.0 |" in text
+    assert "- openvino int8: not installed: openvino" in text
+    assert "its note" in text
+
+
+def test_the_report_of_layers_and_kernels(tmp_path: Path) -> None:
+    layer = {"layer": "MLP", "rows": 1, "ours_seconds": [1e-6], "torch_seconds": [4e-6]}
+    layers = header("layers", 2) | {"note": "how", "missing": {}, "layers": [layer]}
+    layer["published_milliseconds"] = [None, 32.51]  # type: ignore[assignment]
+    kernel = {"isa": "avx2", "kernel": "linear 1x1", "dtype": "int4", "rows": 1, "seconds": 1e-6}
+    kernel |= {"gigabytes_per_second": 20.0, "teraops_per_second": 0.5}
+    limit = {"read": 40.0, "float32": 1.0, "bfloat16": 1.0, "int8": 2.0}
+    kernels = header("kernels", 2) | {"limits": {"avx2": limit}, "kernels": [kernel]}
+    for name, document in (("layers", layers), ("kernels", kernels)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    assert len(write_report(tmp_path, plots=False)) == 2
+    expected = "| MLP, 1 rows | 1.00 | 4.00 | 0.250 (0.250 to 0.250) | not reported / 32.51 ms |"
+    assert expected in (tmp_path / "layers.md").read_text()
+    expected = "| linear 1x1 int4, 1 rows | 1.0 | 20.0 | 50 % | 0.500 | 25 % |"
+    assert expected in (tmp_path / "kernels.md").read_text()
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no results"):
+        write_report(tmp_path)
+
+
+def test_kaoken_bench_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from kaoken import bench
+    from kaoken.cli import main
+
+    monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    assert main(["bench", "--json", "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threads"] == 1
+    assert found["prompt"] + found["steps"] <= 256
+    assert all(found[name] > 0 for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "limit"))
+    assert found["percent_of_limit"] == pytest.approx(100 * found["gigabytes_per_second"] / found["limit"])
+
+
+def test_kaoken_bench_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from kaoken import bench
+    from kaoken.cli import main
+
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    assert main(["bench"]) == 0
+    assert "tokens/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "overrides", "megabytes"),
+    [
+        ("float32", {}, 494.1),
+        ("bfloat16", {}, 247.1),
+        ("int8", {}, 123.5),
+        ("int4", {}, 86.4),
+        ("int4-all", {}, 69.5),
+        ("int4", {"lm_head": "int4"}, 69.5),
+    ],
+)
+def test_bytes_of_a_token(dtype: str, overrides: dict[str, str], megabytes: float) -> None:
+    from types import SimpleNamespace
+
+    from kaoken.bench import bytes_per_token
+
+    block = SimpleNamespace(n_head=12, head_dim=64, n_inner=3072)
+    config = SimpleNamespace(vocab_size=50257, n_embd=768, blocks=(block,) * 12)
+    info = SimpleNamespace(dtype=dtype, tensor_dtypes=overrides, cache_dtype="float32")
+    assert bytes_per_token(config, info) / 1e6 == pytest.approx(megabytes, abs=0.1)  # type: ignore[arg-type]
