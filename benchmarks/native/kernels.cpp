@@ -116,7 +116,9 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
   pass.cache = cache.data;
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
     for (int64_t i = 0; i < copies; ++i) {
-      attention<Type, heads, dim>(pass, worker, Cache(pass, i * heads * Cache::kHeadBytes));
+      const Cache cache(pass, i * heads * Cache::kHeadBytes);
+      extend_cache(pass, worker, cache);
+      attention(pass, worker, cache);
       barrier(worker);
     }
   });

@@ -92,7 +92,8 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
     linear<Float32, kWidth, 3 * kWidth / kLanes>(worker, {x.data, nullptr}, rows, qkv.matrix(),
                                                  StoreQueryKeyValue<kWidth>{split.data, qkv.bias.data});
     barrier(worker);
-    attention<CacheFloat32, kHeads, kHeadDim>(pass, worker, Cache(pass, 0));
+    extend_cache(pass, worker, Cache(pass, 0));
+    attention(pass, worker, Cache(pass, 0));
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

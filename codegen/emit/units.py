@@ -90,7 +90,7 @@ def _only(unit: Unit, arrays: tuple[Packed, ...]) -> Unit:
 
 def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) -> str:
     behind = packed.blocks[index + 1] if index + 1 < len(packed.blocks) else None
-    last = (behind.unit, behind.c_attn) if behind else (packed.head, packed.head_table.shards[0])
+    then = (behind.unit, behind.c_attn) if behind else (packed.head, packed.head_table.shards[0])
     return _render(
         "block.cpp",
         name,
@@ -99,7 +99,8 @@ def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) 
         unit=block.unit,
         block=packed.graph.blocks[index].spec,
         cache_before=_cache_before(packed, index),
-        nexts=_nexts(name, [*((block.unit, matrix) for matrix in block.matrices), last]),
+        last=behind is None,
+        nexts=_nexts(name, [*((block.unit, matrix) for matrix in block.matrices), then]),
         activation=packed.graph.spec.activation,
     )
 

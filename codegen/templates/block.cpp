@@ -36,30 +36,34 @@ GEN(arrays(unit))
   const GEN(matrix.name)_type::Matrix GEN(matrix.name) = {GEN(matrix.arrays | names)};
 //% endif
 //% endfor
-  const int64_t rows = pass.batch * pass.count;
   const BlockCache<CacheType, n_head, head_dim> cache(pass, cache_before);
 
   OwnRow<c_attn_type, n_embd> c_attn_row;
   GEN(packed_block.c_attn | product)<c_attn_type, n_embd, 3 * attention_width / kPanel>(
-      worker, normed(pass, worker, c_attn_row, layer_norm_epsilon), rows, c_attn,
+      worker, normed(pass, worker, c_attn_row, layer_norm_epsilon), rows(pass), c_attn,
       StoreQueryKeyValue<attention_width>{pass.qkv, query_bias}, GEN(nexts.c_attn));
   barrier(worker);
-  attention<CacheType, n_head, head_dim>(pass, worker, cache);
+  extend_cache(pass, worker, cache);
+//% if last
+  if (pass.logits_which == KAOKEN_LOGITS_NONE) return;
+  keep_last_positions<hidden_width, attention_width>(pass, worker);
+//% endif
+  attention(pass, worker, cache);
   barrier(worker);
   OwnRow<attn_c_proj_type, attention_width> attn_c_proj_row;
   GEN(packed_block.attn_c_proj | product)<attn_c_proj_type, attention_width, hidden_width / kPanel>(
-      worker, converted(pass, worker, attn_c_proj_row, pass.attended), rows, attn_c_proj,
+      worker, converted(pass, worker, attn_c_proj_row, pass.attended), rows(pass), attn_c_proj,
       AddResidual<hidden_width>{pass.hidden, attn_c_proj_bias}, GEN(nexts.attn_c_proj));
   barrier(worker);
 
   OwnRow<c_fc_type, n_embd> c_fc_row;
   GEN(packed_block.c_fc | product)<c_fc_type, n_embd, inner_width / kPanel>(
-      worker, normed(pass, worker, c_fc_row, layer_norm_epsilon), rows, c_fc,
+      worker, normed(pass, worker, c_fc_row, layer_norm_epsilon), rows(pass), c_fc,
       Store<GEN(activation)_activation, inner_width>{pass.inner, c_fc_bias}, GEN(nexts.c_fc));
   barrier(worker);
   OwnRow<mlp_c_proj_type, n_inner> mlp_c_proj_row;
   GEN(packed_block.mlp_c_proj | product)<mlp_c_proj_type, n_inner, hidden_width / kPanel>(
-      worker, converted(pass, worker, mlp_c_proj_row, pass.inner), rows, mlp_c_proj,
+      worker, converted(pass, worker, mlp_c_proj_row, pass.inner), rows(pass), mlp_c_proj,
       AddResidual<hidden_width>{pass.hidden, mlp_c_proj_bias}, GEN(nexts.mlp_c_proj));
   barrier(worker);
 }

@@ -166,20 +166,46 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
   }
 }
 
-// pass.qkv -> the cache and pass.attended. Workers take turns at groups of rows, so that the longer ones at the end
-// of a prompt are spread over all; a lone new position is stored by the worker that attends to it.
+// The keys and values of pass.qkv -> the cache. Workers take turns at heads; where there is one new position, a head's
+// worker is also the one that attends with it, and needs no barrier before that.
 template <class Type, int64_t Heads, int64_t HeadDim>
-void attention(const Pass &pass, const Worker &worker, const BlockCache<Type, Heads, HeadDim> &cache) {
+void extend_cache(const Pass &pass, const Worker &worker, const BlockCache<Type, Heads, HeadDim> &cache) {
   constexpr int64_t dim = cache.kDim;
   constexpr int64_t width = Heads * dim;
-  const int64_t heads = pass.batch * Heads;
-  for (int64_t item = worker.index; item < heads; item += worker.count) {
+  for (int64_t item = worker.index; item < pass.batch * Heads; item += worker.count) {
     const int64_t sequence = item / Heads, head = item % Heads;
     const float *keys = pass.qkv + sequence * pass.count * 3 * width + width + head * dim;
     for (int64_t i = 0; i < pass.count; ++i, keys += 3 * width) {
       Type::template store<dim>(cache.head(sequence, head), pass.past + i, keys, keys + width);
     }
   }
+}
+
+// In the last block, behind extend_cache(): all but the last position of each sequence have done their part where no
+// logits of theirs are asked for. Moves the hidden rows and queries that remain to the front, and makes `pass`, this
+// worker's own copy, one of a single new position.
+template <int64_t HiddenWidth, int64_t AttentionWidth>
+KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
+  if (pass.count == 1 || pass.logits_which != KAOKEN_LOGITS_LAST) return;
+  for (int64_t sequence = 0; worker.index == 0 && sequence < pass.batch; ++sequence) {
+    const int64_t row = (sequence + 1) * pass.count - 1;
+    __builtin_memmove(pass.hidden + sequence * HiddenWidth, pass.hidden + row * HiddenWidth,
+                      HiddenWidth * sizeof *pass.hidden);
+    __builtin_memmove(pass.qkv + sequence * 3 * AttentionWidth, pass.qkv + row * 3 * AttentionWidth,
+                      AttentionWidth * sizeof *pass.qkv);
+  }
+  barrier(worker);
+  pass.past += pass.count - 1;
+  pass.count = 1;
+}
+
+// The queries of pass.qkv and the cache -> pass.attended. Workers take turns at groups of rows, so that the longer ones
+// at the end of a prompt are spread over all.
+template <class Type, int64_t Heads, int64_t HeadDim>
+void attention(const Pass &pass, const Worker &worker, const BlockCache<Type, Heads, HeadDim> &cache) {
+  constexpr int64_t dim = cache.kDim;
+  constexpr int64_t width = Heads * dim;
+  const int64_t heads = pass.batch * Heads;
   if (pass.count > 1) barrier(worker);
 
   const int64_t first_group = pass.past / kAttentionRows;

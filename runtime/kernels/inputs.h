@@ -49,17 +49,20 @@ KAOKEN_INLINE typename Kind::Inputs norm_rows(const Pass &pass, const Worker &wo
                                 });
 }
 
+// Rows of this pass.
+KAOKEN_INLINE int64_t rows(const Pass &pass) { return pass.batch * pass.count; }
+
 // The normalized rows of the residual stream.
 template <class Kind, int64_t Width>
 KAOKEN_INLINE typename Kind::Inputs normed(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
                                            float epsilon) {
-  return norm_rows<Kind, Width>(pass, worker, pass.batch * pass.count, own, epsilon, nullptr, nullptr,
+  return norm_rows<Kind, Width>(pass, worker, rows(pass), own, epsilon, nullptr, nullptr,
                                 [](int64_t row) { return row; });
 }
 
 // Rows that the head reads: every one, or the last of each sequence.
 KAOKEN_INLINE int64_t head_rows(const Pass &pass) {
-  return pass.logits_which == KAOKEN_LOGITS_ALL ? pass.batch * pass.count : pass.batch;
+  return pass.logits_which == KAOKEN_LOGITS_ALL ? rows(pass) : pass.batch;
 }
 
 template <class Kind, int64_t Width>
@@ -77,7 +80,7 @@ KAOKEN_INLINE typename Kind::Inputs converted(const Pass &pass, const Worker &wo
   if constexpr (Kind::kFloatInputs) {
     return {x, nullptr};
   } else {
-    return fill_rows<Kind, Depth>(pass, worker, pass.batch * pass.count, own,
+    return fill_rows<Kind, Depth>(pass, worker, rows(pass), own,
                                   [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
                                     Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs, scale);
                                   });

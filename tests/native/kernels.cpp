@@ -82,7 +82,8 @@ struct Attention {
     pass.qkv = qkv;
     pass.cache = cache;
     pass.attended = attended;
-    attention<Type, Heads, HeadDim>(pass, alone, Cache(pass, 0));
+    extend_cache(pass, alone, Cache(pass, 0));
+    attention(pass, alone, Cache(pass, 0));
   }
 };
 
