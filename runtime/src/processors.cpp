@@ -1,11 +1,15 @@
 // How many threads a session starts by default.
 #include <stdlib.h>
 
+#include <algorithm>
 #include <fstream>
 #include <limits>
+#include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -15,19 +19,6 @@
 
 namespace kaoken {
 namespace {
-
-int allowed_processors() {
-#if defined(__linux__)
-  for (int capacity = 1024; capacity <= 1 << 16; capacity *= 2) {  // the kernel refuses a set smaller than its own
-    cpu_set_t *set = CPU_ALLOC(capacity);
-    const size_t size = CPU_ALLOC_SIZE(capacity);
-    const int count = set && sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-  }
-#endif
-  return static_cast<int>(std::thread::hardware_concurrency());
-}
 
 // Processors' worth of time, rounded up; 0 where there is no limit.
 int quota(double limit, double period) {
@@ -72,6 +63,36 @@ int threads_from_environment(const char *text) {
 
 }  // namespace
 
+std::vector<int> allowed_processors() {
+  std::vector<int> allowed;
+#if defined(__linux__)
+  for (int capacity = 1024; capacity <= 1 << 16; capacity *= 2) {  // the kernel refuses a set smaller than its own
+    cpu_set_t *set = CPU_ALLOC(capacity);
+    const size_t size = CPU_ALLOC_SIZE(capacity);
+    if (set && sched_getaffinity(0, size, set) == 0) {
+      for (int processor = 0; processor < capacity; ++processor) {
+        if (CPU_ISSET_S(processor, size, set)) allowed.push_back(processor);
+      }
+    }
+    CPU_FREE(set);
+    if (!allowed.empty()) return allowed;
+  }
+#endif
+  allowed.resize(std::max(1u, std::thread::hardware_concurrency()));
+  std::iota(allowed.begin(), allowed.end(), 0);
+  return allowed;
+}
+
+int cores(const std::vector<int> &processors, const std::string &cpu_directory) {
+  std::set<std::string> siblings;  // as Linux lists the threads of a core
+  for (const int processor : processors) {
+    std::ifstream file(cpu_directory + "/cpu" + std::to_string(processor) + "/topology/thread_siblings_list");
+    std::string list;
+    siblings.insert(std::getline(file, list) ? list : std::to_string(processor));
+  }
+  return static_cast<int>(siblings.size());
+}
+
 int cgroup_processors(const std::string &cgroup_file, const std::string &mount) {
   std::ifstream file(cgroup_file);
   int least = 0;
@@ -89,7 +110,8 @@ int cgroup_processors(const std::string &cgroup_file, const std::string &mount) 
 int default_threads() {
   const char *text = getenv("KAOKEN_THREADS");
   if (text && *text) return threads_from_environment(text);
-  const int processors = smaller(allowed_processors(), cgroup_processors("/proc/self/cgroup", "/sys/fs/cgroup"));
+  const int processors = smaller(cores(allowed_processors(), "/sys/devices/system/cpu"),
+                                 cgroup_processors("/proc/self/cgroup", "/sys/fs/cgroup"));
   return processors < 1 ? 1 : processors > kMaxThreads ? kMaxThreads : processors;
 }
 

@@ -13,7 +13,8 @@
 namespace kaoken {
 namespace {
 
-constexpr int kSpins = 2000;  // pauses before giving up the processor: some 20 to 60 microseconds
+constexpr int kSpins =
+    2000;  // pauses before giving up the processor, if there is one a thread: some 20 to 60 microseconds
 constexpr int kYields = 200;  // turns given to other threads before sleeping
 
 void pause() {
@@ -39,8 +40,8 @@ class Signal {
     wake_.notify_all();
   }
 
-  void wait_past(uint32_t seen) {
-    for (int i = 0; i < kSpins; ++i) {
+  void wait_past(uint32_t seen, int spins) {
+    for (int i = 0; i < spins; ++i) {
       if (value() != seen) return;
       pause();
     }
@@ -76,7 +77,7 @@ struct Team::Crew {
   }
 };
 
-Team::Team(int size) : size_(size) {}
+Team::Team(int size) : size_(size), spins_(static_cast<size_t>(size) <= allowed_processors().size() ? kSpins : 0) {}
 
 Team::~Team() {
   if (!crew_) return;
@@ -98,7 +99,7 @@ void Team::hire() {
       crew->threads.emplace_back([this, crew, index] {
         const FloatMode mode;
         for (uint32_t seen = 0;; ++seen) {
-          crew->work.wait_past(seen);
+          crew->work.wait_past(seen, spins_);
           if (!crew->task) return;
           crew->task(crew->context, Worker{index, size_, this});
           wait_at_barrier();
@@ -127,7 +128,7 @@ void Team::wait_at_barrier() {
   if (size_ == 1) return;
   Crew &crew = *crew_;
   const uint32_t seen = crew.barrier.value();
-  if (crew.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return crew.barrier.wait_past(seen);
+  if (crew.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return crew.barrier.wait_past(seen, spins_);
   crew.arrived.store(0, std::memory_order_relaxed);
   crew.barrier.raise();
 }

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kaoken/pass.h"
 
@@ -31,11 +32,18 @@ class Team {
   void hire();
 
   int size_;
+  int spins_;           // of a wait: none where threads share processors
   pid_t process_ = -1;  // where the crew's threads live; after fork() the child has none and hires its own
   std::unique_ptr<Crew> crew_;
 };
 
-// KAOKEN_THREADS, else the processors that affinity and cgroup limits leave to this process; at least 1.
+// The processors that affinity allows this thread; at least one.
+std::vector<int> allowed_processors();
+
+// On how many cores they are, by /sys/devices/system/cpu; hardware threads of one core share what a kernel needs.
+int cores(const std::vector<int> &processors, const std::string &cpu_directory);
+
+// KAOKEN_THREADS, else the cores that affinity and cgroup limits leave to this process; at least 1.
 // Raises std::invalid_argument where KAOKEN_THREADS is not a number from 1 to kMaxThreads.
 int default_threads();
 

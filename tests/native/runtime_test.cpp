@@ -327,6 +327,18 @@ void test_cgroup_limits_are_read() {
   std::filesystem::remove_all(root);
 }
 
+void test_hardware_threads_of_a_core_count_once() {
+  const std::filesystem::path root = std::filesystem::temp_directory_path() / ("kaoken-" + std::to_string(getpid()));
+  const char *siblings[] = {"0,2\n", "1,3\n", "0,2\n", "1,3\n"};
+  for (int i = 0; i < 4; ++i) {
+    write_file(root / ("cpu" + std::to_string(i)) / "topology/thread_siblings_list", siblings[i]);
+  }
+  CHECK(kaoken::cores({0, 1, 2, 3}, root) == 2);
+  CHECK(kaoken::cores({0, 2}, root) == 1);
+  CHECK(kaoken::cores({7, 8}, root) == 2);  // nothing is known of them
+  std::filesystem::remove_all(root);
+}
+
 struct Test {
   const char *name;
   void (*run)();
@@ -349,6 +361,7 @@ const Test tests[] = {
     TEST(a_seed_repeats_its_draws),
     TEST(generation_options_are_checked),
     TEST(cgroup_limits_are_read),
+    TEST(hardware_threads_of_a_core_count_once),
 };
 
 bool chosen(const Test &test, int argc, char **argv) {
