@@ -47,7 +47,8 @@ def test_exp_is_within_two_ulp(library: ctypes.CDLL) -> None:
 
 def test_exp_at_its_ends(library: ctypes.CDLL) -> None:
     y = apply(library, "function_exp", np.array([-np.inf, -1e30, -87.4, 0.0, 89.0, 1e30], np.float32))
-    assert list(y[:4]) == [0, 0, 0, 1]
+    assert (y[:3] < np.finfo(np.float32).smallest_normal).all()
+    assert y[3] == 1
     assert np.isfinite(y).all()
     assert (y[4:] > 1e38).all()
 

@@ -76,10 +76,10 @@ KAOKEN_INLINE void gather_rest(const typename Step::Input *p, const typename Ste
 // Returns the new maximum.
 KAOKEN_INLINE float exponentials(Vec *scores, int64_t valid, float largest, Vec *sum) {
   Vec most = broadcast(largest);
-  for (int64_t i = 0; i < kTileVecs; ++i) {
+  for (int64_t i = 0; valid < kAttentionTile && i < kTileVecs; ++i) {
     scores[i] = select_first(valid - i * kLanes, scores[i], broadcast(-__builtin_inff()));
-    most = max(most, scores[i]);
   }
+  for (int64_t i = 0; i < kTileVecs; ++i) most = max(most, scores[i]);
   const float maximum = reduce_max(most);
   *sum = broadcast(0.0f);
   for (int64_t i = 0; i < kTileVecs; ++i) {

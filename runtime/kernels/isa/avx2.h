@@ -32,12 +32,18 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
           _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
 }
 
-// 2^n, with n in the low mantissa bits of `shifted` (see exp).
+// 2^n.
 KAOKEN_INLINE __m256 exp2_of_shifted(__m256 shifted) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)));
 }
 KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) { return {exp2_of_shifted(shifted.low), exp2_of_shifted(shifted.high)}; }
+
+constexpr float kLowestExponent = -87.3f;
+// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
+  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
+}
 
 KAOKEN_INLINE float reduce_add(Vec v) {
   const __m256 sum8 = _mm256_add_ps(v.low, v.high);

@@ -26,11 +26,9 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
 }
 
-// 2^n, with n in the low mantissa bits of `shifted` (see exp).
-KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f800000)))};
-}
+constexpr float kLowestExponent = -104.0f;  // from where a denormal, which is flushed, would be 0
+// y * 2^n (see exp).
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n, Vec, Vec) { return {_mm512_scalef_ps(y.v, n.v)}; }
 
 // Halves are combined by hand: the order of _mm512_reduce_add_ps is the compiler's choice.
 KAOKEN_INLINE float reduce_add(Vec v) {

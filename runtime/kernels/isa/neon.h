@@ -50,7 +50,7 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
           vbslq_f32(vcltq_f32(a.c, b.c), x.c, y.c), vbslq_f32(vcltq_f32(a.d, b.d), x.d, y.d)};
 }
 
-// 2^n, with n in the low mantissa bits of `shifted` (see exp).
+// 2^n.
 KAOKEN_INLINE float32x4_t exp2_of_shifted(float32x4_t shifted) {
   const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
   return vreinterpretq_f32_s32(vaddq_s32(exponent, vdupq_n_s32(0x3f800000)));
@@ -58,6 +58,12 @@ KAOKEN_INLINE float32x4_t exp2_of_shifted(float32x4_t shifted) {
 KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
   return {exp2_of_shifted(shifted.a), exp2_of_shifted(shifted.b), exp2_of_shifted(shifted.c),
           exp2_of_shifted(shifted.d)};
+}
+
+constexpr float kLowestExponent = -87.3f;
+// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
+  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
 }
 
 KAOKEN_INLINE float reduce_add(Vec v) {

@@ -42,7 +42,7 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
 KAOKEN_INLINE Vec max(Vec a, Vec b) { return select_less(a, b, b, a); }
 KAOKEN_INLINE Vec min(Vec a, Vec b) { return select_less(b, a, b, a); }
 
-// 2^n, with n in the low mantissa bits of `shifted` (see exp).
+// 2^n.
 KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
   Vec v;
   for (int i = 0; i < 4; ++i) {
@@ -50,6 +50,12 @@ KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
     v.q[i] = (Lanes4)(((Ints4)shifted.q[i] << 23) + one);
   }
   return v;
+}
+
+constexpr float kLowestExponent = -87.3f;
+// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
+  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
 }
 
 KAOKEN_INLINE float reduce_add(Vec v) {
