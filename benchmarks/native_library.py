@@ -32,7 +32,7 @@ def build(isas: Iterable[str], directory: Path) -> dict[str, NativeLibrary]:
         "KAOKEN_BENCHMARK_ISAS": ";".join(isas),
     }
     arguments = [f"-D{name}={value}" for name, value in definitions.items()]
-    _call([find_cmake((3, 24)), "-G", "Ninja", "-S", str(ROOT), "-B", str(directory), *arguments])
+    _call([find_cmake((3, 24)), "--fresh", "-G", "Ninja", "-S", str(ROOT), "-B", str(directory), *arguments])
     _call([find_ninja(), "-C", str(directory), *(f"benchmark_{isa}" for isa in isas)])
     return {isa: NativeLibrary(directory / "benchmarks" / "native" / f"libbenchmark_{isa}.so") for isa in isas}
 

@@ -86,17 +86,6 @@ KAOKEN_INLINE __m128i load_quarter_line(const void *p) { return _mm_loadu_si128(
 KAOKEN_INLINE Vec load_half(const uint16_t *p) {
   return {_mm256_cvtph_ps(load_quarter_line(p)), _mm256_cvtph_ps(load_quarter_line(p + 8))};
 }
-KAOKEN_INLINE Vec load_int8(const int8_t *p) {
-  const __m128i bytes = load_quarter_line(p);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-}
-KAOKEN_INLINE __m256 widen_bfloat16(__m128i x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
-}
-KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
-  return {widen_bfloat16(load_quarter_line(p)), widen_bfloat16(load_quarter_line(p + 8))};
-}
 // The upper half of each lane, rounded to nearest, ties to even.
 KAOKEN_INLINE __m256i round_bfloat16(__m256 v) {
   const __m256i bits = _mm256_castps_si256(v);

@@ -59,13 +59,6 @@ KAOKEN_INLINE Vec to_float(Ints v) { return {_mm512_cvtepi32_ps(v.v)}; }
 KAOKEN_INLINE Vec load_half(const uint16_t *p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
 }
-KAOKEN_INLINE Vec load_int8(const int8_t *p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))))};
-}
-KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
-  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
-}
 // Rounds to nearest, ties to even.
 KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
   const __m512i bits = _mm512_castps_si512(v.v);

@@ -111,18 +111,6 @@ KAOKEN_INLINE float32x4_t load_half4(const uint16_t *p) { return vcvt_f32_f16(vr
 KAOKEN_INLINE Vec load_half(const uint16_t *p) {
   return {load_half4(p), load_half4(p + 4), load_half4(p + 8), load_half4(p + 12)};
 }
-KAOKEN_INLINE Vec load_int8(const int8_t *p) {
-  const int8x16_t bytes = vld1q_s8(p);
-  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
-  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
-          vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
-}
-KAOKEN_INLINE float32x4_t load_bfloat16_4(const uint16_t *p) {
-  return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
-KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
-  return {load_bfloat16_4(p), load_bfloat16_4(p + 4), load_bfloat16_4(p + 8), load_bfloat16_4(p + 12)};
-}
 // The upper half of each lane, rounded to nearest, ties to even.
 KAOKEN_INLINE uint16x4_t round_bfloat16(float32x4_t v) {
   const uint32x4_t bits = vreinterpretq_u32_f32(v);

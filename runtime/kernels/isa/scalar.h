@@ -71,7 +71,7 @@ KAOKEN_INLINE float reduce_max(Vec v) {
 // Integer sums.
 
 struct Ints {
-  int32_t lane[16];
+  Ints4 q[4];
 };
 
 KAOKEN_INLINE Ints load(const int32_t *p) {
@@ -79,52 +79,33 @@ KAOKEN_INLINE Ints load(const int32_t *p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-KAOKEN_INLINE void store(int32_t *p, const Ints &v) { __builtin_memcpy(p, &v, sizeof v); }
-KAOKEN_INLINE Ints broadcast_int(int32_t x) {
-  Ints v;
-  for (int32_t &lane : v.lane) lane = x;
-  return v;
+KAOKEN_INLINE void store(int32_t *p, Ints v) { __builtin_memcpy(p, &v, sizeof v); }
+KAOKEN_INLINE Ints4 spread(int32_t x) { return Ints4{x, x, x, x}; }
+KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {{spread(x), spread(x), spread(x), spread(x)}}; }
+KAOKEN_INLINE Ints add(Ints a, Ints b) {
+  return {{a.q[0] + b.q[0], a.q[1] + b.q[1], a.q[2] + b.q[2], a.q[3] + b.q[3]}};
 }
-KAOKEN_INLINE Ints add(const Ints &a, const Ints &b) {
-  Ints v;
-  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] + b.lane[i];
-  return v;
+KAOKEN_INLINE Ints sub(Ints a, Ints b) {
+  return {{a.q[0] - b.q[0], a.q[1] - b.q[1], a.q[2] - b.q[2], a.q[3] - b.q[3]}};
 }
-KAOKEN_INLINE Ints sub(const Ints &a, const Ints &b) {
-  Ints v;
-  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] - b.lane[i];
-  return v;
+KAOKEN_INLINE Ints mul(Ints a, Ints b) {
+  return {{a.q[0] * b.q[0], a.q[1] * b.q[1], a.q[2] * b.q[2], a.q[3] * b.q[3]}};
 }
-KAOKEN_INLINE Ints mul(const Ints &a, const Ints &b) {
-  Ints v;
-  for (int i = 0; i < 16; ++i) v.lane[i] = a.lane[i] * b.lane[i];
-  return v;
-}
-
-template <class Lane>  // float f(int)
-KAOKEN_INLINE Vec fill(Lane lane) {
-  float lanes[16];
-  for (int i = 0; i < 16; ++i) lanes[i] = lane(i);
-  return load(lanes);
-}
-KAOKEN_INLINE Vec to_float(const Ints &v) {
-  return fill([&](int i) { return static_cast<float>(v.lane[i]); });
+KAOKEN_INLINE Vec to_float(Ints v) {
+  return {{__builtin_convertvector(v.q[0], Lanes4), __builtin_convertvector(v.q[1], Lanes4),
+           __builtin_convertvector(v.q[2], Lanes4), __builtin_convertvector(v.q[3], Lanes4)}};
 }
 
 // Narrow numbers in memory.
 
 // float16, normal or zero: the exponent is moved by a multiplication.
 KAOKEN_INLINE Vec load_half(const uint16_t *p) {
-  return fill([&](int i) {
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) {
     const uint32_t magnitude = p[i] & 0x7fffu;
-    return float_of_bits((p[i] & 0x8000u) << 16 | (magnitude ? (magnitude << 13) + (112u << 23) : 0));
-  });
-}
-KAOKEN_INLINE Vec load_int8(const int8_t *p) {
-  return fill([&](int i) { return static_cast<float>(p[i]); });
-}
-KAOKEN_INLINE Vec load_bfloat16(const uint16_t *p) {
-  return fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[i]) << 16); });
+    lanes[i] = float_of_bits((p[i] & 0x8000u) << 16 | (magnitude ? (magnitude << 13) + (112u << 23) : 0));
+  }
+  return load(lanes);
 }
 // Rounds to nearest, ties to even.
 KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
@@ -142,53 +123,74 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
 struct Pairs {
   Vec even, odd;
 };
+KAOKEN_INLINE Pairs widen(Ints words) {
+  Pairs v;
+  for (int i = 0; i < 4; ++i) {
+    v.even.q[i] = (Lanes4)(words.q[i] << 16);
+    v.odd.q[i] = (Lanes4)(words.q[i] & spread(-0x10000));
+  }
+  return v;
+}
+KAOKEN_INLINE int32_t load_word(const void *p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word;
+}
 KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) {
-  return {fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[2 * i]) << 16); }),
-          fill([&](int i) { return float_of_bits(static_cast<uint32_t>(p[2 * i + 1]) << 16); })};
+  Ints words;
+  __builtin_memcpy(&words, p, sizeof words);
+  return widen(words);
 }
-KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
-  return {broadcast(float_of_bits(static_cast<uint32_t>(p[0]) << 16)),
-          broadcast(float_of_bits(static_cast<uint32_t>(p[1]) << 16))};
-}
+KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return widen(broadcast_int(load_word(p))); }
 KAOKEN_INLINE Pairs first_of(const Pairs &w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Vec dot(const Pairs &x, const Pairs &w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
-// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset. Pairs of bytes are taken apart as
+// 16-bit lanes: two products of them reach 2 * 128 * 127 at most.
+
+typedef int16_t Shorts8 __attribute__((vector_size(16)));
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
 
 constexpr int kInputOffset = 128;
 struct Bytes {
-  int8_t lane[64];
+  Shorts8 q[4];
 };
 struct Quad {
-  int8_t lane[4];
+  Shorts8 even, odd;
 };
+KAOKEN_INLINE Shorts8 even_of(Shorts8 bytes) { return bytes << 8 >> 8; }
+KAOKEN_INLINE Shorts8 odd_of(Shorts8 bytes) { return bytes >> 8; }
 KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
   Bytes v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-KAOKEN_INLINE void store(int8_t *p, const Bytes &v) { __builtin_memcpy(p, &v, sizeof v); }
+KAOKEN_INLINE void store(int8_t *p, Bytes v) { __builtin_memcpy(p, &v, sizeof v); }
 KAOKEN_INLINE Quad spread_quad(const uint8_t *p) {
-  Quad v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+  const Shorts8 bytes = (Shorts8)spread(load_word(p));
+  return {even_of(bytes), odd_of(bytes)};
 }
-KAOKEN_INLINE Ints dot(Quad x, const Bytes &w, Ints sum) {
-  for (int i = 0; i < 64; ++i) sum.lane[i / 4] += x.lane[i % 4] * w.lane[i];
+KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
+  for (int i = 0; i < 4; ++i) {
+    const Ints4 pairs = (Ints4)(x.even * even_of(w.q[i]) + x.odd * odd_of(w.q[i]));
+    sum.q[i] += (pairs << 16 >> 16) + (pairs >> 16);
+  }
   return sum;
 }
 
 // 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
 
-constexpr int kNibbleScale = 16;
+constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, and two products pass 16 bits
 struct Nibbles {
   Bytes low, high;
 };
 KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
   Nibbles v;
-  for (int i = 0; i < 64; ++i) {
-    v.low.lane[i] = static_cast<int8_t>(p[i] << 4);
-    v.high.lane[i] = static_cast<int8_t>(p[i] & 0xf0);
+  for (int i = 0; i < 4; ++i) {
+    Bytes16 both;
+    __builtin_memcpy(&both, p + i * 16, sizeof both);
+    v.low.q[i] = (Shorts8)(((both & 15) ^ 8) - 8);
+    v.high.q[i] = (Shorts8)(((both >> 4) ^ 8) - 8);
   }
   return v;
 }
