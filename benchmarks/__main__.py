@@ -18,6 +18,7 @@ does nothing else.
   python -m benchmarks peers --model gpt2         decode, prefill, cold start and build beside every peer
   python -m benchmarks layers                     single layers beside PyTorch
   python -m benchmarks kernels                    every kernel beside the machine's limits
+  python -m benchmarks exploded                   straight-line code beside the packed kernels, dense and pruned
   python -m benchmarks report                     what these left in --out as Markdown and plots
 """
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_peers(_command(commands, "peers", "Kaoken beside other engines: the rows of the bars"))
     _add_layers(_command(commands, "layers", "single layers beside PyTorch eager"))
     _add_kernels(_command(commands, "kernels", "GB/s and TOP/s of every kernel beside the machine's limits"))
+    _add_exploded(_command(commands, "exploded", "packed kernels beside kernels=exploded, dense and pruned"))
     _add_report(_command(commands, "report", "the JSON files of runs as Markdown and plots"))
     return parser
 
@@ -114,6 +116,20 @@ def _with_build(options: argparse.Namespace) -> argparse.Namespace:
     from benchmarks.preparing import cache_root
 
     return argparse.Namespace(**vars(options), build=cache_root(options.cache) / "native")
+
+
+def _add_exploded(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--isa", default="native", help="one instruction set that this machine has")
+    parser.add_argument("--work", type=Path, help="where compiled matrices are kept for the next run")
+    parser.add_argument("--sizes", nargs="*", metavar="NxK", help="some of the sizes")
+    parser.add_argument("--compile-only", action="store_true", help="fill --work and measure nothing")
+    parser.set_defaults(run=_exploded)
+
+
+def _exploded(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import exploded
+
+    exploded.run(options)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Packed kernels against the exploded form of the same matrix, dense and pruned: where each wins.
 
-    python -m benchmarks exploded --out benchmarks/results
+    python -m benchmarks exploded
 
 One thread, warm caches, float32. Every matrix is checked bit for bit before it is timed. Sizes beyond the limit of
 `kernels=exploded` (codegen/exploded.py) are measured too: that limit comes from this table.
@@ -83,15 +83,6 @@ extern "C" double exploded_seconds(const float *x, const float *, float *out, in
 }
 }
 """
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of this benchmark."""
-    parser.add_argument("--out", type=Path, required=True, help="the directory of exploded.md and exploded.json")
-    parser.add_argument("--isa", default="native", help="one instruction set that this machine has")
-    parser.add_argument("--work", type=Path, help="where compiled matrices are kept for the next run")
-    parser.add_argument("--sizes", nargs="*", metavar="NxK", help="some of the sizes")
-    parser.add_argument("--compile-only", action="store_true", help="fill --work and measure nothing")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -291,9 +282,3 @@ def _row(result: dict[str, Any]) -> str:
 def _bold(ratio: float) -> str:
     text = f"{ratio:.2f}"
     return f"**{text}**" if ratio < 1 else text
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    run(parser.parse_args())
