@@ -29,6 +29,8 @@ option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
 set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno -fno-gnu-unique)
 set(KAOKEN_WARNINGS -Wall -Wextra $<$<BOOL:${KAOKEN_WERROR}>:-Werror>)
 list(APPEND KAOKEN_OURS ${KAOKEN_WARNINGS})
+# Of code for an ISA: g++ is wrong about its own AVX-512 headers.
+set(KAOKEN_ISA_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
 
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW) # an empty argument is empty, not absent
@@ -154,7 +156,7 @@ function(kaoken_compile TARGET OUT)
     kaoken_isa_flags(${isa} flags)
     add_library(${TARGET}_${isa} OBJECT ${code})
     target_compile_options(${TARGET}_${isa} PRIVATE ${flags} -fno-exceptions
-                           $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>) # wrong on its own AVX-512 headers
+                           ${KAOKEN_ISA_WARNINGS})
     target_compile_definitions(${TARGET}_${isa} PRIVATE KAOKEN_ISA=${isa})
     target_include_directories(${TARGET}_${isa} PRIVATE "${KAOKEN_ROOT}/runtime/kernels" "${OUT}")
     if(KAOKEN_PLAN_KERNELS STREQUAL "exploded") # whose chains would be gathered into vectors again

@@ -33,8 +33,8 @@ class Types:
         return chosen[-1] if chosen else self._default(matrix)
 
     def used(self) -> set[str]:
-        """Every type that a matrix may have."""
-        return {self._default(HEAD), self._default("h.0"), *(dtype for _, dtype in self.overrides)}
+        """Every type that something is multiplied in: matrices and the cache."""
+        return {self._default(HEAD), self._default("h.0"), *(dtype for _, dtype in self.overrides), self.cache}
 
     def check(self, matrices: Iterable[str]) -> None:
         """Raises InputError for an override that matches none of the matrices."""
@@ -59,7 +59,11 @@ def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Typ
     cache = cache or _CACHES[dtype]
     if cache not in CACHE_DTYPES:
         raise InputError(f"cache_dtype={cache!r} is unknown; expected one of {', '.join(CACHE_DTYPES)}")
-    return Types(dtype, tuple(_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()), cache)
+    parsed: dict[str, str] = {}  # in the order of the last mention
+    for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):
+        parsed.pop(pattern, None)
+        parsed[pattern] = tensor_dtype
+    return Types(dtype, tuple(parsed.items()), cache)
 
 
 def _parse(override: str) -> tuple[str, str]:

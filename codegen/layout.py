@@ -28,6 +28,7 @@ LINE = 64  # bytes
 STEPS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": GROUP}  # K is a multiple of it
 INPUT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
 INT32_INPUTS = ((1 << 31) - 1) // (255 * 127)  # the most k whose int8 products fit an int32 sum
+INT8_CACHE_DIM = ((1 << 31) - 1) // (8191 * 127)  # the same of a head's 14-bit queries by int8 keys (kernels/cache.h)
 
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 

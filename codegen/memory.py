@@ -79,7 +79,7 @@ def check_reach(nbytes: int, machine: str) -> None:
     if machine != "x86_64" and nbytes > NEAR_REACH:
         raise BuildError(
             f"the weights take {nbytes / (1 << 30):.1f} GB, and a library for {machine} can address "
-            f"{NEAR_REACH / (1 << 30):.0f}: bake a smaller dtype, once your Kaoken has one, or a smaller model"
+            f"{NEAR_REACH / (1 << 30):.0f}: bake a smaller dtype or a smaller model"
         )
 
 

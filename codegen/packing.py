@@ -19,6 +19,7 @@ from .errors import BuildError, CheckpointError, InputError, UnsupportedModelErr
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
 from .graph import Block, Graph, Tensor, pieces, stack
 from .layout import (
+    INT8_CACHE_DIM,
     INT32_INPUTS,
     PACKERS,
     PANEL,
@@ -191,6 +192,7 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     """
     tied = graph.spec.tie_word_embeddings
     types.check(_matrix_names(graph))
+    _check_cache(graph, types)
     head_table = _table("head", graph.head.weight, types.of(HEAD), blob_limit)
     tokens = head_table if tied else _table("tokens", graph.tokens, types.of(TOKENS), blob_limit)
     positions = _packed("positions", graph.positions, pad_columns)
@@ -210,6 +212,15 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
         tokens=tokens,
         head_table=head_table,
     )
+
+
+def _check_cache(graph: Graph, types: Types) -> None:
+    widest = max(round_up(block.spec.head_dim) for block in graph.blocks)
+    if types.cache == "int8" and widest > INT8_CACHE_DIM:
+        raise UnsupportedModelError(
+            f"heads of {widest} could pass int32 in an int8 KV cache, which takes at most {INT8_CACHE_DIM}: "
+            "give cache_dtype bfloat16 or float32"
+        )
 
 
 def _matrix_names(graph: Graph) -> list[str]:

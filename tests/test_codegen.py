@@ -350,6 +350,19 @@ def test_sums_that_could_overflow_are_refused(tmp_path: Path) -> None:
         pack(replace(graph, blocks=(block,)), make_types("int8"), 1 << 30)
 
 
+def test_a_head_too_wide_for_an_int8_cache_is_refused(tmp_path: Path) -> None:
+    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
+    wide = replace(graph.blocks[0], spec=replace(graph.blocks[0].spec, head_dim=2065))
+    with pytest.raises(UnsupportedModelError, match="give cache_dtype"):
+        pack(replace(graph, blocks=(wide,)), make_types("float32", cache="int8"), 1 << 30)
+
+
+def test_a_pattern_that_is_given_twice_counts_where_it_comes_last() -> None:
+    types = make_types("float32", "h.*=int8,h.0.*=int4,h.*=bfloat16")
+    assert types.overrides == (("h.0.*", "int4"), ("h.*", "bfloat16"))
+    assert types.of("h.0.mlp.c_fc") == "bfloat16"
+
+
 def test_hex_floats_are_exact() -> None:
     for value in (1e-5, 0.1, 1.0, 3.4028234663852886e38, 1.401298464324817e-45):
         assert np.float32(float.fromhex(hex_float(value)[:-1])) == np.float32(value)

@@ -243,6 +243,20 @@ def test_int4_group_sums_are_exact(library: ctypes.CDLL, depth: int, outputs: in
         assert (y == exact[:rows]).all(), f"of {rows} rows"
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_row_that_is_not_finite_has_no_scale_and_leaves_others_alone(library: ctypes.CDLL, dtype: str) -> None:
+    """Its scale, and so each of its outputs, is NaN."""
+    linear, sound = Linear(library, dtype, 33, 17), uniform((4, 33), 33)
+    broken = sound.copy()
+    broken[1, 32], broken[2, 0] = np.nan, np.inf
+    inputs, scales = linear.convert(broken)
+    expected_inputs, expected_scales = linear.convert(sound)
+    assert np.isnan(scales["scale"][1:3]).all()
+    for row in (0, 3):
+        assert inputs[row].tobytes() == expected_inputs[row].tobytes()
+        assert scales[row] == expected_scales[row]
+
+
 @shapes
 def test_int8_results_are_within_an_ulp(library: ctypes.CDLL, depth: int, outputs: int) -> None:
     """Two roundings come after the exact sum: of the product of scales, and of that with the sum."""

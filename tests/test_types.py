@@ -76,6 +76,15 @@ def test_the_batch_around_a_row_does_not_change_its_bits(types: str, load: Load)
 
 
 @types
+def test_a_batch_larger_than_a_pass_has_the_bits_of_its_rows(types: str, load: Load) -> None:
+    """300 sequences go through a position at a time, of which only the last asks for logits."""
+    ids = CONFIGURATIONS[NAME].ids(batch=300)[:, :5]
+    together = load(threads=3).session(300).append(ids)
+    for row in (0, 150, 299):
+        require_same_bits(together[row : row + 1], load(threads=1).session(1).append(ids[row : row + 1]))
+
+
+@types
 def test_the_number_of_threads_does_not_change_a_bit(types: str, load: Load) -> None:
     ids = CONFIGURATIONS[NAME].ids(batch=3)
     one = load(threads=1)

@@ -99,6 +99,7 @@ def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) 
         unit=block.unit,
         block=packed.graph.blocks[index].spec,
         cache_before=_cache_before(packed, index),
+        cache_bytes=_cache_before(packed, index + 1) - _cache_before(packed, index),
         last=behind is None,
         nexts=_nexts(name, [*((block.unit, matrix) for matrix in block.matrices), then]),
         activation=packed.graph.spec.activation,

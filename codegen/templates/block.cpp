@@ -37,6 +37,7 @@ GEN(arrays(unit))
 //% endif
 //% endfor
   const BlockCache<CacheType, n_head, head_dim> cache(pass, cache_before);
+  static_assert(cache.kHeadBytes * n_head == GEN(cache_bytes));
 
   OwnRow<c_attn_type, n_embd> c_attn_row;
   GEN(packed_block.c_attn | product)<c_attn_type, n_embd, 3 * attention_width / kPanel>(

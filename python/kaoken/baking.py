@@ -152,8 +152,10 @@ def _destination(out: Path) -> Path:
 
 def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
     """As settings write them."""
-    if not isinstance(tensor_dtypes, Mapping):
+    if tensor_dtypes is None or isinstance(tensor_dtypes, str):
         return tensor_dtypes or ""
+    if not isinstance(tensor_dtypes, Mapping):
+        raise InputError(f"tensor_dtypes maps patterns to types, or is a text like h.*=int8; not {tensor_dtypes!r}")
     return ",".join(f"{pattern}={dtype}" for pattern, dtype in tensor_dtypes.items())
 
 

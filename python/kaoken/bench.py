@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaoken.codegen.dtypes import HEAD, make_types
+from kaoken.errors import InputError
 from kaoken.library import GPT2Config, ModelInfo
 from kaoken.model import BakedGPT2, Session
 
@@ -42,8 +43,10 @@ class Benchmark:
 
 
 def measure(model: BakedGPT2) -> Benchmark:
-    """Reads prompts of fresh random ids and decodes behind them, for a few seconds."""
+    """Reads prompts of fresh random ids and decodes behind them, for a few seconds. InputError for n_positions = 1."""
     config, info = model.config, model.info
+    if config.n_positions < 2:
+        raise InputError("a model of one position has nothing to decode: bench needs n_positions of at least 2")
     prompt = max(1, min(PROMPT, config.n_positions // 2))
     steps = min(STEPS, config.n_positions - prompt)
     session = model.session()

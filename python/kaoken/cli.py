@@ -163,7 +163,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input as it is")
     _add_model(parser)
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     sampling = parser.add_argument_group("sampling (any of these turns it on)")
     sampling.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the likeliest")
     sampling.add_argument("--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)")
@@ -174,7 +174,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else all processors")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

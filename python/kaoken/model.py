@@ -115,7 +115,7 @@ class BakedGPT2:
     Args:
         model: The path of a library made by `kaoken.bake`; None is the model baked into this wheel.
             Loading a library runs its code: open only files that you trust.
-        threads: Threads for each call; None takes KAOKEN_THREADS, else the processors that this process may
+        threads: Threads for each call; None takes KAOKEN_THREADS, else one a core that this process may
             use. The results are the same bits for any number.
 
     The instruction set is chosen here, once: KAOKEN_ISA, else the best that library and machine share.

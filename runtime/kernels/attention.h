@@ -101,8 +101,9 @@ KAOKEN_INLINE void attend_tile(const typename Type::Step::Input *query, const fl
   alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kAttentionTile];
   alignas(kAlignment) typename Step::Element sums[Rows * planes * Dim];
   const auto sees = [&](int64_t row) { return valid + row < kAttentionTile ? valid + row : kAttentionTile; };
+  const int64_t seen = (sees(Rows - 1) + kLanes - 1) / kLanes;  // panels
   product<Step, Rows * planes>(query, Dim, cache.keys + begin * Dim, Dim * kLanes, Dim / Step::kStep, scores,
-                               kAttentionTile, (sees(Rows - 1) + kLanes - 1) / kLanes);
+                               kAttentionTile, seen);
 
   const Vec before = load(state.largest);
   Vec total[Rows];
@@ -110,8 +111,9 @@ KAOKEN_INLINE void attend_tile(const typename Type::Step::Input *query, const fl
   for (int row = 0; row < Rows; ++row) {
     Vec p[kTileVecs];
     for (int64_t i = 0; i < kTileVecs; ++i) {
-      p[i] = Type::score(scores + row * planes * kAttentionTile + i * kLanes, query_scales[row], cache,
-                         begin + i * kLanes);
+      p[i] = i < seen ? Type::score(scores + row * planes * kAttentionTile + i * kLanes, query_scales[row], cache,
+                                    begin + i * kLanes)
+                      : broadcast(-__builtin_inff());
     }
     state.largest[row] = exponentials(p, sees(row), state.largest[row], total + row);
     scales[row] = Type::probabilities(p, cache, begin, probabilities + row * planes * kAttentionTile);

@@ -145,6 +145,7 @@ struct CacheInt8 {
   static constexpr bool kExact = true;
 
   static constexpr float kLargest = 16383.0f;  // of 14 bits
+  static constexpr float kSmallest = 1e-30f;   // magnitudes below it are 0: their inverses overflow
   static constexpr float kMiddle = 8192.0f;    // what stands for a zero in a query
 
   template <int64_t Dim>
@@ -152,14 +153,13 @@ struct CacheInt8 {
                            const float *value) {
     int8_t rounded[2 * Dim];
     cache.key_scales()[position] = round<Dim>(key, rounded, cache.key_sums() + position);
-    int32_t unused;
-    cache.value_scales()[position] = round<Dim>(value, rounded + Dim, &unused);
+    cache.value_scales()[position] = round<Dim>(value, rounded + Dim, nullptr);
     scatter_position(cache, position, rounded, rounded + Dim);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, uint8_t *out) {
     const float largest = largest_magnitude<Dim>(q);
-    const float inverse = largest > 0 ? (kMiddle - 1) / largest : 0.0f;
+    const float inverse = largest > kSmallest ? (kMiddle - 1) / largest : 0.0f;
     for (int64_t d = 0; d < Dim; d += kLanes) {
       store_planes(add(nearest(load(q + d), inverse), broadcast(kMiddle)), out + d, out + Dim + d);
     }
@@ -182,7 +182,7 @@ struct CacheInt8 {
       most = max(scaled[i], most);
     }
     const float largest = reduce_max(most);
-    const float inverse = largest > 0 ? kLargest / largest : 0.0f;
+    const float inverse = largest > kSmallest ? kLargest / largest : 0.0f;
     for (int64_t i = 0; i < kTileVecs; ++i) {
       store_planes(min(nearest(scaled[i], inverse), broadcast(kLargest)), out + i * kLanes,
                    out + kAttentionTile + i * kLanes);
@@ -210,14 +210,14 @@ struct CacheInt8 {
   template <int64_t Dim>
   KAOKEN_INLINE float round(const float *x, int8_t *out, int32_t *total) {
     const float largest = largest_magnitude<Dim>(x);
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const float inverse = largest > kSmallest ? 127.0f / largest : 0.0f;
     Vec sum = broadcast(0.0f);
     for (int64_t d = 0; d < Dim; d += kLanes) {
       const Vec integers = nearest(load(x + d), inverse);
       sum = add(sum, integers);
       store_bytes(reinterpret_cast<uint8_t *>(out + d), integers);
     }
-    *total = static_cast<int32_t>(reduce_add(sum));
+    if (total) *total = static_cast<int32_t>(reduce_add(sum));
     return largest / 127.0f;
   }
   // Integers from 0 to kLargest, as 128 high + low.

@@ -31,7 +31,7 @@ KAOKEN_INLINE Vec exp(Vec x) {
 // x / (1 + e^y)
 KAOKEN_INLINE Vec damped(Vec x, Vec y) { return div(x, add(broadcast(1.0f), exp(y))); }
 
-// tanh within 4e-7 of the value: Taylor where |x| < 0.3, (1 - e^-2|x|) / (1 + e^-2|x|) with the sign elsewhere.
+// tanh within 6e-7: Taylor where |x| < 0.3, (1 - e^-2|x|) / (1 + e^-2|x|) with the sign elsewhere.
 KAOKEN_INLINE Vec tanh(Vec x) {
   const Vec zero = broadcast(0.0f);
   const Vec one = broadcast(1.0f);

@@ -116,19 +116,23 @@ struct BFloat16 : DenseProducts<BFloat16Step> {
   }
 };
 
-// Inputs in 8 bits: dynamic, asymmetric, each row by itself. 0 is exact, so padding stays 0.
+// Inputs in 8 bits: dynamic, asymmetric, each row by itself. 0 is exact, so padding stays 0. A NaN or an infinity,
+// which no byte could stand for, makes the scale NaN and so every output.
 template <int64_t Depth>
 KAOKEN_INLINE void quantize(const float *x, uint8_t *inputs, RowScale *row) {
-  Vec low = broadcast(0.0f), high = low;
+  const Vec none = broadcast(0.0f);
+  Vec low = none, high = none, poison = none;
   for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) {
     low = min(load(x + i), low);
     high = max(load(x + i), high);
+    poison = fma(load(x + i), none, poison);
   }
   const float least = -reduce_max(sub(broadcast(0.0f), low));
   const float range = reduce_max(high) - least;
-  const float inverse = range > 0 ? 255.0f / range : 0.0f;
-  const float zero = __builtin_rintf(-least * inverse);
-  row->scale = range / 255.0f;
+  const bool sound = range > 1e-30f && range < 1e38f;
+  const float inverse = sound ? 255.0f / range : 0.0f;
+  const float zero = sound ? __builtin_rintf(-least * inverse) : 0.0f;
+  row->scale = range / 255.0f + reduce_add(poison);
   row->zero = static_cast<int32_t>(zero) - kInputOffset;
 
   const Vec round = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
@@ -172,7 +176,7 @@ struct Int4 {
   using Input = uint8_t;
   using Element = float;
   using Inputs = InputRows<uint8_t>;
-  static constexpr int kTileRows = kGroupRows, kTilePanels = kGroupPanels;
+  static constexpr int kTilePanels = kGroupPanels;
   static constexpr int kStreamPanels = 1;
   struct Matrix {
     const uint8_t *weights;  // [N / 16][K / 32][4][16][4] pairs

@@ -72,8 +72,8 @@ KAOKEN_INLINE void multiply_row(Spread x, const Weights *w, Sum *sums, Indices<P
   ((sums[P] = Step::multiply(x, w[P], sums[P])), ...);
 }
 
-// Lines to prefetch while a tile runs: for its step i and panel p the one at first + p * panel_stride + i * 64. So the
-// stream of weights never waits for memory, not even where one matrix ends and the next begins.
+// Lines to prefetch while a tile runs: for its step i and panel p the one at first + p * panel_stride + i * 64. So
+// memory is busy even where one matrix ends and the next begins.
 struct Ahead {
   const char *first;
   int64_t panel_stride;  // bytes
@@ -105,10 +105,10 @@ KAOKEN_INLINE void multiply_step(const typename Step::Input *x, int64_t x_stride
 // ascending k, whatever the tile: that is what makes results independent of batch, threads and prefill split. The
 // expansions are folds over constant indices because g++ 12 keeps an array of accumulators on the stack when it is
 // indexed by a loop. One instance for each tile shape serves every matrix.
-template <class Step, int Rows, int Panels, class Ahead = NothingAhead>
+template <class Step, int Rows, int Panels, class Prefetched = NothingAhead>
 __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
                                     int64_t w_stride, int64_t steps, typename Step::Element *out, int64_t out_stride,
-                                    bool resume, const Ahead &ahead = {}) {
+                                    bool resume, const Prefetched &ahead = {}) {
   decltype(Step::zero()) sums[Rows * Panels];
   if (resume) {
     load_tile<Panels>(sums, out, out_stride, UpTo<Rows * Panels>());
@@ -124,10 +124,11 @@ __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_str
 }
 
 // The largest tile of at most `rows` rows, out of Rows, Rows / 2, ... 1; returns its rows.
-template <class Step, int Rows, int Panels, class Ahead>
+template <class Step, int Rows, int Panels, class Prefetched>
 KAOKEN_INLINE int64_t largest_tile(int64_t rows, const typename Step::Input *x, int64_t x_stride,
                                    const typename Step::Weight *w, int64_t w_stride, int64_t steps,
-                                   typename Step::Element *out, int64_t out_stride, bool resume, const Ahead &ahead) {
+                                   typename Step::Element *out, int64_t out_stride, bool resume,
+                                   const Prefetched &ahead) {
   if constexpr (Rows > 1) {
     if (rows < Rows) {
       return largest_tile<Step, Rows / 2, Panels>(rows, x, x_stride, w, w_stride, steps, out, out_stride, resume,

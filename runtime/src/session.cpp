@@ -80,26 +80,54 @@ int checked_threads(int threads) {
 
 }  // namespace
 
-// The arena of a session that has ended, for the next one of its size: its pages are there already. Its first bytes say
-// how large it is; the system may take the rest back.
-static std::atomic<void *> spare{nullptr};
+namespace {
 
-static size_t spare_bytes(const void *data) { return *static_cast<const size_t *>(data); }
+// The memory of a session that has ended, for the next one of its size: its pages are there already. Its first bytes
+// say how large it is; the system may take the rest back.
+class Spare {
+ public:
+  ~Spare() { release(take()); }
+  void *take() { return data_.exchange(nullptr); }
+  void put(void *data, size_t bytes) {
+    *static_cast<size_t *>(data) = bytes;
+    release(data_.exchange(data));
+  }
+  static size_t bytes(const void *data) { return *static_cast<const size_t *>(data); }
+  static void release(void *data) {
+    if (data) munmap(data, bytes(data));
+  }
 
-Arena::Arena(size_t bytes) : data_(spare.exchange(nullptr)), bytes_(bytes) {
-  if (data_ && spare_bytes(data_) == bytes) return;
-  if (data_) munmap(data_, spare_bytes(data_));
+ private:
+  std::atomic<void *> data_{nullptr};
+} spare;
+
+constexpr size_t kLargestSpare = 256 << 20;  // bytes
+
+// Whether the system agrees to take the pages back when it needs them.
+bool offer(void *data, size_t bytes) {
+#if defined(MADV_FREE)
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return bytes > page && madvise(static_cast<char *>(data) + page, bytes - page, MADV_FREE) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+Arena::Arena(size_t bytes) : data_(spare.take()), bytes_(bytes) {
+  if (data_ && Spare::bytes(data_) == bytes) return;
+  Spare::release(data_);
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) throw std::bad_alloc();
 }
 
 Arena::~Arena() {
-  *static_cast<size_t *>(data_) = bytes_;
-#if defined(MADV_FREE)
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  if (bytes_ > page) madvise(static_cast<char *>(data_) + page, bytes_ - page, MADV_FREE);
-#endif
-  if (void *old = spare.exchange(data_)) munmap(old, spare_bytes(old));
+  if (bytes_ <= kLargestSpare && offer(data_, bytes_)) {
+    spare.put(data_, bytes_);
+  } else {
+    munmap(data_, bytes_);
+  }
 }
 
 Session::Session(const Model &model, int64_t batch, int threads, const char *isa)

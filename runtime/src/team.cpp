@@ -13,8 +13,8 @@
 namespace kaoken {
 namespace {
 
-constexpr int kSpins =
-    2000;  // pauses before giving up the processor, if there is one a thread: some 20 to 60 microseconds
+// Pauses before giving up the processor, where each thread has one: some 20 to 120 microseconds.
+constexpr int kSpins = 2000;
 constexpr int kYields = 200;  // turns given to other threads before sleeping
 
 void pause() {

@@ -1,4 +1,4 @@
-// The kernels of one ISA behind C functions, for tests/test_kernels.py. Shapes are odd on purpose.
+// The kernels of one ISA behind C functions, for tests/native_kernels.py. Shapes are odd on purpose.
 #include "attention.h"
 #include "embedding.h"
 #include "inputs.h"

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,6 +21,7 @@
 
 KAOKEN_DECLARE_MODEL(first);
 KAOKEN_DECLARE_MODEL(second);
+KAOKEN_DECLARE_MODEL(narrow);
 
 namespace {
 
@@ -203,6 +205,43 @@ void test_two_models_in_one_program() {
   CHECK(same_bits(logits_of(ids, 2, "scalar"), session.append(ids, 30)));
 }
 
+// int4 and int8 matrices and an int8 cache, in every instruction set of the library that this machine has.
+void test_narrow_types_keep_their_bits() {
+  const kaoken_model_api *narrow = kaoken_model_narrow();
+  const Ids ids = random_ids(2 * 70, 12);
+  std::istringstream isas(narrow->info->isas);
+  for (std::string isa; std::getline(isas, isa, ',');) {
+    Session whole(2, 2, isa.c_str(), narrow), split(2, 3, isa.c_str(), narrow);
+    if (whole.status == KAOKEN_UNSUPPORTED_ISA) continue;
+    const Logits expected = whole.append(ids, 70);
+    const size_t vocabulary = static_cast<size_t>(narrow->info->vocab_size);
+    for (size_t position = 0; position < 70; ++position) {
+      const Logits step = split.append({ids[position], ids[70 + position]}, 1);
+      for (size_t row = 0; row < 2; ++row) {
+        CHECK(std::memcmp(&step[row * vocabulary], &expected[(row * 70 + position) * vocabulary],
+                          vocabulary * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+void test_memory_of_an_ended_session_is_used_again() {
+  const Ids ids = random_ids(2 * 30, 13);
+  Logits expected;
+  {
+    Session session(2);
+    expected = session.append(ids, 30);
+  }
+  {
+    Session same(2), another(2);
+    CHECK(same_bits(expected, same.append(ids, 30)));
+    CHECK(same_bits(expected, another.append(ids, 30)));
+  }
+  Session single(1);
+  CHECK(same_bits(Logits(expected.begin(), expected.begin() + static_cast<int64_t>(expected.size()) / 2),
+                  single.append(Ids(ids.begin(), ids.begin() + 30), 30)));
+}
+
 // ThreadSanitizer does not follow a fork of several threads.
 #if !defined(__SANITIZE_THREAD__)
 void test_fork_while_another_thread_generates() {
@@ -352,6 +391,8 @@ const Test tests[] = {
     TEST(each_isa_runs_when_it_is_asked_for),
     TEST(sessions_in_two_threads),
     TEST(two_models_in_one_program),
+    TEST(narrow_types_keep_their_bits),
+    TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)
     TEST(fork_while_another_thread_generates),
 #endif

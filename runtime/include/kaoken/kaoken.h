@@ -52,7 +52,7 @@ typedef struct kaoken_generation kaoken_generation;
 typedef struct kaoken_session_options {
   size_t size;     /* sizeof(kaoken_session_options) of the caller */
   int64_t batch;   /* sequences side by side, at least 1 */
-  int32_t threads; /* 0: KAOKEN_THREADS, else the processors this process may use */
+  int32_t threads; /* 0: KAOKEN_THREADS, else one a core that this process may use */
   const char *isa; /* NULL: KAOKEN_ISA, else the best that this machine has */
 } kaoken_session_options;
 

@@ -33,7 +33,7 @@ struct Pass {
   float *inner;            // [rows][n_inner]
   void *inputs;            // [rows]: what the next linear reads, in its own type
   RowScale *input_scales;  // [rows]
-  void *cache;             // see attention.h
+  void *cache;             // see cache.h
   int32_t logits_which;    // KAOKEN_LOGITS_*
   float *logits;           // row (sequence, position) at logits + sequence * logits_stride + position * vocab_size
   int64_t logits_stride;   // in floats

@@ -82,14 +82,19 @@ KAOKEN_INLINE Ints load(const int32_t *p) {
 KAOKEN_INLINE void store(int32_t *p, Ints v) { __builtin_memcpy(p, &v, sizeof v); }
 KAOKEN_INLINE Ints4 spread(int32_t x) { return Ints4{x, x, x, x}; }
 KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {{spread(x), spread(x), spread(x), spread(x)}}; }
+// Integers wrap around, as those of other ISAs do.
+typedef uint32_t Unsigned4 __attribute__((vector_size(16)));
 KAOKEN_INLINE Ints add(Ints a, Ints b) {
-  return {{a.q[0] + b.q[0], a.q[1] + b.q[1], a.q[2] + b.q[2], a.q[3] + b.q[3]}};
+  for (int i = 0; i < 4; ++i) a.q[i] = (Ints4)((Unsigned4)a.q[i] + (Unsigned4)b.q[i]);
+  return a;
 }
 KAOKEN_INLINE Ints sub(Ints a, Ints b) {
-  return {{a.q[0] - b.q[0], a.q[1] - b.q[1], a.q[2] - b.q[2], a.q[3] - b.q[3]}};
+  for (int i = 0; i < 4; ++i) a.q[i] = (Ints4)((Unsigned4)a.q[i] - (Unsigned4)b.q[i]);
+  return a;
 }
 KAOKEN_INLINE Ints mul(Ints a, Ints b) {
-  return {{a.q[0] * b.q[0], a.q[1] * b.q[1], a.q[2] * b.q[2], a.q[3] * b.q[3]}};
+  for (int i = 0; i < 4; ++i) a.q[i] = (Ints4)((Unsigned4)a.q[i] * (Unsigned4)b.q[i]);
+  return a;
 }
 KAOKEN_INLINE Vec to_float(Ints v) {
   return {{__builtin_convertvector(v.q[0], Lanes4), __builtin_convertvector(v.q[1], Lanes4),
