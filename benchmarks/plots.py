@@ -21,7 +21,7 @@ def plot_peers(document: Document, path: Path) -> list[Path]:
     rows = [row for row in ROWS if engine_times(document, row)]
     if not rows:
         return []
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(8, 0.6 + 4 * len(rows)), squeeze=False)
+    figure, axes = pyplot.subplots(len(rows), 1, figsize=(8, 0.6 + 4 * len(rows)), squeeze=False, layout="constrained")
     for row, panel in zip(rows, axes[:, 0], strict=True):
         times = sorted(engine_times(document, row).items(), key=lambda item: -item[1].median)
         medians = [1e3 * seconds.median for _, seconds in times]
@@ -42,7 +42,7 @@ def plot_peers(document: Document, path: Path) -> list[Path]:
 def plot_kernels(document: Document, path: Path) -> list[Path]:
     """A roofline for each type: operations a byte against TOP/s, beneath what memory and the units allow."""
     dtypes = list(dict.fromkeys(record["dtype"] for record in document["kernels"]))
-    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(4.5 * len(dtypes), 4.5), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(4.5 * len(dtypes), 4.5), squeeze=False, layout="constrained")
     for dtype, panel in zip(dtypes, axes[0], strict=True):
         _roofline(panel, document, dtype)
     figure.suptitle(f"{document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
@@ -63,7 +63,6 @@ def _roofline(panel: Any, document: Document, dtype: str) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
