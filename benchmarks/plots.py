@@ -42,7 +42,9 @@ def plot_peers(document: Document, path: Path) -> list[Path]:
 def plot_kernels(document: Document, path: Path) -> list[Path]:
     """A roofline for each type: operations a byte against TOP/s, beneath what memory and the units allow."""
     dtypes = list(dict.fromkeys(record["dtype"] for record in document["kernels"]))
-    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(4.5 * len(dtypes), 4.5), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(dtypes), figsize=(4.5 * len(dtypes), 4.5), squeeze=False, layout="constrained"
+    )
     for dtype, panel in zip(dtypes, axes[0], strict=True):
         _roofline(panel, document, dtype)
     figure.suptitle(f"{document['machine']['cpu']}, {document['threads']} threads", fontsize=10)

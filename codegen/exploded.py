@@ -22,7 +22,7 @@ from .memory import EXPLODED_LINE_WEIGHT, EXPLODED_SINGLE_WEIGHT
 Weights: TypeAlias = "NDArray[np.float32]"  # [outputs rounded up to 16, K]
 
 KERNELS = ("packed", "exploded")
-EXPLODED_LIMIT = 16_384  # nonzero weights of a matrix: beyond, code is slower to fetch and takes seconds to compile
+EXPLODED_LIMIT = 16_384  # nonzero weights of a matrix: beyond, code gains little and takes seconds to compile
 STRIP_PANELS = 4  # of lines, side by side for their latency: kStripPanels of runtime/kernels/exploded.h
 CHAINS = 8  # single chains side by side: they, an input and a product fit 16 registers
 
