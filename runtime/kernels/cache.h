@@ -70,12 +70,25 @@ KAOKEN_INLINE void scatter_position(const HeadCache<Type, Dim> &cache, int64_t p
 //   value<Dim>(sums, scale): 16 sums of values from those of [kPlanes][Dim]
 // kExact says that a probability of zero leaves a sum as it is, whatever the value.
 
-struct CacheFloat32 {
-  using Element = float;
-  using Step = Float32Step;
+// What the caches whose sums are floats share.
+struct FloatCache {
   static constexpr int kPlanes = 1;
   static constexpr int64_t kExtraBytes = 0;
   static constexpr bool kExact = false;
+
+  template <class Cache>
+  KAOKEN_INLINE Vec score(const float *sums, float, const Cache &, int64_t) {
+    return load(sums);
+  }
+  template <int64_t Dim>
+  KAOKEN_INLINE Vec value(const float *sums, float) {
+    return load(sums);
+  }
+};
+
+struct CacheFloat32 : FloatCache {
+  using Element = float;
+  using Step = Float32Step;
 
   template <int64_t Dim>
   KAOKEN_INLINE void store(const HeadCache<CacheFloat32, Dim> &cache, int64_t position, const float *key,
@@ -88,26 +101,15 @@ struct CacheFloat32 {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE Vec score(const float *sums, float, const HeadCache<CacheFloat32, Dim> &, int64_t) {
-    return load(sums);
-  }
-  template <int64_t Dim>
   KAOKEN_INLINE float probabilities(const Vec *p, const HeadCache<CacheFloat32, Dim> &, int64_t, float *out) {
     for (int64_t i = 0; i < kTileVecs; ++i) KAOKEN_ISA::store(out + i * kLanes, p[i]);
     return 1.0f;
   }
-  template <int64_t Dim>
-  KAOKEN_INLINE Vec value(const float *sums, float) {
-    return load(sums);
-  }
 };
 
-struct CacheBFloat16 {
+struct CacheBFloat16 : FloatCache {
   using Element = uint16_t;
   using Step = BFloat16Step;
-  static constexpr int kPlanes = 1;
-  static constexpr int64_t kExtraBytes = 0;
-  static constexpr bool kExact = false;
 
   template <int64_t Dim>
   KAOKEN_INLINE void store(const HeadCache<CacheBFloat16, Dim> &cache, int64_t position, const float *key,
@@ -123,17 +125,9 @@ struct CacheBFloat16 {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE Vec score(const float *sums, float, const HeadCache<CacheBFloat16, Dim> &, int64_t) {
-    return load(sums);
-  }
-  template <int64_t Dim>
   KAOKEN_INLINE float probabilities(const Vec *p, const HeadCache<CacheBFloat16, Dim> &, int64_t, uint16_t *out) {
     for (int64_t i = 0; i < kTileVecs; ++i) store_bfloat16(out + i * kLanes, p[i]);
     return 1.0f;
-  }
-  template <int64_t Dim>
-  KAOKEN_INLINE Vec value(const float *sums, float) {
-    return load(sums);
   }
 };
 
