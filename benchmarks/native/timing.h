@@ -61,21 +61,21 @@ void time_passes(int64_t threads, int64_t passes, double *seconds, const Work &w
     double *seconds;
     const Work &work;
   } context = {passes, seconds, work};
-  Team team(static_cast<int>(threads));
-  team.run(
-      [](void *pointer, const Worker &worker) {
-        const Context &all = *static_cast<Context *>(pointer);
-        barrier(worker);
-        auto begin = std::chrono::steady_clock::now();
-        for (int64_t pass = 0; pass < all.passes; ++pass) {
-          all.work(pass, worker);
-          barrier(worker);
-          const auto end = std::chrono::steady_clock::now();
-          if (worker.index == 0) all.seconds[pass] = std::chrono::duration<double>(end - begin).count();
-          begin = end;
-        }
-      },
-      &context);
+  borrow_team(static_cast<int>(threads))
+      ->run(
+          [](void *pointer, const Worker &worker) {
+            const Context &all = *static_cast<Context *>(pointer);
+            barrier(worker);
+            auto begin = std::chrono::steady_clock::now();
+            for (int64_t pass = 0; pass < all.passes; ++pass) {
+              all.work(pass, worker);
+              barrier(worker);
+              const auto end = std::chrono::steady_clock::now();
+              if (worker.index == 0) all.seconds[pass] = std::chrono::duration<double>(end - begin).count();
+              begin = end;
+            }
+          },
+          &context);
 }
 
 struct Unchanged {

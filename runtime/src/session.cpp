@@ -83,7 +83,7 @@ int checked_threads(int threads) {
 namespace {
 
 // The memory of a session that has ended, for the next one of its size: its pages are there already. Its first bytes
-// say how large it is; the system may take the rest back.
+// say how large it is; of a large one the system may take the rest back.
 class Spare {
  public:
   ~Spare() { release(take()); }
@@ -101,6 +101,7 @@ class Spare {
   std::atomic<void *> data_{nullptr};
 } spare;
 
+constexpr size_t kLargestKept = 32 << 20;    // bytes that stay as they are: offering them takes longer than 100 us
 constexpr size_t kLargestSpare = 256 << 20;  // bytes
 
 // Whether the system agrees to take the pages back when it needs them.
@@ -123,7 +124,7 @@ Arena::Arena(size_t bytes) : data_(spare.take()), bytes_(bytes) {
 }
 
 Arena::~Arena() {
-  if (bytes_ <= kLargestSpare && offer(data_, bytes_)) {
+  if (bytes_ <= kLargestKept || (bytes_ <= kLargestSpare && offer(data_, bytes_))) {
     spare.put(data_, bytes_);
   } else {
     munmap(data_, bytes_);
@@ -138,7 +139,7 @@ Session::Session(const Model &model, int64_t batch, int threads, const char *isa
       pass_rows_(std::max(kPassRows, batch)),
       pass_ids_(static_cast<size_t>(pass_rows_)),
       arena_(arena_bytes(model, batch, capacity_, pass_rows_)),
-      team_(checked_threads(threads)) {}
+      team_(borrow_team(checked_threads(threads))) {}
 
 void Session::rewind(int64_t length) {
   if (length < 0 || length > length_) {
@@ -211,7 +212,7 @@ void Session::run(Pass &pass) {
     const Code &code;
     Pass &pass;
   } job = {code_, pass};
-  team_.run(
+  team_->run(
       [](void *context, const Worker &worker) {
         const Job &job = *static_cast<Job *>(context);
         job.code.forward(job.pass, worker);

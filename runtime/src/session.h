@@ -37,7 +37,7 @@ class Session {
   const Model &model() const { return model_; }
   int64_t batch() const { return batch_; }
   int64_t length() const { return length_; }
-  int threads() const { return team_.size(); }
+  int threads() const { return team_->size(); }
   const char *isa() const { return code_.isa; }
   const char *executed_isa() const { return executed_isa_; }
 
@@ -55,7 +55,7 @@ class Session {
   const char *executed_isa_ = "";
   std::vector<int32_t> pass_ids_;
   Arena arena_;
-  Team team_;
+  BorrowedTeam team_;
 };
 
 }  // namespace kaoken

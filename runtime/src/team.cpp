@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "float_mode.h"
@@ -77,7 +78,10 @@ struct Team::Crew {
   }
 };
 
-Team::Team(int size) : size_(size), spins_(static_cast<size_t>(size) <= allowed_processors().size() ? kSpins : 0) {}
+Team::Team(int size, std::vector<int> processors)
+    : size_(size),
+      processors_(std::move(processors)),
+      spins_(static_cast<size_t>(size) <= processors_.size() ? kSpins : 0) {}
 
 Team::~Team() {
   if (!crew_) return;
@@ -125,7 +129,6 @@ void Team::run(void (*task)(void *, const Worker &), void *context) {
 }
 
 void Team::wait_at_barrier() {
-  if (size_ == 1) return;
   Crew &crew = *crew_;
   const uint32_t seen = crew.barrier.value();
   if (crew.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return crew.barrier.wait_past(seen, spins_);
@@ -133,6 +136,26 @@ void Team::wait_at_barrier() {
   crew.barrier.raise();
 }
 
-void barrier(const Worker &worker) { worker.team->wait_at_barrier(); }
+namespace {
+
+struct SpareTeam {
+  std::atomic<Team *> team{nullptr};
+  ~SpareTeam() { delete team.exchange(nullptr); }
+} spare_team;
+
+}  // namespace
+
+void GiveBack::operator()(Team *team) const { delete spare_team.team.exchange(team); }
+
+BorrowedTeam borrow_team(int size) {
+  std::vector<int> processors = allowed_processors();
+  BorrowedTeam team(spare_team.team.exchange(nullptr));
+  if (team && team->size() == size && team->processors() == processors) return team;
+  return BorrowedTeam(new Team(size, std::move(processors)));
+}
+
+void barrier(const Worker &worker) {
+  if (worker.count > 1) worker.team->wait_at_barrier();
+}
 
 }  // namespace kaoken

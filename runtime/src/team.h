@@ -1,4 +1,4 @@
-// The threads of one session: persistent workers that run a function side by side and meet at barriers.
+// The threads of a session: persistent workers that run a function side by side and meet at barriers.
 #pragma once
 
 #include <sys/types.h>
@@ -13,13 +13,14 @@ namespace kaoken {
 
 class Team {
  public:
-  // Threads start with the first run.
-  explicit Team(int size);
+  // Threads start with the first run, on the processors that affinity allows then.
+  Team(int size, std::vector<int> processors);
   ~Team();
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
   int size() const { return size_; }
+  const std::vector<int> &processors() const { return processors_; }
 
   // Runs task(context, worker) on every worker, this thread being worker 0, and returns when all are done. Every worker
   // runs with round-to-nearest and denormals flushed to zero; the caller's own mode is restored.
@@ -32,10 +33,19 @@ class Team {
   void hire();
 
   int size_;
+  std::vector<int> processors_;
   int spins_;           // of a wait: none where threads share processors
   pid_t process_ = -1;  // where the crew's threads live; after fork() the child has none and hires its own
   std::unique_ptr<Crew> crew_;
 };
+
+// A team of this size: the one that was given back last, whose threads are there already, where it has the size and
+// the processors; else a new one. Given back when it is no longer held.
+struct GiveBack {
+  void operator()(Team *team) const;
+};
+using BorrowedTeam = std::unique_ptr<Team, GiveBack>;
+BorrowedTeam borrow_team(int size);
 
 // The processors that affinity allows this thread; at least one.
 std::vector<int> allowed_processors();
