@@ -77,24 +77,20 @@ def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
     """The result [batch][positions][heads][padded] over rounded keys and values, and the bound of a kernel's error.
 
     A score is a sum of D products, its probability an exponential of 2 ulp, and sums of up to 192 of them follow; a
-    relative error of every probability moves their quotient by twice that. Beside a bfloat16 cache queries and
-    probabilities are bfloat16, beside an int8 cache they have 14 bits, of a query's and of a tile's largest.
+    relative error of every probability moves their quotient by twice that. Queries are rounded as keys are. Beside a
+    bfloat16 cache probabilities are bfloat16, beside an int8 cache they have 14 bits of a tile's largest.
     """
-    query, keys, values = inputs.part(0), ROUND[dtype](inputs.part(1)), ROUND[dtype](inputs.part(2))
-    if dtype == "bfloat16":
-        query = round_bfloat16(query)
+    query, keys, values = (ROUND[dtype](inputs.part(index)) for index in range(3))
     scores = query @ keys.swapaxes(-1, -2)
     sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2)).max(axis=-1, keepdims=True)
     visible = np.tri(scores.shape[-1], dtype=bool)
     weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
     weights /= weights.sum(axis=-1, keepdims=True)
-    relative = gamma(query.shape[-1] + 4) * sizes + gamma(POSITIONS) + 8 * UNIT
+    relative = gamma(query.shape[-1] + 6) * sizes + gamma(POSITIONS) + 8 * UNIT
     rounded = np.zeros(1)
     if dtype == "bfloat16":
         relative = relative + 2.0**-9
     elif dtype == "int8":
-        half_step = np.abs(query).max(axis=-1, keepdims=True) / 8191 / 2
-        relative = relative + half_step * np.abs(keys).sum(axis=-1).max(axis=-1)[..., None, None]
         largest = np.abs(values).max(axis=-1)[..., None, :]  # 127 steps of a value
         rounded = visible.sum(axis=-1)[:, None] * (weights * largest).max(axis=-1, keepdims=True) / 16383 / 2
     bound = 2 * relative * (weights @ np.abs(values)) + rounded

@@ -117,8 +117,9 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
     for (int64_t i = 0; i < copies; ++i) {
       const Cache cache(pass, i * heads * Cache::kHeadBytes);
-      extend_cache(pass, worker, cache);
-      attention(pass, worker, cache);
+      const HeadPart part = head_part<heads>(worker);
+      extend_cache(pass, part, cache);
+      attention(pass, part, cache);
       barrier(worker);
     }
   });

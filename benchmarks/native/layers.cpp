@@ -89,11 +89,14 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   pass.qkv = split.data;
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
-    linear<Float32, kWidth, 3 * kWidth / kLanes>(worker, {x.data, nullptr}, rows, qkv.matrix(),
-                                                 StoreQueryKeyValue<kWidth>{split.data, qkv.bias.data});
-    barrier(worker);
-    extend_cache(pass, worker, Cache(pass, 0));
-    attention(pass, worker, Cache(pass, 0));
+    const Float32::Inputs inputs = {x.data, nullptr};
+    const StoreQueryKeyValue<kWidth> store_qkv = {split.data, qkv.bias.data};
+    const HeadPart part = head_part<kHeads>(worker);
+    project_keys_and_values<Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
+    project<Float32, kWidth>(kQueries, worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
+    barrier(part.worker);
+    extend_cache(pass, part, Cache(pass, 0));
+    attention(pass, part, Cache(pass, 0));
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

@@ -120,10 +120,12 @@ def _nexts(name: str, matrices: list[tuple[Unit, Matrix]]) -> dict[str, str]:
 def _own_part(name: str, unit: Unit, matrix: Matrix) -> str:
     weights = matrix.arrays[0] if matrix.arrays else None
     count = round_up(matrix.rows) // PANEL
+    parts, first = (3, 1) if matrix.name == "c_attn" else (1, 0)  # of its thirds, the keys are read first
     for blob in unit.blobs:
         for offset, array in blob.arrays:
             if array is weights:
-                return f"own_part(worker, kaoken_{name}_{blob.name} + {offset}, {count}, {array.nbytes // count})"
+                begin = f"kaoken_{name}_{blob.name} + {offset + array.nbytes // parts * first}"
+                return f"own_part(worker, {begin}, {count // parts}, {array.nbytes // count})"
     return "nullptr"  # its weights are code, or literals
 
 

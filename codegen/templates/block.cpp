@@ -40,16 +40,29 @@ GEN(arrays(unit))
   static_assert(cache.kHeadBytes * n_head == GEN(cache_bytes));
 
   OwnRow<c_attn_type, n_embd> c_attn_row;
-  GEN(packed_block.c_attn | product)<c_attn_type, n_embd, 3 * attention_width / kPanel>(
-      worker, normed(pass, worker, c_attn_row, layer_norm_epsilon), rows(pass), c_attn,
-      StoreQueryKeyValue<attention_width>{pass.qkv, query_bias}, GEN(nexts.c_attn));
-  barrier(worker);
-  extend_cache(pass, worker, cache);
+  const c_attn_type::Inputs x = normed(pass, worker, c_attn_row, layer_norm_epsilon);
+  const StoreQueryKeyValue<attention_width> store_qkv = {pass.qkv, query_bias};
+//% if packed_block.c_attn.shards
+  const HeadPart part = {{0, n_head}, worker};
+  exploded<c_attn_type, n_embd, 3 * attention_width / kPanel>(worker, x, rows(pass), c_attn, store_qkv);
+//% else
+  const HeadPart part = head_part<n_head>(worker);
+  project_keys_and_values<c_attn_type, n_embd>(worker, x, rows(pass), c_attn, store_qkv);
+//% if not last
+  project<c_attn_type, n_embd>(kQueries, worker, x, rows(pass), c_attn, store_qkv, GEN(nexts.c_attn));
+//% endif
+//% endif
+  barrier(part.worker);
+  extend_cache(pass, part, cache);
 //% if last
   if (pass.logits_which == KAOKEN_LOGITS_NONE) return;
-  keep_last_positions<hidden_width, attention_width>(pass, worker);
+  keep_last_positions<c_attn_type, n_embd, hidden_width, attention_width>(pass, worker);
+//% if not packed_block.c_attn.shards
+  project<c_attn_type, n_embd>(kQueries, worker, x, rows(pass), c_attn, store_qkv, GEN(nexts.c_attn));
+  barrier(part.worker);
 //% endif
-  attention(pass, worker, cache);
+//% endif
+  attention(pass, part, cache);
   barrier(worker);
   OwnRow<attn_c_proj_type, attention_width> attn_c_proj_row;
   GEN(packed_block.attn_c_proj | product)<attn_c_proj_type, attention_width, hidden_width / kPanel>(

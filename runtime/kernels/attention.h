@@ -23,6 +23,40 @@ struct StoreQueryKeyValue {
   }
 };
 
+// The parts of that product, in the order of their panels.
+enum Projection { kQueries, kKeys, kValues };
+
+// One of them: workers divide its panels, and with them its heads.
+template <class Kind, int64_t Depth, int64_t Width>
+KAOKEN_INLINE void project(Projection part, const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+                           const typename Kind::Matrix &w, const StoreQueryKeyValue<Width> &epilogue,
+                           const char *next) {
+  constexpr int64_t panels = Width / kLanes;
+  const Share own = share(panels, worker);
+  multiply<Kind, Depth>(x, rows, w, {part * panels + own.begin, part * panels + own.end}, epilogue, next);
+}
+
+template <class Kind, int64_t Depth, int64_t Width>
+KAOKEN_INLINE void project_keys_and_values(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+                                           const typename Kind::Matrix &w, const StoreQueryKeyValue<Width> &epilogue) {
+  constexpr int64_t panels = Width / kLanes;
+  const int64_t begin = share(panels, worker).begin;
+  project<Kind, Depth>(kKeys, worker, x, rows, w, epilogue, panel_address<Kind, Depth>(w, kValues * panels + begin));
+  project<Kind, Depth>(kValues, worker, x, rows, w, epilogue, panel_address<Kind, Depth>(w, kQueries * panels + begin));
+}
+
+// The heads that a worker attends with: its own from their projection on, so that nobody waits, where they come out
+// even; else all of them in turns with `worker`.
+struct HeadPart {
+  Share heads;
+  Worker worker;
+};
+template <int64_t Heads>
+KAOKEN_INLINE HeadPart head_part(const Worker &worker) {
+  if (Heads % worker.count) return {{0, Heads}, worker};
+  return {share(Heads, worker), {0, 1, worker.team}};
+}
+
 // Rows that are attended side by side; they start at multiples of it and so lie in one tile.
 constexpr int kAttentionRows = kTileRows >= 8 ? 8 : kTileRows >= 4 ? 4 : 2;
 static_assert(kAttentionTile % kAttentionRows == 0);
@@ -72,55 +106,67 @@ KAOKEN_INLINE void gather_rest(const typename Step::Input *p, const typename Ste
   }
 }
 
-// Scores of a tile become probabilities relative to the running maximum; the first `valid` positions count.
-// Returns the new maximum.
-KAOKEN_INLINE float exponentials(Vec *scores, int64_t valid, float largest, Vec *sum) {
+// A row's scores of a tile from their sums, `count` vectors of them, of which the first `valid` count. Returns the
+// running maximum.
+template <class Type, int64_t Dim>
+KAOKEN_INLINE float scores_of(const typename Type::Step::Element *sums, float scale, const HeadCache<Type, Dim> &cache,
+                              int64_t begin, int64_t count, int64_t valid, float largest, float *scores) {
   Vec most = broadcast(largest);
-  for (int64_t i = 0; valid < kAttentionTile && i < kTileVecs; ++i) {
-    scores[i] = select_first(valid - i * kLanes, scores[i], broadcast(-__builtin_inff()));
+  for (int64_t i = 0; i < count * kLanes; i += kLanes) {
+    const Vec score = Type::score(sums + i, scale, cache, begin + i);
+    const Vec masked = select_first(valid - i, score, broadcast(-__builtin_inff()));
+    most = max(most, masked);
+    store(scores + i, masked);
   }
-  for (int64_t i = 0; i < kTileVecs; ++i) most = max(most, scores[i]);
-  const float maximum = reduce_max(most);
-  *sum = broadcast(0.0f);
-  for (int64_t i = 0; i < kTileVecs; ++i) {
-    scores[i] = exp(sub(scores[i], broadcast(maximum)));
-    *sum = add(*sum, scores[i]);
+  return reduce_max(most);
+}
+
+// They become probabilities relative to the maximum, with zeros up to the tile's end. Returns their sum.
+KAOKEN_INLINE Vec exponentials(float *scores, int64_t count, float largest) {
+  Vec sum = broadcast(0.0f);
+  for (int64_t i = 0; i < count * kLanes; i += kLanes) {
+    const Vec p = exp2(sub(load(scores + i), broadcast(largest)));
+    sum = add(sum, p);
+    store(scores + i, p);
   }
-  return maximum;
+  for (int64_t i = count * kLanes; i < kAttentionTile; i += kLanes) store(scores + i, broadcast(0.0f));
+  return sum;
 }
 
 // Merges the tile at `begin` into Rows consecutive rows, of which the first sees `valid` positions of it and each
-// further one sees one more, up to the whole tile. query: [Rows * kPlanes][Dim]; out: [Rows][out_stride].
+// further one sees one more, up to the whole tile. query: [Rows][Dim]; out: [Rows][out_stride].
 template <class Type, int Rows, int64_t Dim>
 KAOKEN_INLINE void attend_tile(const typename Type::Step::Input *query, const float *query_scales, float *out,
                                int64_t out_stride, const HeadCache<Type, Dim> &cache, int64_t begin, int64_t valid,
                                Softmax<Rows> &state) {
   using Step = typename Type::Step;
   constexpr int planes = Type::kPlanes;
-  alignas(kAlignment) typename Step::Element scores[Rows * planes * kAttentionTile];
+  alignas(kAlignment) typename Step::Element products[Rows * kAttentionTile];
+  alignas(kAlignment) float p[Rows * kAttentionTile];
   alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kAttentionTile];
   alignas(kAlignment) typename Step::Element sums[Rows * planes * Dim];
   const auto sees = [&](int64_t row) { return valid + row < kAttentionTile ? valid + row : kAttentionTile; };
   const int64_t seen = (sees(Rows - 1) + kLanes - 1) / kLanes;  // panels
-  product<Step, Rows * planes>(query, Dim, cache.keys + begin * Dim, Dim * kLanes, Dim / Step::kStep, scores,
-                               kAttentionTile, seen);
+  product<Step, Rows>(query, Dim, cache.keys + begin * Dim, Dim * kLanes, Dim / Step::kStep, products, kAttentionTile,
+                      seen);
 
+  // In stages, since each is a chain of its own for every row and one row has to wait for itself.
   const Vec before = load(state.largest);
-  Vec total[Rows];
-  float scales[Rows];
   for (int row = 0; row < Rows; ++row) {
-    Vec p[kTileVecs];
-    for (int64_t i = 0; i < kTileVecs; ++i) {
-      p[i] = i < seen ? Type::score(scores + row * planes * kAttentionTile + i * kLanes, query_scales[row], cache,
-                                    begin + i * kLanes)
-                      : broadcast(-__builtin_inff());
-    }
-    state.largest[row] = exponentials(p, sees(row), state.largest[row], total + row);
-    scales[row] = Type::probabilities(p, cache, begin, probabilities + row * planes * kAttentionTile);
+    state.largest[row] = scores_of<Type>(products + row * kAttentionTile, query_scales[row], cache, begin, seen,
+                                         sees(row), state.largest[row], p + row * kAttentionTile);
   }
   alignas(kAlignment) float shrink[kLanes];
-  store(shrink, exp(sub(before, load(state.largest))));
-  for (int row = 0; row < Rows; ++row) state.total[row] = fma(state.total[row], broadcast(shrink[row]), total[row]);
+  store(shrink, exp2(sub(before, load(state.largest))));
+  for (int row = 0; row < Rows; ++row) {
+    const Vec sum = exponentials(p + row * kAttentionTile, seen, state.largest[row]);
+    state.total[row] = fma(state.total[row], broadcast(shrink[row]), sum);
+  }
+  float scales[Rows];
+  for (int row = 0; row < Rows; ++row) {
+    scales[row] =
+        Type::probabilities(p + row * kAttentionTile, cache, begin, probabilities + row * planes * kAttentionTile);
+  }
 
   // What all rows see, together; then what each row sees beyond, so that no sum takes in a masked value.
   const typename Type::Element *values = cache.values() + begin * kLanes;
@@ -148,12 +194,12 @@ template <class Type, int Rows, int64_t Dim>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
                                const HeadCache<Type, Dim> &cache, int64_t position) {
   Softmax<Rows> state;
-  alignas(kAlignment) typename Type::Step::Input queries[Rows * Type::kPlanes * Dim];
+  alignas(kAlignment) typename Type::Step::Input queries[Rows * Dim];
   float scales[Rows];
   store(state.largest, broadcast(-__builtin_inff()));
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
-    scales[row] = Type::template query<Dim>(query + row * query_stride, queries + row * Type::kPlanes * Dim);
+    scales[row] = Type::template query<Dim>(query + row * query_stride, queries + row * Dim);
   }
   for (int64_t begin = 0; begin <= position; begin += kAttentionTile) {
     const int64_t left = position + 1 - begin;
@@ -168,53 +214,69 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
   }
 }
 
-// The keys and values of pass.qkv -> the cache. Workers take turns at heads; where there is one new position, a head's
-// worker is also the one that attends with it, and needs no barrier before that.
+// The keys and values of pass.qkv -> the cache. A head's worker is also the one that attends with it where it has heads
+// of its own, or there is one new position; so it needs no barrier before that.
 template <class Type, int64_t Heads, int64_t HeadDim>
-void extend_cache(const Pass &pass, const Worker &worker, const BlockCache<Type, Heads, HeadDim> &cache) {
+void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
   constexpr int64_t dim = cache.kDim;
   constexpr int64_t width = Heads * dim;
-  for (int64_t item = worker.index; item < pass.batch * Heads; item += worker.count) {
-    const int64_t sequence = item / Heads, head = item % Heads;
+  constexpr int64_t step = Type::Step::kStep;
+  const int64_t heads = part.heads.end - part.heads.begin;
+  for (int64_t item = part.worker.index; item < pass.batch * heads; item += part.worker.count) {
+    const int64_t sequence = item / heads, head = part.heads.begin + item % heads;
+    const auto head_cache = cache.head(sequence, head);
     const float *keys = pass.qkv + sequence * pass.count * 3 * width + width + head * dim;
-    for (int64_t i = 0; i < pass.count; ++i, keys += 3 * width) {
-      Type::template store<dim>(cache.head(sequence, head), pass.past + i, keys, keys + width);
+    for (int64_t position = pass.past, stored; position < pass.past + pass.count; position += stored) {
+      if (position % step == 0 && position + step <= pass.past + pass.count) {
+        Type::template store<step>(head_cache, position, keys, keys + width, 3 * width);
+        stored = step;
+      } else {
+        Type::template store<1>(head_cache, position, keys, keys + width, 3 * width);
+        stored = 1;
+      }
+      keys += stored * 3 * width;
     }
   }
 }
 
 // In the last block, behind extend_cache(): all but the last position of each sequence have done their part where no
-// logits of theirs are asked for. Moves the hidden rows and queries that remain to the front, and makes `pass`, this
-// worker's own copy, one of a single new position.
-template <int64_t HiddenWidth, int64_t AttentionWidth>
+// logits of theirs are asked for. Moves to the front what remains: hidden rows, the inputs of a matrix of Kind with
+// `Depth` inputs, and queries, where they are there already. Makes `pass`, this worker's own copy, one of a single new
+// position.
+template <class Kind, int64_t Depth, int64_t HiddenWidth, int64_t AttentionWidth>
 KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
   if (pass.count == 1 || pass.logits_which != KAOKEN_LOGITS_LAST) return;
+  constexpr int64_t input_bytes = Kind::row_stride(Depth) * static_cast<int64_t>(sizeof(typename Kind::Input));
+  auto *inputs = static_cast<char *>(pass.inputs);
+  barrier(worker);
   for (int64_t sequence = 0; worker.index == 0 && sequence < pass.batch; ++sequence) {
     const int64_t row = (sequence + 1) * pass.count - 1;
     __builtin_memmove(pass.hidden + sequence * HiddenWidth, pass.hidden + row * HiddenWidth,
                       HiddenWidth * sizeof *pass.hidden);
     __builtin_memmove(pass.qkv + sequence * 3 * AttentionWidth, pass.qkv + row * 3 * AttentionWidth,
                       AttentionWidth * sizeof *pass.qkv);
+    __builtin_memmove(inputs + sequence * input_bytes, inputs + row * input_bytes, input_bytes);
+    pass.input_scales[sequence] = pass.input_scales[row];
   }
   barrier(worker);
   pass.past += pass.count - 1;
   pass.count = 1;
 }
 
-// The queries of pass.qkv and the cache -> pass.attended. Workers take turns at groups of rows, so that the longer ones
-// at the end of a prompt are spread over all.
+// The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
+// that the longer ones at the end of a prompt are spread over all.
 template <class Type, int64_t Heads, int64_t HeadDim>
-void attention(const Pass &pass, const Worker &worker, const BlockCache<Type, Heads, HeadDim> &cache) {
+void attention(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
   constexpr int64_t dim = cache.kDim;
   constexpr int64_t width = Heads * dim;
-  const int64_t heads = pass.batch * Heads;
-  if (pass.count > 1) barrier(worker);
+  const int64_t heads = part.heads.end - part.heads.begin;
+  if (pass.count > 1) barrier(part.worker);
 
   const int64_t first_group = pass.past / kAttentionRows;
   const int64_t end = pass.past + pass.count;
   const int64_t groups = (end - 1) / kAttentionRows - first_group + 1;
-  for (int64_t item = worker.index; item < heads * groups; item += worker.count) {
-    const int64_t sequence = item / groups / Heads, head = item / groups % Heads;
+  for (int64_t item = part.worker.index; item < pass.batch * heads * groups; item += part.worker.count) {
+    const int64_t sequence = item / groups / heads, head = part.heads.begin + item / groups % heads;
     const int64_t group = (first_group + item % groups) * kAttentionRows;
     const HeadCache<Type, dim> head_cache = cache.head(sequence, head);
     const int64_t row = sequence * pass.count - pass.past;  // of position 0

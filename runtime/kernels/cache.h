@@ -8,8 +8,9 @@
 //   value scales  [C] float32
 //   key sums      [C] int32, of the integers of a key
 //
-// Queries and probabilities take the type that the cache's products take: float32, bfloat16, or, for int8, 14 bits in
-// two planes of 7. Such planes are unsigned and signed alike and their products exact on every ISA.
+// Queries and probabilities take the type that the cache's products take: float32, bfloat16, or, for int8, inputs of 8
+// bits (kinds.h). A query is rounded as a key is. Of a tile's probabilities, many of which may be small beside the
+// largest, 14 bits are kept, as two planes of 7.
 #pragma once
 
 #include "functions.h"
@@ -49,23 +50,32 @@ struct BlockCache {
   }
 };
 
-// Writes one position's key and value, Dim elements each, to their places.
-template <class Type, int64_t Dim>
-KAOKEN_INLINE void scatter_position(const HeadCache<Type, Dim> &cache, int64_t position,
-                                    const typename Type::Element *key, const typename Type::Element *value) {
+// Writes the keys and values of Count positions, [Count][Dim] each, to their places. They are one position, or a step's
+// from a multiple of it on.
+template <int64_t Count, class Type, int64_t Dim>
+KAOKEN_INLINE void scatter(const HeadCache<Type, Dim> &cache, int64_t position, const typename Type::Element *keys,
+                           const typename Type::Element *values) {
   constexpr int64_t step = Type::Step::kStep;
-  auto *keys = cache.keys + position / kLanes * kLanes * Dim + position % kLanes * step;
-  for (int64_t d = 0; d < Dim; d += step) __builtin_memcpy(keys + d * kLanes, key + d, step * sizeof *key);
-  auto *values = cache.values() + position / step * step * kLanes + position % step;
+  for (int64_t i = 0; i < Count; ++i) {
+    auto *to = cache.keys + (position + i) / kLanes * kLanes * Dim + (position + i) % kLanes * step;
+    for (int64_t d = 0; d < Dim; d += step) {
+      __builtin_memcpy(to + d * kLanes, keys + i * Dim + d, step * sizeof *keys);
+    }
+  }
+  auto *to = cache.values() + position / step * step * kLanes + position % step;
   for (int64_t d = 0; d < Dim; d += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) values[d * cache.positions + lane * step] = value[d + lane];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      for (int64_t i = 0; i < Count; ++i) to[d * cache.positions + lane * step + i] = values[i * Dim + d + lane];
+    }
   }
 }
 
 // Each type below has
-//   store<Dim>(cache, position, key, value): writes [Dim] floats into the cache
-//   query<Dim>(q, out): a query as [kPlanes][Dim] inputs; returns the scale that `score` takes
-//   score(sums, scale, cache, position): 16 scores from the sums of [kPlanes][kAttentionTile]
+//   store<Count>(cache, position, keys, values, stride): writes [Count] keys and values of [Dim] floats, `stride`
+//   apart,
+//     into the cache (see scatter)
+//   query<Dim>(q, out): a query as [Dim] inputs; returns the scale that `score` takes
+//   score(sums, scale, cache, position): 16 scores, times log2 e, from their sums
 //   probabilities(p, cache, begin, out): a tile's as [kPlanes][kAttentionTile] inputs; returns what `value` takes
 //   value<Dim>(sums, scale): 16 sums of values from those of [kPlanes][Dim]
 // kExact says that a probability of zero leaves a sum as it is, whatever the value.
@@ -78,7 +88,7 @@ struct FloatCache {
 
   template <class Cache>
   KAOKEN_INLINE Vec score(const float *sums, float, const Cache &, int64_t) {
-    return load(sums);
+    return mul(load(sums), broadcast(kLog2E));
   }
   template <int64_t Dim>
   KAOKEN_INLINE Vec value(const float *sums, float) {
@@ -90,10 +100,11 @@ struct CacheFloat32 : FloatCache {
   using Element = float;
   using Step = Float32Step;
 
-  template <int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheFloat32, Dim> &cache, int64_t position, const float *key,
-                           const float *value) {
-    scatter_position(cache, position, key, value);
+  template <int64_t Count, int64_t Dim>
+  KAOKEN_INLINE void store(const HeadCache<CacheFloat32, Dim> &cache, int64_t position, const float *keys,
+                           const float *values, int64_t) {
+    static_assert(Count == 1);
+    scatter<1>(cache, position, keys, values);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, float *out) {
@@ -101,8 +112,8 @@ struct CacheFloat32 : FloatCache {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const Vec *p, const HeadCache<CacheFloat32, Dim> &, int64_t, float *out) {
-    for (int64_t i = 0; i < kTileVecs; ++i) KAOKEN_ISA::store(out + i * kLanes, p[i]);
+  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheFloat32, Dim> &, int64_t, float *out) {
+    for (int64_t i = 0; i < kAttentionTile; i += kLanes) KAOKEN_ISA::store(out + i, load(p + i));
     return 1.0f;
   }
 };
@@ -111,13 +122,17 @@ struct CacheBFloat16 : FloatCache {
   using Element = uint16_t;
   using Step = BFloat16Step;
 
-  template <int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheBFloat16, Dim> &cache, int64_t position, const float *key,
-                           const float *value) {
-    uint16_t rounded[2 * Dim];
-    for (int64_t d = 0; d < Dim; d += kLanes) store_bfloat16(rounded + d, load(key + d));
-    for (int64_t d = 0; d < Dim; d += kLanes) store_bfloat16(rounded + Dim + d, load(value + d));
-    scatter_position(cache, position, rounded, rounded + Dim);
+  template <int64_t Count, int64_t Dim>
+  KAOKEN_INLINE void store(const HeadCache<CacheBFloat16, Dim> &cache, int64_t position, const float *keys,
+                           const float *values, int64_t stride) {
+    uint16_t rounded[2][Count * Dim];
+    for (int64_t i = 0; i < Count; ++i) {
+      for (int64_t d = 0; d < Dim; d += kLanes) {
+        store_bfloat16(rounded[0] + i * Dim + d, load(keys + i * stride + d));
+        store_bfloat16(rounded[1] + i * Dim + d, load(values + i * stride + d));
+      }
+    }
+    scatter<Count>(cache, position, rounded[0], rounded[1]);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, uint16_t *out) {
@@ -125,8 +140,8 @@ struct CacheBFloat16 : FloatCache {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const Vec *p, const HeadCache<CacheBFloat16, Dim> &, int64_t, uint16_t *out) {
-    for (int64_t i = 0; i < kTileVecs; ++i) store_bfloat16(out + i * kLanes, p[i]);
+  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheBFloat16, Dim> &, int64_t, uint16_t *out) {
+    for (int64_t i = 0; i < kAttentionTile; i += kLanes) store_bfloat16(out + i, load(p + i));
     return 1.0f;
   }
 };
@@ -140,47 +155,49 @@ struct CacheInt8 {
 
   static constexpr float kLargest = 16383.0f;  // of 14 bits
   static constexpr float kSmallest = 1e-30f;   // magnitudes below it are 0: their inverses overflow
-  static constexpr float kMiddle = 8192.0f;    // what stands for a zero in a query
+  static constexpr int kZero = 128;            // what stands for a zero in a query
 
-  template <int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheInt8, Dim> &cache, int64_t position, const float *key,
-                           const float *value) {
-    int8_t rounded[2 * Dim];
-    cache.key_scales()[position] = round<Dim>(key, rounded, cache.key_sums() + position);
-    cache.value_scales()[position] = round<Dim>(value, rounded + Dim, nullptr);
-    scatter_position(cache, position, rounded, rounded + Dim);
+  template <int64_t Count, int64_t Dim>
+  KAOKEN_INLINE void store(const HeadCache<CacheInt8, Dim> &cache, int64_t position, const float *keys,
+                           const float *values, int64_t stride) {
+    int8_t rounded[2][Count * Dim];
+    for (int64_t i = 0; i < Count; ++i) {
+      int32_t *sum = cache.key_sums() + position + i;
+      cache.key_scales()[position + i] = round<Dim>(keys + i * stride, rounded[0] + i * Dim, sum);
+      cache.value_scales()[position + i] = round<Dim>(values + i * stride, rounded[1] + i * Dim, nullptr);
+    }
+    scatter<Count>(cache, position, rounded[0], rounded[1]);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, uint8_t *out) {
     const float largest = largest_magnitude<Dim>(q);
-    const float inverse = largest > kSmallest ? (kMiddle - 1) / largest : 0.0f;
-    for (int64_t d = 0; d < Dim; d += kLanes) {
-      store_planes(add(nearest(load(q + d), inverse), broadcast(kMiddle)), out + d, out + Dim + d);
-    }
-    return largest / (kMiddle - 1);
+    const float inverse = largest > kSmallest ? 127.0f / largest : 0.0f;
+    store_inputs<Dim / kLanes>(out, [&](int64_t i) { return input_of(load(q + i * kLanes), inverse, kZero); });
+    return largest / 127.0f * kLog2E;
   }
   template <int64_t Dim>
   KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const HeadCache<CacheInt8, Dim> &cache, int64_t position) {
-    const Ints middle = mul(broadcast_int(static_cast<int32_t>(kMiddle)), load(cache.key_sums() + position));
-    const Ints sum = sub(join_planes(sums, kAttentionTile), middle);
-    return mul(to_float(sum), mul(broadcast(scale), load(cache.key_scales() + position)));
+    const Ints offset = mul(broadcast_int(kZero - kInputOffset), load(cache.key_sums() + position));
+    return mul(to_float(sub(load(sums), offset)), mul(broadcast(scale), load(cache.key_scales() + position)));
   }
   // Times the values' scales, so that what remains of a value is its integer.
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const Vec *p, const HeadCache<CacheInt8, Dim> &cache, int64_t begin, uint8_t *out) {
+  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheInt8, Dim> &cache, int64_t begin,
+                                    uint8_t *out) {
     const Vec zero = broadcast(0.0f);
     Vec scaled[kTileVecs], most = zero;
     for (int64_t i = 0; i < kTileVecs; ++i) {
-      const Vec product = mul(p[i], load(cache.value_scales() + begin + i * kLanes));
-      scaled[i] = select_less(zero, p[i], product, zero);  // a masked position's scale may be anything
+      const Vec weight = load(p + i * kLanes);
+      const Vec product = mul(weight, load(cache.value_scales() + begin + i * kLanes));
+      scaled[i] = select_less(zero, weight, product, zero);  // a masked position's scale may be anything
       most = max(scaled[i], most);
     }
     const float largest = reduce_max(most);
-    const float inverse = largest > kSmallest ? kLargest / largest : 0.0f;
-    for (int64_t i = 0; i < kTileVecs; ++i) {
-      store_planes(min(nearest(scaled[i], inverse), broadcast(kLargest)), out + i * kLanes,
-                   out + kAttentionTile + i * kLanes);
-    }
+    const Vec inverse = broadcast(largest > kSmallest ? kLargest / largest : 0.0f);
+    Ints integers[kTileVecs];
+    for (int64_t i = 0; i < kTileVecs; ++i) integers[i] = to_int(mul(scaled[i], inverse));
+    store_inputs<kTileVecs>(out, [&](int64_t i) { return shift_right<7>(integers[i]); });
+    store_inputs<kTileVecs>(out + kAttentionTile, [&](int64_t i) { return bit_and(integers[i], broadcast_int(127)); });
     return largest / kLargest;
   }
   template <int64_t Dim>
@@ -196,32 +213,24 @@ struct CacheInt8 {
     for (int64_t d = 0; d < Dim; d += kLanes) largest = max(max(load(x + d), sub(zero, load(x + d))), largest);
     return reduce_max(largest);
   }
-  KAOKEN_INLINE Vec nearest(Vec x, float factor) {
-    const Vec round = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-    return sub(fma(x, broadcast(factor), round), round);
-  }
-  // Symmetric, the largest magnitude at 127. Returns the scale.
+  // Symmetric, the largest magnitude at 127. Returns the scale: NaN where an element is NaN or infinite.
   template <int64_t Dim>
   KAOKEN_INLINE float round(const float *x, int8_t *out, int32_t *total) {
     const float largest = largest_magnitude<Dim>(x);
-    const float inverse = largest > kSmallest ? 127.0f / largest : 0.0f;
-    Vec sum = broadcast(0.0f);
+    const Vec inverse = broadcast(largest > kSmallest ? 127.0f / largest : 0.0f);
+    Ints sum = broadcast_int(0);
+    Vec poison = broadcast(0.0f);
     for (int64_t d = 0; d < Dim; d += kLanes) {
-      const Vec integers = nearest(load(x + d), inverse);
+      const Ints integers = to_int(mul(load(x + d), inverse));
       sum = add(sum, integers);
+      poison = fma(load(x + d), broadcast(0.0f), poison);
       store_bytes(reinterpret_cast<uint8_t *>(out + d), integers);
     }
-    if (total) *total = static_cast<int32_t>(reduce_add(sum));
-    return largest / 127.0f;
-  }
-  // Integers from 0 to kLargest, as 128 high + low.
-  KAOKEN_INLINE void store_planes(Vec integers, uint8_t *high, uint8_t *low) {
-    const Vec upper = nearest(sub(integers, broadcast(63.5f)), 1.0f / 128);  // rounds down: no ties
-    store_bytes(high, upper);
-    store_bytes(low, fma(upper, broadcast(-128.0f), integers));
+    if (total) *total = static_cast<int32_t>(reduce_add(to_float(sum)));
+    return largest / 127.0f + reduce_add(poison);
   }
   KAOKEN_INLINE Ints join_planes(const int32_t *sums, int64_t stride) {
-    return add(mul(broadcast_int(128), load(sums)), load(sums + stride));
+    return add(shift_left<7>(load(sums)), load(sums + stride));
   }
 };
 

@@ -18,22 +18,49 @@ KAOKEN_INLINE Vec group_scales(const uint16_t *scales) {
   return mul(load_half(scales), broadcast(1.0f / kNibbleScale));
 }
 
-// out[0 .. 16) = one row times one panel of `groups` groups.
-static inline void int4_row(const uint8_t *x, const uint8_t *w, const uint16_t *scales, int64_t groups, float *out,
-                            const Ahead &ahead) {
-  Vec sum = broadcast(0.0f);
+template <int... R>
+KAOKEN_INLINE void add_line(const uint8_t *x, int64_t x_stride, Bytes weights, Ints *sums, Indices<R...>) {
+  ((sums[R] = dot(spread_quad(x + R * x_stride), weights, sums[R])), ...);
+}
+
+template <int... R>
+KAOKEN_INLINE void add_group(const Ints *low, const Ints *high, Vec scale, Vec *sums, Indices<R...>) {
+  ((sums[R] = fma(to_float(add(low[R], high[R])), scale, sums[R])), ...);
+}
+
+// out[r * out_stride + lane] = Rows rows times one panel of `groups` groups, whose nibbles are read as they lie.
+template <int Rows>
+__attribute__((noinline)) void int4_rows(const uint8_t *x, int64_t x_stride, const uint8_t *w, const uint16_t *scales,
+                                         int64_t groups, float *out, int64_t out_stride, const Ahead &ahead) {
+  Vec sums[Rows];
+  set_zero<Float32Step>(sums, UpTo<Rows>());
   for (int64_t group = 0; group < groups; ++group, x += kGroup, w += kGroupBytes, scales += kLanes) {
-    Ints low = broadcast_int(0), high = broadcast_int(0);
+    Ints low[Rows], high[Rows];
+    set_zero<Int8Step>(low, UpTo<Rows>());
+    set_zero<Int8Step>(high, UpTo<Rows>());
 #pragma GCC unroll 4
     for (int64_t line = 0; line < kGroupLines; ++line) {
       prefetch(ahead, group * kGroupLines + line, UpTo<1>());
       const Nibbles weights = load_nibbles(w + line * 64);
-      low = dot(spread_quad(x + line * 4), weights.low, low);
-      high = dot(spread_quad(x + kGroup / 2 + line * 4), weights.high, high);
+      add_line(x + line * 4, x_stride, weights.low, low, UpTo<Rows>());
+      add_line(x + kGroup / 2 + line * 4, x_stride, weights.high, high, UpTo<Rows>());
     }
-    sum = fma(to_float(add(low, high)), group_scales(scales), sum);
+    add_group(low, high, group_scales(scales), sums, UpTo<Rows>());
   }
-  store(out, sum);
+  store_tile<1>(sums, out, out_stride, UpTo<Rows>());
+}
+
+// The same for any number of rows, in parts of Rows, Rows / 2, ... 1.
+template <int Rows>
+KAOKEN_INLINE void int4_panel(const uint8_t *x, int64_t x_stride, int64_t rows, const uint8_t *w,
+                              const uint16_t *scales, int64_t groups, float *out, int64_t out_stride,
+                              const Ahead &ahead) {
+  for (; rows >= Rows; rows -= Rows, x += Rows * x_stride, out += Rows * out_stride) {
+    int4_rows<Rows>(x, x_stride, w, scales, groups, out, out_stride, ahead);
+  }
+  if constexpr (Rows > 1) {
+    if (rows > 0) int4_panel<Rows / 2>(x, x_stride, rows, w, scales, groups, out, out_stride, ahead);
+  }
 }
 
 // Unpacks `groups` groups of a panel to [groups * 8][16][4] int8 times kNibbleScale.

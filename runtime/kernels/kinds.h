@@ -41,10 +41,11 @@ struct DenseProducts {
     few<1, Panels>(x, 1, w, panel, depth, out, next);
   }
 
-  // out[row][0 .. 16 Panels) for up to kRowBlock rows.
+  // out[row][0 .. 16 Panels) for up to kRowBlock rows. Outlined, since g++ 12 keeps the accumulators of a large tile on
+  // the stack where it knows the strides.
   template <int Panels, class Matrix>
-  static void block(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, Element *out,
-                    const char *next) {
+  KAOKEN_OUTLINE static void block(const Input *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth,
+                                   Element *out, const char *next) {
     if (rows <= kTileRows) return few<kTileRows, Panels>(x, rows, w, panel, depth, out, next);
     const int64_t stride = steps(depth) * Step::kStep * kLanes;
     for (int64_t step = 0; step < steps(depth); step += kDepthBlock) {
@@ -116,33 +117,51 @@ struct BFloat16 : DenseProducts<BFloat16Step> {
   }
 };
 
+// The integer nearest to x * inverse + zero, as inputs are stored: the same number on every ISA.
+KAOKEN_INLINE Ints input_of(Vec x, float inverse, float zero) {
+  return sub(to_int(fma(x, broadcast(inverse), broadcast(zero))), broadcast_int(kInputOffset));
+}
+
 // Inputs in 8 bits: dynamic, asymmetric, each row by itself. 0 is exact, so padding stays 0. A NaN or an infinity,
 // which no byte could stand for, makes the scale NaN and so every output.
 template <int64_t Depth>
 KAOKEN_INLINE void quantize(const float *x, uint8_t *inputs, RowScale *row) {
+  constexpr int64_t end = round_up(Depth, kLanes);
   const Vec none = broadcast(0.0f);
-  Vec low = none, high = none, poison = none;
-  for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) {
-    low = min(load(x + i), low);
-    high = max(load(x + i), high);
-    poison = fma(load(x + i), none, poison);
+  Vec low[] = {none, none}, high[] = {none, none}, poison[] = {none, none};  // two chains each: adding takes its time
+  for (int64_t i = 0; i < end; i += 2 * kLanes) {
+    for (int chain = 0; chain < 2 && i + chain * kLanes < end; ++chain) {
+      const Vec v = load(x + i + chain * kLanes);
+      low[chain] = min(v, low[chain]);
+      high[chain] = max(v, high[chain]);
+      poison[chain] = fma(v, none, poison[chain]);
+    }
   }
-  const float least = -reduce_max(sub(broadcast(0.0f), low));
-  const float range = reduce_max(high) - least;
+  const float least = -reduce_max(sub(none, min(low[0], low[1])));
+  const float range = reduce_max(max(high[0], high[1])) - least;
   const bool sound = range > 1e-30f && range < 1e38f;
   const float inverse = sound ? 255.0f / range : 0.0f;
   const float zero = sound ? __builtin_rintf(-least * inverse) : 0.0f;
-  row->scale = range / 255.0f + reduce_add(poison);
+  row->scale = range / 255.0f + reduce_add(add(poison[0], poison[1]));
   row->zero = static_cast<int32_t>(zero) - kInputOffset;
 
-  const Vec round = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  const Vec first = broadcast(static_cast<float>(-kInputOffset)), last = broadcast(255.0f - kInputOffset);
-  for (int64_t i = 0; i < round_up(Depth, kLanes); i += kLanes) {
-    const Vec nearest = sub(fma(load(x + i), broadcast(inverse), round), round);
-    store_bytes(inputs + i, min(max(add(nearest, broadcast(zero - kInputOffset)), first), last));
+  const auto quantized = [&](int64_t i) {
+    const int64_t at = i < end ? i : end - kLanes;  // what lies behind the end meets no weight
+    return input_of(load(x + at), inverse, zero);
+  };
+  for (int64_t i = 0; i < end; i += 4 * kLanes) {
+    store_inputs(inputs + i, quantized(i), quantized(i + kLanes), quantized(i + 2 * kLanes), quantized(i + 3 * kLanes));
   }
-  constexpr int64_t end = round_up(Depth, kLanes);
-  for (int64_t i = end; i < round_up(end, kGroup); ++i) inputs[i] = 0;
+}
+
+// Stores 16 Vecs integers that are inputs, integers(i) being 16 of them.
+template <int64_t Vecs, class Integers>
+KAOKEN_INLINE void store_inputs(uint8_t *inputs, const Integers &integers) {
+  constexpr int64_t fours = Vecs / 4 * 4;
+  for (int64_t i = 0; i < fours; i += 4) {
+    store_inputs(inputs + i * kLanes, integers(i), integers(i + 1), integers(i + 2), integers(i + 3));
+  }
+  for (int64_t i = fours; i < Vecs; ++i) store_bytes(inputs + i * kLanes, integers(i));
 }
 
 // 8-bit inputs by int8 weights: scale * (sum of products - zero * sum of weights), the difference exact.
@@ -198,13 +217,22 @@ struct Int4 {
   KAOKEN_INLINE void stream(const uint8_t *x, const Matrix &w, int64_t panel, int64_t depth, float *out,
                             const char *next) {
     static_assert(Panels == 1);
-    int4_row(x, w.weights + panel * groups(depth) * kGroupBytes, w.scales + panel * groups(depth) * kLanes,
-             groups(depth), out, {next ? next : reinterpret_cast<const char *>(w.weights), 0});
+    few<1>(x, 1, w, panel, depth, out, kLanes, next);
   }
 
+  // Up to so many rows read nibbles as they lie; unpacking them pays for more.
+  static constexpr int64_t kFewRows = 2 * kNibbleRows;
+
   template <int Panels>
-  static void block(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, float *out,
-                    const char *) {
+  KAOKEN_OUTLINE static void block(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth,
+                                   float *out, const char *next) {
+    if (rows <= kFewRows) {
+      for (int64_t p = 0; p < Panels; ++p) {
+        few<kNibbleRows>(x, rows, w, panel + p, depth, out + p * kLanes, Panels * kLanes,
+                         next ? next + p * panel_bytes(depth) : nullptr);
+      }
+      return;
+    }
     constexpr int64_t most = kDepthBlock * Int8Step::kStep / kGroup;  // groups that are unpacked at a time
     constexpr int64_t w_stride = most * kGroup * kLanes;
     alignas(kAlignment) int8_t unpacked[Panels * w_stride];
@@ -235,6 +263,15 @@ struct Int4 {
     float scale[kLanes];
     store(scale, load_half(w.scales + group * kLanes));
     return static_cast<float>((nibble ^ 8) - 8) * scale[output % kLanes];
+  }
+
+ private:
+  template <int Rows>
+  KAOKEN_INLINE void few(const uint8_t *x, int64_t rows, const Matrix &w, int64_t panel, int64_t depth, float *out,
+                         int64_t out_stride, const char *next) {
+    int4_panel<Rows>(x, row_stride(depth), rows, w.weights + panel * groups(depth) * kGroupBytes,
+                     w.scales + panel * groups(depth) * kLanes, groups(depth), out, out_stride,
+                     {next ? next : reinterpret_cast<const char *>(w.weights), 0});
   }
 };
 

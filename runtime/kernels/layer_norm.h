@@ -11,16 +11,23 @@ template <int64_t Width>
 KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
   constexpr int64_t padded = round_up(Width, kLanes);
   const Vec zero = broadcast(0.0f);
-  Vec total = zero;
-  for (int64_t i = 0; i < padded; i += kLanes) total = add(total, load(x + i));
-  const Vec mean = broadcast(reduce_add(total) / Width);
-
-  Vec squares = zero;
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vec centred = select_first(Width - i, sub(load(x + i), mean), zero);
-    squares = fma(centred, centred, squares);
+  Vec total[] = {zero, zero};  // two chains, as adding takes its time
+  for (int64_t i = 0; i < padded; i += 2 * kLanes) {
+    total[0] = add(total[0], load(x + i));
+    if (i + kLanes < padded) total[1] = add(total[1], load(x + i + kLanes));
   }
-  const Vec scale = broadcast(1.0f / __builtin_sqrtf(reduce_add(squares) / Width + epsilon));
+  const Vec mean = broadcast(reduce_add(add(total[0], total[1])) / Width);
+
+  Vec squares[] = {zero, zero};
+  for (int64_t i = 0; i < padded; i += 2 * kLanes) {
+    for (int chain = 0; chain < 2; ++chain) {
+      const int64_t at = i + chain * kLanes;
+      if (at >= padded) break;
+      const Vec centred = select_first(Width - at, sub(load(x + at), mean), zero);
+      squares[chain] = fma(centred, centred, squares[chain]);
+    }
+  }
+  const Vec scale = broadcast(1.0f / __builtin_sqrtf(reduce_add(add(squares[0], squares[1])) / Width + epsilon));
 
   for (int64_t i = 0; i < padded; i += kLanes) {
     Vec normed = mul(select_first(Width - i, sub(load(x + i), mean), zero), scale);

@@ -62,18 +62,23 @@ KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, co
   if constexpr (Panels > 1) block_panels<Kind, 1, Depth>(x, rows, w, {panel, panels.end}, epilogue, next);
 }
 
-// x: [rows][Depth padded], w: [Panels] panels. The epilogue is called once for each row and panel with the 16 finished
-// sums. Workers divide the panels; the caller puts a barrier behind it. `next` is what this worker will read after
-// that, or null.
-template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
-void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
-            const Epilogue &epilogue, const char *next = nullptr) {
-  const Share panels = share(Panels, worker);
+// x: [rows][Depth padded]. The epilogue is called once for each row and panel with the 16 finished sums. `next` is what
+// this worker will read after the panels, or null.
+template <class Kind, int64_t Depth, class Epilogue>
+void multiply(const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w, Share panels,
+              const Epilogue &epilogue, const char *next) {
   if (rows == 1) {
     stream_panels<Kind, Kind::kStreamPanels, Depth>(x, w, panels, epilogue, next);
   } else {
     block_panels<Kind, Kind::kTilePanels, Depth>(x, rows, w, panels, epilogue, next);
   }
+}
+
+// The same with all of a matrix, [Panels] panels that workers divide; the caller puts a barrier behind it.
+template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
+KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+                          const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next = nullptr) {
+  multiply<Kind, Depth>(x, rows, w, share(Panels, worker), epilogue, next);
 }
 
 // out[row][:] = Activation(sum + bias)

@@ -18,6 +18,12 @@
 
 #define KAOKEN_INLINE static inline __attribute__((always_inline))
 #define KAOKEN_MEMBER inline __attribute__((always_inline))
+// A function of its own, of which g++ makes no copies for constant arguments.
+#if defined(__clang__)
+#define KAOKEN_OUTLINE __attribute__((noinline))
+#else
+#define KAOKEN_OUTLINE __attribute__((noinline, noclone))
+#endif
 
 namespace kaoken::KAOKEN_ISA {
 

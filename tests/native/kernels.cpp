@@ -82,8 +82,9 @@ struct Attention {
     pass.qkv = qkv;
     pass.cache = cache;
     pass.attended = attended;
-    extend_cache(pass, alone, Cache(pass, 0));
-    attention(pass, alone, Cache(pass, 0));
+    const HeadPart part = head_part<Heads>(alone);
+    extend_cache(pass, part, Cache(pass, 0));
+    attention(pass, part, Cache(pass, 0));
   }
 };
 

@@ -4,6 +4,7 @@
 // Rows and panels of a tile: accumulators, weights and an input in 16 registers.
 constexpr int kTileRows = 6, kTilePanels = 1;
 constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
+constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 4;
 
 struct Vec {
@@ -32,17 +33,18 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
           _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
 }
 
-// 2^n.
-KAOKEN_INLINE __m256 exp2_of_shifted(__m256 shifted) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
-  return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)));
-}
-KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) { return {exp2_of_shifted(shifted.low), exp2_of_shifted(shifted.high)}; }
+// To integers, ties to even.
+KAOKEN_INLINE __m256 nearest(__m256 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+KAOKEN_INLINE Vec nearest(Vec v) { return {nearest(v.low), nearest(v.high)}; }
 
-constexpr float kLowestExponent = -87.3f;
-// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
-KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
-  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
+constexpr float kLowestExponent = -127.0f;
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+KAOKEN_INLINE __m256 scale_exponent(__m256 y, __m256 n) {
+  const __m256 biased = _mm256_min_ps(_mm256_add_ps(n, _mm256_set1_ps(127.0f)), _mm256_set1_ps(254.0f));
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtps_epi32(biased), 23)));
+}
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {
+  return {scale_exponent(y.low, n.low), scale_exponent(y.high, n.high)};
 }
 
 KAOKEN_INLINE float reduce_add(Vec v) {
@@ -77,7 +79,21 @@ KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low),
 KAOKEN_INLINE Ints mul(Ints a, Ints b) {
   return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
 }
+KAOKEN_INLINE Ints bit_and(Ints a, Ints b) {
+  return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+KAOKEN_INLINE Ints bit_or(Ints a, Ints b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
+template <int Bits>
+KAOKEN_INLINE Ints shift_left(Ints v) {
+  return {_mm256_slli_epi32(v.low, Bits), _mm256_slli_epi32(v.high, Bits)};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_right(Ints v) {
+  return {_mm256_srai_epi32(v.low, Bits), _mm256_srai_epi32(v.high, Bits)};
+}
 KAOKEN_INLINE Vec to_float(Ints v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+// The nearest, ties to even.
+KAOKEN_INLINE Ints to_int(Vec v) { return {_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high)}; }
 
 // Narrow numbers in memory.
 
@@ -96,12 +112,10 @@ KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
   const __m256i packed = _mm256_packus_epi32(round_bfloat16(v.low), round_bfloat16(v.high));  // within 128-bit lanes
   store_half_line(p, _mm256_permute4x64_epi64(packed, 0xd8));
 }
-// The low byte of each lane's nearest integer.
-KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
-  const __m256i mask = _mm256_set1_epi32(0xff);
-  const __m256i low = _mm256_and_si256(_mm256_cvtps_epi32(v.low), mask);
-  const __m256i high = _mm256_and_si256(_mm256_cvtps_epi32(v.high), mask);
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+// The low byte of each lane.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
+  const Ints bytes32 = bit_and(v, broadcast_int(0xff));
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(bytes32.low, bytes32.high), 0xd8);
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), bytes);
 }
@@ -169,6 +183,18 @@ KAOKEN_INLINE __m256i dot(Quad x, __m256i w, __m256i sum) {
 }
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) { return {dot(x, w.low, sum.low), dot(x, w.high, sum.high)}; }
 #endif
+
+// 64 integers as the inputs nearest to them.
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b) {
+  const __m256i words_a = _mm256_packs_epi32(a.low, a.high), words_b = _mm256_packs_epi32(b.low, b.high);
+  const __m256i bytes = kInputOffset ? _mm256_packs_epi16(words_a, words_b) : _mm256_packus_epi16(words_a, words_b);
+  store_half_line(p,
+                  _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));  // of 128-bit lanes
+}
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  store_inputs(p, a, b);
+  store_inputs(p + 32, c, d);
+}
 
 // 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
 

@@ -4,6 +4,7 @@
 // Rows and panels of a tile: accumulators, weights and an input in 32 registers.
 constexpr int kTileRows = 8, kTilePanels = 3;
 constexpr int kGroupRows = 6, kGroupPanels = 2;  // int4 keeps a second set of accumulators
+constexpr int kNibbleRows = 8;
 constexpr int kStreamPanels = 4;
 
 struct Vec {
@@ -26,9 +27,12 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
 }
 
-constexpr float kLowestExponent = -104.0f;  // from where a denormal, which is flushed, would be 0
-// y * 2^n (see exp).
-KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n, Vec, Vec) { return {_mm512_scalef_ps(y.v, n.v)}; }
+// To integers, ties to even.
+KAOKEN_INLINE Vec nearest(Vec v) { return {_mm512_roundscale_ps(v.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+constexpr float kLowestExponent = -150.0f;  // 2^-150 is 0
+// y * 2^n for integers n from kLowestExponent on.
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) { return {_mm512_scalef_ps(y.v, n.v)}; }
 
 // Halves are combined by hand: the order of _mm512_reduce_add_ps is the compiler's choice.
 KAOKEN_INLINE float reduce_add(Vec v) {
@@ -51,7 +55,19 @@ KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 KAOKEN_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 KAOKEN_INLINE Ints mul(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+KAOKEN_INLINE Ints bit_and(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
+KAOKEN_INLINE Ints bit_or(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int Bits>
+KAOKEN_INLINE Ints shift_left(Ints v) {
+  return {_mm512_slli_epi32(v.v, Bits)};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_right(Ints v) {
+  return {_mm512_srai_epi32(v.v, Bits)};
+}
 KAOKEN_INLINE Vec to_float(Ints v) { return {_mm512_cvtepi32_ps(v.v)}; }
+// The nearest, ties to even.
+KAOKEN_INLINE Ints to_int(Vec v) { return {_mm512_cvtps_epi32(v.v)}; }
 
 // Narrow numbers in memory.
 
@@ -66,9 +82,9 @@ KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
-// The low byte of each lane's nearest integer.
-KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
+// The low byte of each lane.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(v.v));
 }
 
 // Two bfloat16 products a lane; first_of leaves one.
@@ -131,6 +147,14 @@ KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
 #endif
+
+// 64 integers as the inputs nearest to them.
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  const __m512i ab = _mm512_packs_epi32(a.v, b.v), cd = _mm512_packs_epi32(c.v, d.v);  // within 128-bit lanes
+  const __m512i bytes = kInputOffset ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
+}
 
 // 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
 

@@ -5,6 +5,7 @@
 // Rows and panels of a tile: accumulators, weights and an input in 32 registers.
 constexpr int kTileRows = 4, kTilePanels = 1;
 constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
+constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 2;
 
 struct Vec {
@@ -50,20 +51,17 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
           vbslq_f32(vcltq_f32(a.c, b.c), x.c, y.c), vbslq_f32(vcltq_f32(a.d, b.d), x.d, y.d)};
 }
 
-// 2^n.
-KAOKEN_INLINE float32x4_t exp2_of_shifted(float32x4_t shifted) {
-  const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23);
-  return vreinterpretq_f32_s32(vaddq_s32(exponent, vdupq_n_s32(0x3f800000)));
-}
-KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
-  return {exp2_of_shifted(shifted.a), exp2_of_shifted(shifted.b), exp2_of_shifted(shifted.c),
-          exp2_of_shifted(shifted.d)};
-}
+// To integers, ties to even.
+KAOKEN_INLINE Vec nearest(Vec v) { return {vrndnq_f32(v.a), vrndnq_f32(v.b), vrndnq_f32(v.c), vrndnq_f32(v.d)}; }
 
-constexpr float kLowestExponent = -87.3f;
-// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
-KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
-  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
+constexpr float kLowestExponent = -127.0f;
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+KAOKEN_INLINE float32x4_t scale_exponent(float32x4_t y, float32x4_t n) {
+  const float32x4_t biased = vminq_f32(vaddq_f32(n, vdupq_n_f32(127.0f)), vdupq_n_f32(254.0f));
+  return vmulq_f32(y, vreinterpretq_f32_s32(vshlq_n_s32(vcvtq_s32_f32(biased), 23)));
+}
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {
+  return {scale_exponent(y.a, n.a), scale_exponent(y.b, n.b), scale_exponent(y.c, n.c), scale_exponent(y.d, n.d)};
 }
 
 KAOKEN_INLINE float reduce_add(Vec v) {
@@ -100,6 +98,24 @@ KAOKEN_INLINE Ints sub(Ints x, Ints y) {
 KAOKEN_INLINE Ints mul(Ints x, Ints y) {
   return {vmulq_s32(x.a, y.a), vmulq_s32(x.b, y.b), vmulq_s32(x.c, y.c), vmulq_s32(x.d, y.d)};
 }
+KAOKEN_INLINE Ints bit_and(Ints x, Ints y) {
+  return {vandq_s32(x.a, y.a), vandq_s32(x.b, y.b), vandq_s32(x.c, y.c), vandq_s32(x.d, y.d)};
+}
+KAOKEN_INLINE Ints bit_or(Ints x, Ints y) {
+  return {vorrq_s32(x.a, y.a), vorrq_s32(x.b, y.b), vorrq_s32(x.c, y.c), vorrq_s32(x.d, y.d)};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_left(Ints v) {
+  return {vshlq_n_s32(v.a, Bits), vshlq_n_s32(v.b, Bits), vshlq_n_s32(v.c, Bits), vshlq_n_s32(v.d, Bits)};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_right(Ints v) {
+  return {vshrq_n_s32(v.a, Bits), vshrq_n_s32(v.b, Bits), vshrq_n_s32(v.c, Bits), vshrq_n_s32(v.d, Bits)};
+}
+// The nearest, ties to even.
+KAOKEN_INLINE Ints to_int(Vec v) {
+  return {vcvtnq_s32_f32(v.a), vcvtnq_s32_f32(v.b), vcvtnq_s32_f32(v.c), vcvtnq_s32_f32(v.d)};
+}
 KAOKEN_INLINE Vec to_float(Ints v) {
   return {vcvtq_f32_s32(v.a), vcvtq_f32_s32(v.b), vcvtq_f32_s32(v.c), vcvtq_f32_s32(v.d)};
 }
@@ -121,13 +137,10 @@ KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
   vst1q_u16(p, vcombine_u16(round_bfloat16(v.a), round_bfloat16(v.b)));
   vst1q_u16(p + 8, vcombine_u16(round_bfloat16(v.c), round_bfloat16(v.d)));
 }
-// The low byte of each lane's nearest integer.
-KAOKEN_INLINE int16x8_t nearest16(float32x4_t a, float32x4_t b) {
-  return vcombine_s16(vmovn_s32(vcvtnq_s32_f32(a)), vmovn_s32(vcvtnq_s32_f32(b)));
-}
-KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
-  const int8x16_t bytes = vcombine_s8(vmovn_s16(nearest16(v.a, v.b)), vmovn_s16(nearest16(v.c, v.d)));
-  vst1q_u8(p, vreinterpretq_u8_s8(bytes));
+// The low byte of each lane.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
+  const int16x8_t ab = vcombine_s16(vmovn_s32(v.a), vmovn_s32(v.b)), cd = vcombine_s16(vmovn_s32(v.c), vmovn_s32(v.d));
+  vst1q_u8(p, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(ab), vmovn_s16(cd))));
 }
 
 // Two bfloat16 products a lane; first_of leaves one.
@@ -197,6 +210,21 @@ KAOKEN_INLINE int32x4_t dot(int8x16_t x, int8x16_t w, int32x4_t sum) {
 #endif
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return {dot(x.v, w.a, sum.a), dot(x.v, w.b, sum.b), dot(x.v, w.c, sum.c), dot(x.v, w.d, sum.d)};
+}
+
+// 64 integers as the inputs nearest to them.
+KAOKEN_INLINE uint8x8_t input_bytes(int32x4_t a, int32x4_t b) {
+  const int16x8_t words = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+  return kInputOffset ? vreinterpret_u8_s8(vqmovn_s16(words)) : vqmovun_s16(words);
+}
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints v) {
+  vst1q_u8(p, vcombine_u8(input_bytes(v.a, v.b), input_bytes(v.c, v.d)));
+}
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  store_inputs(p, a);
+  store_inputs(p + 16, b);
+  store_inputs(p + 32, c);
+  store_inputs(p + 48, d);
 }
 
 // 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.

@@ -7,6 +7,7 @@ typedef int32_t Ints4 __attribute__((vector_size(16)));
 // Rows and panels of a tile: accumulators and weights in 16 registers.
 constexpr int kTileRows = 2, kTilePanels = 1;
 constexpr int kGroupRows = 2, kGroupPanels = 1;
+constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 1;
 
 struct Vec {
@@ -39,23 +40,19 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
   }
   return v;
 }
-KAOKEN_INLINE Vec max(Vec a, Vec b) { return select_less(a, b, b, a); }
-KAOKEN_INLINE Vec min(Vec a, Vec b) { return select_less(b, a, b, a); }
+// b where either is NaN.
+KAOKEN_INLINE Vec max(Vec a, Vec b) { return select_less(b, a, a, b); }
+KAOKEN_INLINE Vec min(Vec a, Vec b) { return select_less(a, b, a, b); }
 
-// 2^n.
-KAOKEN_INLINE Vec exp2_of_shifted(Vec shifted) {
-  Vec v;
-  for (int i = 0; i < 4; ++i) {
-    const Ints4 one = {0x3f800000, 0x3f800000, 0x3f800000, 0x3f800000};
-    v.q[i] = (Lanes4)(((Ints4)shifted.q[i] << 23) + one);
-  }
-  return v;
-}
+// To integers of less than 2^22, ties to even: what 1.5 * 2^23 is added to has no room for a fraction.
+KAOKEN_INLINE Vec nearest(Vec v) { return sub(add(v, broadcast(12582912.0f)), broadcast(12582912.0f)); }
 
-constexpr float kLowestExponent = -87.3f;
-// y * 2^n, with n in the low mantissa bits of `shifted` (see exp); 0 where x is below the lowest exponent.
-KAOKEN_INLINE Vec scale_exponent(Vec y, Vec, Vec shifted, Vec x) {
-  return select_less(x, broadcast(kLowestExponent), broadcast(0.0f), mul(y, exp2_of_shifted(shifted)));
+constexpr float kLowestExponent = -127.0f;
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {
+  const Vec biased = min(add(n, broadcast(127.0f)), broadcast(254.0f));
+  for (int i = 0; i < 4; ++i) y.q[i] *= (Lanes4)(__builtin_convertvector(biased.q[i], Ints4) << 23);
+  return y;
 }
 
 KAOKEN_INLINE float reduce_add(Vec v) {
@@ -96,6 +93,26 @@ KAOKEN_INLINE Ints mul(Ints a, Ints b) {
   for (int i = 0; i < 4; ++i) a.q[i] = (Ints4)((Unsigned4)a.q[i] * (Unsigned4)b.q[i]);
   return a;
 }
+KAOKEN_INLINE Ints bit_and(Ints a, Ints b) {
+  return {{a.q[0] & b.q[0], a.q[1] & b.q[1], a.q[2] & b.q[2], a.q[3] & b.q[3]}};
+}
+KAOKEN_INLINE Ints bit_or(Ints a, Ints b) {
+  return {{a.q[0] | b.q[0], a.q[1] | b.q[1], a.q[2] | b.q[2], a.q[3] | b.q[3]}};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_left(Ints v) {
+  return {{v.q[0] << Bits, v.q[1] << Bits, v.q[2] << Bits, v.q[3] << Bits}};
+}
+template <int Bits>
+KAOKEN_INLINE Ints shift_right(Ints v) {
+  return {{v.q[0] >> Bits, v.q[1] >> Bits, v.q[2] >> Bits, v.q[3] >> Bits}};
+}
+// The nearest of less than 2^22, ties to even.
+KAOKEN_INLINE Ints to_int(Vec v) {
+  const Vec whole = nearest(v);
+  return {{__builtin_convertvector(whole.q[0], Ints4), __builtin_convertvector(whole.q[1], Ints4),
+           __builtin_convertvector(whole.q[2], Ints4), __builtin_convertvector(whole.q[3], Ints4)}};
+}
 KAOKEN_INLINE Vec to_float(Ints v) {
   return {{__builtin_convertvector(v.q[0], Lanes4), __builtin_convertvector(v.q[1], Lanes4),
            __builtin_convertvector(v.q[2], Lanes4), __builtin_convertvector(v.q[3], Lanes4)}};
@@ -118,9 +135,9 @@ KAOKEN_INLINE void store_bfloat16(uint16_t *p, Vec v) {
   __builtin_memcpy(bits, &v, sizeof bits);
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>((bits[i] + 0x7fffu + (bits[i] >> 16 & 1)) >> 16);
 }
-// The low byte of each lane, which holds an integer.
-KAOKEN_INLINE void store_bytes(uint8_t *p, Vec v) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(static_cast<int32_t>(v.q[i / 4][i % 4]));
+// The low byte of each lane.
+KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(v.q[i / 4][i % 4]);
 }
 
 // Two bfloat16 products a lane; first_of leaves one.
@@ -181,6 +198,22 @@ KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
     sum.q[i] += (pairs << 16 >> 16) + (pairs >> 16);
   }
   return sum;
+}
+
+// 64 integers as the inputs nearest to them.
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints v) {
+  for (int i = 0; i < 4; ++i) {
+    const Ints4 low = spread(-kInputOffset), high = spread(255 - kInputOffset);
+    const Ints4 at_least = v.q[i] > low ? v.q[i] : low;
+    v.q[i] = at_least < high ? at_least : high;
+  }
+  store_bytes(p, v);
+}
+KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  store_inputs(p, a);
+  store_inputs(p + 16, b);
+  store_inputs(p + 32, c);
+  store_inputs(p + 48, d);
 }
 
 // 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
