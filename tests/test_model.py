@@ -432,13 +432,45 @@ def test_an_argument_outweighs_the_environment() -> None:
     assert run_python(code, KAOKEN_THREADS="3") == "2"
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no processor affinity")
+AFFINITY = hasattr(os, "sched_setaffinity")
+
+
+@pytest.mark.skipif(not AFFINITY, reason="this system has no processor affinity")
 def test_the_default_number_of_threads_respects_affinity() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "import kaoken; print(kaoken.BakedGPT2().session().threads)"
     )
     assert run_python(code) == "1"
+
+
+TASKS = """
+import os, kaoken
+def tasks(threads):
+    kaoken.BakedGPT2(threads=threads).logits([1])
+    return {int(task) for task in os.listdir("/proc/self/task")}
+"""
+
+tasks = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this system does not list threads")
+
+
+@tasks
+def test_the_next_session_has_the_threads_of_the_last() -> None:
+    assert run_python(f"{TASKS}print(tasks(3) == tasks(3))") == "True"
+    assert run_python(f"{TASKS}print(len(tasks(4)) - len(tasks(2)))") == "2", "threads of a past session stay"
+
+
+@tasks
+@pytest.mark.skipif(not AFFINITY or len(os.sched_getaffinity(0)) < 2, reason="needs two processors, and affinity")
+def test_threads_of_a_past_session_do_not_keep_its_affinity() -> None:
+    code = (
+        "first = tasks(3)\n"
+        "one = {min(os.sched_getaffinity(0))}\n"
+        "os.sched_setaffinity(0, one)\n"
+        "new = tasks(3) - first\n"
+        "print(len(new), all(os.sched_getaffinity(task) == one for task in new))"
+    )
+    assert run_python(TASKS + code) == "2 True"
 
 
 # The ends of a generation
