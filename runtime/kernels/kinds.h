@@ -117,7 +117,7 @@ struct BFloat16 : DenseProducts<BFloat16Step> {
   }
 };
 
-// The integer nearest to x * inverse + zero, as inputs are stored: the same number on every ISA.
+// The integer nearest to x * inverse + zero, as inputs are stored: the same number on every ISA with a fused fma.
 KAOKEN_INLINE Ints input_of(Vec x, float inverse, float zero) {
   return sub(to_int(fma(x, broadcast(inverse), broadcast(zero))), broadcast_int(kInputOffset));
 }
