@@ -171,6 +171,21 @@ def test_keys_and_values_of_zero(library: ctypes.CDLL, dtype: str) -> None:
     assert (np.abs(out - exact) <= bound).all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "broken"), [("float32", np.nan), ("bfloat16", np.nan), ("int8", np.nan), ("int8", np.inf)]
+)
+def test_a_broken_key_breaks_the_rows_that_see_it_alone(library: ctypes.CDLL, dtype: str, broken: float) -> None:
+    """In floats infinity has scores of its own; int8 has no number for it."""
+    sound, inputs = make_inputs(2, 64), make_inputs(2, 64)
+    inputs.qkv[0, 20, 1, 1, 3] = broken
+    out, _ = attend(library, dtype, inputs)
+    assert np.isnan(out[0, 20:, 1]).all()
+    out[0, 20:, 1] = 0
+    expected, _ = attend(library, dtype, sound)
+    expected[0, 20:, 1] = 0
+    assert out.tobytes() == expected.tobytes()
+
+
 def test_every_type_of_cache_of_the_registry_is_tested() -> None:
     registry = REGISTRY.read_text(encoding="utf-8")
     assert re.findall(r"^KAOKEN_CACHE\(\w+, (\w+)\)", registry, re.MULTILINE) == list(ROUND) == list(CACHE_DTYPES)

@@ -71,9 +71,7 @@ KAOKEN_INLINE void scatter(const HeadCache<Type, Dim> &cache, int64_t position, 
 }
 
 // Each type below has
-//   store<Count>(cache, position, keys, values, stride): writes [Count] keys and values of [Dim] floats, `stride`
-//   apart,
-//     into the cache (see scatter)
+//   store<Count>(cache, position, keys, values, stride): Count positions' [Dim] floats, `stride` apart, into the cache
 //   query<Dim>(q, out): a query as [Dim] inputs; returns the scale that `score` takes
 //   score(sums, scale, cache, position): 16 scores, times log2 e, from their sums
 //   probabilities(p, cache, begin, out): a tile's as [kPlanes][kAttentionTile] inputs; returns what `value` takes
