@@ -131,7 +131,11 @@ class Library {
   // An older library lacks what this module would call, so its size is looked at before any field.
   static const kaoken_model_api &compatible(const kaoken_model_api *api, const std::string &path) {
     const bool sized = api != nullptr && api->size >= sizeof(kaoken_model_api);
-    if (sized && api->abi_version == KAOKEN_ABI_VERSION && api->info->size >= sizeof(kaoken_model_info)) return *api;
+    if (sized && api->abi_version == KAOKEN_ABI_VERSION && api->info->size >= sizeof(kaoken_model_info)) {
+      static kaoken_cores cores;  // of all models in this process
+      api->share_cores(&cores);
+      return *api;
+    }
     const std::string found = sized ? std::to_string(api->abi_version) : "of an unknown shape";
     throw Error("LibraryError", path + " was baked by an incompatible Kaoken (its ABI is " + found +
                                     ", this one's is " + std::to_string(KAOKEN_ABI_VERSION) +

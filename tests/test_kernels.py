@@ -132,3 +132,34 @@ def test_layer_norm(library: ctypes.CDLL, width: int, affine: bool) -> None:
         exact = exact * weight[0, :width] + bias[0, :width]
     np.testing.assert_allclose(y[0, :width], exact, rtol=2e-6, atol=2e-6)
     assert not y[0, width:].any()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [1, 15, 64, 129, 1000])
+def test_sampling(library: ctypes.CDLL, count: int, workers: int) -> None:
+    """Maxima and weights of rows that end within a vector, with a NaN and infinities in them."""
+    blocks = -(-count // 64)
+    logits = np.random.default_rng(count).normal(0, 3, count).astype(np.float32)
+    logits[count // 2] = np.nan
+    logits[count // 3] = -np.inf
+    logits[0] = 2
+    numbers = np.where(np.isnan(logits), -np.inf, logits)
+    pad = np.pad(numbers, (0, 64 * blocks - count), constant_values=-np.inf).reshape(blocks, 64)
+
+    shape = (ctypes.c_int64(count), ctypes.c_int64(blocks))
+    maxima, sums = output((blocks,)), output((blocks,))
+    library.largest_logits(workers, pointer(guarded(logits)), *shape, pointer(maxima))
+    assert maxima.tolist() == pad.max(axis=1).tolist()
+
+    row, largest, scale = guarded(logits, writable=True), float(numbers.max()), 0.7
+    library.weigh_logits(workers, pointer(row), *shape, ctypes.c_float(largest), ctypes.c_float(scale), pointer(sums))
+    exact = np.exp((pad.astype(np.float64) - largest) * scale)
+    np.testing.assert_allclose(row, exact.ravel()[:count], rtol=2e-6, atol=0)
+    np.testing.assert_allclose(sums, exact.sum(axis=1), rtol=2e-6, atol=0)
+    assert row.max() == 1
+
+    least = np.sort(row)[count // 2]
+    kept = np.where(row < least, 0, row)
+    library.keep_weights(workers, pointer(row), *shape, ctypes.c_float(least), pointer(sums))
+    assert row.tolist() == kept.tolist()
+    np.testing.assert_allclose(sums, np.pad(kept, (0, 64 * blocks - count)).reshape(blocks, 64).sum(axis=1), rtol=2e-6)

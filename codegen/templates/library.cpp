@@ -14,6 +14,7 @@ extern "C" const char *const kaoken_GEN(name)_tokenizer;
 //% for isa in isas
 namespace kaoken::GEN(isa.name)::model_GEN(name) {
 void forward(Pass &pass, const Worker &worker);
+extern const SamplingCode sampling;
 }
 //% endfor
 
@@ -30,7 +31,8 @@ bool has_GEN(isa.name)() {
 
 const kaoken::Code codes[] = {
 //% for isa in isas
-    {"GEN(isa.name)", has_GEN(isa.name), kaoken::GEN(isa.name)::model_GEN(name)::forward},
+    {"GEN(isa.name)", has_GEN(isa.name), kaoken::GEN(isa.name)::model_GEN(name)::forward,
+     &kaoken::GEN(isa.name)::model_GEN(name)::sampling},
 //% endfor
 };
 

@@ -2,11 +2,14 @@
 // The schedule of one forward pass, run by every worker of a team.
 
 #include "model.h"
+#include "sampling.h"
 
 #define KAOKEN_STRING_OF(x) #x
 #define KAOKEN_STRING(x) KAOKEN_STRING_OF(x)
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
+
+const SamplingCode sampling = {block_maxima, weigh, keep};
 
 void forward(Pass &pass, const Worker &worker) {
   if (worker.index == 0) pass.executed_isa = KAOKEN_STRING(KAOKEN_ISA);

@@ -30,5 +30,6 @@ void GEN(block.unit.name)(Pass &pass, const Worker &worker);
 void head(Pass &pass, const Worker &worker);
 
 void forward(Pass &pass, const Worker &worker);
+extern const SamplingCode sampling;
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

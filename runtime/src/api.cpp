@@ -6,6 +6,7 @@
 #include "generation.h"
 #include "kaoken/library.h"
 #include "session.h"
+#include "share.h"
 
 struct kaoken_session : kaoken::Session {
   using Session::Session;
@@ -110,6 +111,11 @@ kaoken_status generation_next(kaoken_generation *generation, int64_t *tokens, in
 
 void generation_destroy(kaoken_generation *generation) { delete generation; }
 
+void set_cores(kaoken_cores *cores) {
+  static_assert(sizeof(Calls) == sizeof(kaoken_cores) && alignof(Calls) == alignof(kaoken_cores));
+  if (cores) share_cores(reinterpret_cast<Calls *>(cores));
+}
+
 }  // namespace
 
 kaoken_status session_create(const Model &model, const kaoken_session_options *options,
@@ -124,9 +130,22 @@ kaoken_status session_create(const Model &model, const kaoken_session_options *o
 
 kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
   return {
-      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION, &model.info,       last_error,      create,
-      session_destroy,          session_length,     session_threads,   session_isa,     session_executed_isa,
-      session_rewind,           session_append,     generation_create, generation_next, generation_destroy,
+      sizeof(kaoken_model_api),
+      KAOKEN_ABI_VERSION,
+      &model.info,
+      last_error,
+      create,
+      session_destroy,
+      session_length,
+      session_threads,
+      session_isa,
+      session_executed_isa,
+      session_rewind,
+      session_append,
+      generation_create,
+      generation_next,
+      generation_destroy,
+      set_cores,
   };
 }
 

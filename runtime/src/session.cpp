@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -10,6 +11,7 @@
 #include <limits>
 
 #include "errors.h"
+#include "machine.h"
 
 namespace kaoken {
 namespace {
@@ -101,8 +103,15 @@ class Spare {
   std::atomic<void *> data_{nullptr};
 } spare;
 
-constexpr size_t kLargestKept = 32 << 20;    // bytes that stay as they are: offering them takes longer than 100 us
-constexpr size_t kLargestSpare = 256 << 20;  // bytes
+constexpr double kUncheckedMemory = 64 << 20;  // bytes that are taken without a look at what the machine has
+constexpr size_t kLargestKept = 32 << 20;      // bytes that stay as they are: offering them takes longer than 100 us
+constexpr size_t kLargestSpare = 256 << 20;    // bytes
+
+std::string in_gib(double bytes) {
+  char text[32];
+  snprintf(text, sizeof text, "%.1f GiB", bytes / (1 << 30));
+  return text;
+}
 
 // Whether the system agrees to take the pages back when it needs them.
 bool offer(void *data, size_t bytes) {
@@ -139,7 +148,7 @@ Session::Session(const Model &model, int64_t batch, int threads, const char *isa
       pass_rows_(std::max(kPassRows, batch)),
       pass_ids_(static_cast<size_t>(pass_rows_)),
       arena_(arena_bytes(model, batch, capacity_, pass_rows_)),
-      team_(borrow_team(checked_threads(threads))) {}
+      team_(checked_threads(threads)) {}
 
 void Session::rewind(int64_t length) {
   if (length < 0 || length > length_) {
@@ -149,8 +158,27 @@ void Session::rewind(int64_t length) {
   length_ = length;
 }
 
+void Session::check_memory(int64_t count, int64_t rows) const {
+  const int64_t positions = round_up(std::min(length_ + count, model_.info.n_positions), kAttentionTile);
+  double row = static_cast<double>(rows) * model_.info.vocab_size * sizeof(float);
+  row += static_cast<double>(std::max<int64_t>(positions - touched_, 0)) * model_.cache_bytes;
+  double bytes = row * batch_;
+  if (touched_ == 0) bytes += static_cast<double>(std::min(pass_rows_, batch_ * count)) * scratch_bytes(model_);
+  if (bytes <= kUncheckedMemory) return;
+  const double available = available_memory();
+  if (bytes <= available) return;
+  throw Error(KAOKEN_OUT_OF_MEMORY, "a batch of " + std::to_string(batch_) + " with " +
+                                        std::to_string(length_ + count) + " positions needs " + in_gib(bytes) +
+                                        " more, and " + in_gib(available) +
+                                        " are available; use a smaller batch or shorter sequences");
+}
+
 void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
   check(ids, count, which, logits);
+  if (length_ + count > touched_) {
+    check_memory(count, which == KAOKEN_LOGITS_ALL ? count : 0);
+    touched_ = round_up(length_ + count, kAttentionTile);
+  }
   const int64_t vocab_size = model_.info.vocab_size;
   const int64_t step = std::max<int64_t>(1, pass_rows_ / batch_);
   Pass pass = lay_out();
@@ -212,7 +240,7 @@ void Session::run(Pass &pass) {
     const Code &code;
     Pass &pass;
   } job = {code_, pass};
-  team_->run(
+  compute(
       [](void *context, const Worker &worker) {
         const Job &job = *static_cast<Job *>(context);
         job.code.forward(job.pass, worker);

@@ -1,4 +1,4 @@
-// A KV cache for a batch of sequences, the scratch memory of a pass, and the threads that run it.
+// A KV cache for a batch of sequences, the scratch memory of a pass, and the team that runs it.
 #pragma once
 
 #include <string>
@@ -34,10 +34,17 @@ class Session {
   void append(const int64_t *ids, int64_t count, int32_t which, float *logits);
   void rewind(int64_t length);
 
+  // Raises Error where the memory is not available for `count` more positions and for the logits of `rows` of them.
+  void check_memory(int64_t count, int64_t rows) const;
+
+  // Runs task(context, worker) on as many workers as the process has free, this thread being one of them.
+  void compute(void (*task)(void *context, const Worker &worker), void *context) { team_.run(task, context); }
+
   const Model &model() const { return model_; }
   int64_t batch() const { return batch_; }
   int64_t length() const { return length_; }
-  int threads() const { return team_->size(); }
+  int threads() const { return team_.size(); }
+  const SamplingCode &sampling() const { return *code_.sampling; }
   const char *isa() const { return code_.isa; }
   const char *executed_isa() const { return executed_isa_; }
 
@@ -52,10 +59,11 @@ class Session {
   const int64_t capacity_;  // cache positions, a multiple of kAttentionTile
   const int64_t pass_rows_;
   int64_t length_ = 0;
+  int64_t touched_ = 0;  // positions whose memory is in use
   const char *executed_isa_ = "";
   std::vector<int32_t> pass_ids_;
   Arena arena_;
-  BorrowedTeam team_;
+  Team team_;
 };
 
 }  // namespace kaoken

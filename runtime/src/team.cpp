@@ -1,15 +1,15 @@
 #include "team.h"
 
+#include <sys/types.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <condition_variable>
-#include <mutex>
+#include <memory>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "float_mode.h"
+#include "machine.h"
+#include "share.h"
 
 namespace kaoken {
 namespace {
@@ -28,130 +28,180 @@ void pause() {
 
 }  // namespace
 
-// A counter that threads wait on. Waiting spins, then yields, then sleeps, so that it is fast when every thread has a
-// processor and still moves on when they share one.
-class Signal {
- public:
-  uint32_t value() const { return value_.load(std::memory_order_acquire); }
+void Signal::raise() {
+  value_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  wake_.notify_all();
+}
 
-  void raise() {
-    value_.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
-    std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
+void Signal::wait_past(uint32_t seen, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    if (value() != seen) return;
+    pause();
   }
-
-  void wait_past(uint32_t seen, int spins) {
-    for (int i = 0; i < spins; ++i) {
-      if (value() != seen) return;
-      pause();
-    }
-    for (int i = 0; i < kYields; ++i) {
-      if (value() != seen) return;
-      std::this_thread::yield();
-    }
-    std::unique_lock<std::mutex> lock(mutex_);
-    sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    wake_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
-    sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  for (int i = 0; i < kYields; ++i) {
+    if (value() != seen) return;
+    std::this_thread::yield();
   }
+  std::unique_lock<std::mutex> lock(mutex_);
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  wake_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
 
- private:
-  std::atomic<uint32_t> value_{0};
-  std::atomic<int> sleepers_{0};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-};
-
-struct Team::Crew {
-  Signal work;     // raised with each run, and once to stop
-  Signal barrier;  // raised by the last to arrive
-  std::atomic<int> arrived{0};
+// It touches nothing of a team once it has raised `finished`.
+struct Helper {
+  Signal work;                                     // raised with each task, and once to stop
+  Signal finished;                                 // raised after each task
   void (*task)(void *, const Worker &) = nullptr;  // null: stop
   void *context = nullptr;
-  std::vector<std::thread> threads;
+  Worker worker = {};
+  int spins = 0;
+  uint32_t before = 0;  // `finished` as the task began
+  std::vector<int> processors;
+  std::thread thread;
+
+  void start() {
+    thread = std::thread([this] {
+      const FloatMode mode;
+      int wait = 0;
+      for (uint32_t seen = 0;; ++seen) {
+        work.wait_past(seen, wait);
+        if (!task) return;
+        wait = spins;
+        task(context, worker);
+        finished.raise();
+      }
+    });
+  }
 
   void stop() {
     task = nullptr;
     work.raise();
-    for (std::thread &thread : threads) thread.join();
+    thread.join();
   }
 };
 
-Team::Team(int size, std::vector<int> processors)
-    : size_(size),
-      processors_(std::move(processors)),
-      spins_(static_cast<size_t>(size) <= processors_.size() ? kSpins : 0) {}
+namespace {
 
-Team::~Team() {
-  if (!crew_) return;
-  if (process_ == getpid()) {
-    crew_->stop();
-  } else {
-    (void)crew_.release();  // its threads and locks belong to the parent; nothing here may touch them
+// The helpers of a process that have nothing to do.
+class Pool {
+ public:
+  const pid_t process = getpid();
+
+  // Moves up to `count` helpers on these processors to the end of `helpers`, hiring those that are missing. Raises
+  // std::system_error where the system refuses a thread; what it has moved stays.
+  void take(int count, const std::vector<int> &processors, std::vector<Helper *> &helpers) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (size_t i = idle_.size(); i-- > 0 && count > 0;) {
+        if (idle_[i]->processors != processors) continue;
+        helpers.push_back(idle_[i]);
+        idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(i));
+        --count;
+      }
+    }
+    for (; count > 0; --count) {
+      auto helper = std::make_unique<Helper>();
+      helper->processors = processors;
+      helper->start();
+      helpers.push_back(helper.release());
+    }
   }
+
+  // Takes them back, the first at the end, so that the next run finds each with the worker's number that it had.
+  void give(std::vector<Helper *> &helpers) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.insert(idle_.end(), helpers.rbegin(), helpers.rend());
+    helpers.clear();
+  }
+
+  // Dismisses all but `count`.
+  void trim(size_t count) {
+    for (;;) {
+      std::unique_ptr<Helper> helper;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (idle_.size() <= count) return;
+        helper.reset(idle_.front());
+        idle_.erase(idle_.begin());
+      }
+      helper->stop();
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Helper *> idle_;
+};
+
+// This process's pool. A child of fork() has none of its parent's threads, and makes a pool of its own; the parent's is
+// left as it is, locked perhaps.
+class ProcessPool {
+ public:
+  Pool &get() {
+    Pool *found = pool_.load(std::memory_order_acquire);
+    if (found && found->process == getpid()) return *found;
+    auto made = std::make_unique<Pool>();
+    if (pool_.compare_exchange_strong(found, made.get(), std::memory_order_acq_rel)) return *made.release();
+    return *found;
+  }
+  // The pool itself stays for threads that still compute.
+  ~ProcessPool() {
+    Pool *found = pool_.load(std::memory_order_acquire);
+    if (found && found->process == getpid()) found->trim(0);
+  }
+
+ private:
+  std::atomic<Pool *> pool_{nullptr};
+} process_pool;
+
+}  // namespace
+
+Team::Team(int size)
+    : size_(size),
+      cores_(usable_cores()),
+      processors_(allowed_processors()),
+      spins_(static_cast<size_t>(size) <= processors_.size() ? kSpins : 0) {
+  helpers_.reserve(static_cast<size_t>(size));
 }
 
-void Team::hire() {
-  if (crew_ && process_ != getpid()) (void)crew_.release();
-  if (crew_) return;
-  crew_ = std::make_unique<Crew>();
-  process_ = getpid();
-  Crew *crew = crew_.get();
-  try {
-    for (int index = 1; index < size_; ++index) {
-      crew->threads.emplace_back([this, crew, index] {
-        const FloatMode mode;
-        for (uint32_t seen = 0;; ++seen) {
-          crew->work.wait_past(seen, spins_);
-          if (!crew->task) return;
-          crew->task(crew->context, Worker{index, size_, this});
-          wait_at_barrier();
-        }
-      });
-    }
-  } catch (...) {  // the system refused a thread: send home those that came
-    crew->stop();
-    crew_.reset();
-    throw;
-  }
+Team::~Team() {
+  if (size_ > cores_) process_pool.get().trim(static_cast<size_t>(cores_ - 1));
 }
 
 void Team::run(void (*task)(void *, const Worker &), void *context) {
   const FloatMode mode;
-  if (size_ == 1) return task(context, Worker{0, 1, this});
-  hire();
-  crew_->task = task;
-  crew_->context = context;
-  crew_->work.raise();
-  task(context, Worker{0, size_, this});
-  wait_at_barrier();
+  const ShareOfCores share(size_, cores_);
+  count_ = share.threads();
+  if (count_ == 1) return task(context, Worker{0, 1, this});
+  Pool &pool = process_pool.get();
+  try {
+    pool.take(count_ - 1, processors_, helpers_);
+  } catch (...) {
+    pool.give(helpers_);
+    throw;
+  }
+  int index = 0;
+  for (Helper *helper : helpers_) {
+    helper->task = task;
+    helper->context = context;
+    helper->worker = {++index, count_, this};
+    helper->spins = spins_;
+    helper->before = helper->finished.value();
+    helper->work.raise();
+  }
+  task(context, Worker{0, count_, this});
+  for (Helper *helper : helpers_) helper->finished.wait_past(helper->before, spins_);
+  pool.give(helpers_);
 }
 
 void Team::wait_at_barrier() {
-  Crew &crew = *crew_;
-  const uint32_t seen = crew.barrier.value();
-  if (crew.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return crew.barrier.wait_past(seen, spins_);
-  crew.arrived.store(0, std::memory_order_relaxed);
-  crew.barrier.raise();
-}
-
-namespace {
-
-struct SpareTeam {
-  std::atomic<Team *> team{nullptr};
-  ~SpareTeam() { delete team.exchange(nullptr); }
-} spare_team;
-
-}  // namespace
-
-void GiveBack::operator()(Team *team) const { delete spare_team.team.exchange(team); }
-
-BorrowedTeam borrow_team(int size) {
-  std::vector<int> processors = allowed_processors();
-  BorrowedTeam team(spare_team.team.exchange(nullptr));
-  if (team && team->size() == size && team->processors() == processors) return team;
-  return BorrowedTeam(new Team(size, std::move(processors)));
+  const uint32_t seen = barrier_.value();
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count_) return barrier_.wait_past(seen, spins_);
+  arrived_.store(0, std::memory_order_relaxed);
+  barrier_.raise();
 }
 
 void barrier(const Worker &worker) {

@@ -1,66 +1,59 @@
-// The threads of a session: persistent workers that run a function side by side and meet at barriers.
+// The threads of a call: workers that run a function side by side and meet at barriers.
 #pragma once
 
-#include <sys/types.h>
-
-#include <memory>
-#include <string>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <vector>
 
 #include "kaoken/pass.h"
 
 namespace kaoken {
 
+// A counter that threads wait on. Waiting spins, then yields, then sleeps, so that it is fast when every thread has a
+// processor and still moves on when they share one.
+class Signal {
+ public:
+  uint32_t value() const { return value_.load(std::memory_order_acquire); }
+  void raise();
+  void wait_past(uint32_t seen, int spins);
+
+ private:
+  std::atomic<uint32_t> value_{0};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+struct Helper;  // a thread that waits for work
+
 class Team {
  public:
-  // Threads start with the first run, on the processors that affinity allows then.
-  Team(int size, std::vector<int> processors);
+  explicit Team(int size);
   ~Team();
   Team(const Team &) = delete;
   Team &operator=(const Team &) = delete;
 
+  // The most workers of a run.
   int size() const { return size_; }
-  const std::vector<int> &processors() const { return processors_; }
 
-  // Runs task(context, worker) on every worker, this thread being worker 0, and returns when all are done. Every worker
-  // runs with round-to-nearest and denormals flushed to zero; the caller's own mode is restored.
+  // Runs task(context, worker) on some workers, this thread being worker 0, and returns when all are done. Every worker
+  // runs with round-to-nearest and denormals flushed to zero; the caller's own mode is restored. There are `size` of
+  // them unless other calls of the process compute (share.h). Helping threads are hired when they are first needed and
+  // wait for the next run of any team whose caller may use the same processors.
   void run(void (*task)(void *context, const Worker &worker), void *context);
 
   void wait_at_barrier();
 
  private:
-  struct Crew;
-  void hire();
-
-  int size_;
-  std::vector<int> processors_;
-  int spins_;           // of a wait: none where threads share processors
-  pid_t process_ = -1;  // where the crew's threads live; after fork() the child has none and hires its own
-  std::unique_ptr<Crew> crew_;
+  const int size_;
+  const int cores_;
+  const std::vector<int> processors_;
+  const int spins_;  // of a wait: none where threads share processors
+  int count_ = 1;    // workers of this run
+  Signal barrier_;   // raised by the last to arrive
+  std::atomic<int> arrived_{0};
+  std::vector<Helper *> helpers_;  // of this run
 };
-
-// A team of this size: the one that was given back last, whose threads are there already, where it has the size and
-// the processors; else a new one. Given back when it is no longer held.
-struct GiveBack {
-  void operator()(Team *team) const;
-};
-using BorrowedTeam = std::unique_ptr<Team, GiveBack>;
-BorrowedTeam borrow_team(int size);
-
-// The processors that affinity allows this thread; at least one.
-std::vector<int> allowed_processors();
-
-// On how many cores they are, by /sys/devices/system/cpu; hardware threads of one core share what a kernel needs.
-int cores(const std::vector<int> &processors, const std::string &cpu_directory);
-
-// KAOKEN_THREADS, else the cores that affinity and cgroup limits leave to this process; at least 1.
-// Raises std::invalid_argument where KAOKEN_THREADS is not a number from 1 to kMaxThreads.
-int default_threads();
-
-// Processors' worth of time, rounded up, that the control groups of a /proc/self/cgroup file leave, version 2 or 1;
-// 0 where they set no limit.
-int cgroup_processors(const std::string &cgroup_file, const std::string &mount);
-
-constexpr int kMaxThreads = 1024;
 
 }  // namespace kaoken

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "inputs.h"
+#include "sampling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -179,4 +180,25 @@ EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_
                 const float *b_out, float *inner, float *hidden) {
   linear<Float32, 36, 6>(alone, {x, nullptr}, rows, {w_in}, Store<gelu_tanh_activation, 96>{inner, b_in});
   linear<Float32, 83, 3>(alone, {inner, nullptr}, rows, {w_out}, AddResidual<48>{hidden, b_out});
+}
+
+// What choosing a token does to a row, as `workers` threads would, one after the other.
+EXPORT void largest_logits(int workers, const float *logits, int64_t count, int64_t blocks, float *maxima) {
+  for (int index = 0; index < workers; ++index) {
+    const Share part = share(blocks, {index, workers, nullptr});
+    block_maxima(logits, count, part.begin, part.end, maxima);
+  }
+}
+EXPORT void weigh_logits(int workers, float *logits, int64_t count, int64_t blocks, float largest, float scale,
+                         float *sums) {
+  for (int index = 0; index < workers; ++index) {
+    const Share part = share(blocks, {index, workers, nullptr});
+    weigh(logits, count, part.begin, part.end, largest, scale, sums);
+  }
+}
+EXPORT void keep_weights(int workers, float *weights, int64_t count, int64_t blocks, float least, float *sums) {
+  for (int index = 0; index < workers; ++index) {
+    const Share part = share(blocks, {index, workers, nullptr});
+    keep(weights, count, part.begin, part.end, least, sums);
+  }
 }

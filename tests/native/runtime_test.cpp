@@ -17,7 +17,9 @@
 #include <vector>
 
 #include "kaoken/kaoken.h"
-#include "team.h"
+#include "machine.h"
+#include "sampling.h"
+#include "share.h"
 
 KAOKEN_DECLARE_MODEL(first);
 KAOKEN_DECLARE_MODEL(second);

@@ -71,11 +71,16 @@ typedef struct kaoken_generation_options {
   float temperature;      /* greater than 0 */
   int64_t top_k;          /* 0: off */
   float top_p;            /* in (0, 1]; 1: off */
-  uint64_t seed;
+  uint64_t seed; /* a draw depends on it, on the row and on the position alone: row 1 draws other tokens than row 0 */
   const int64_t *eos_token_ids; /* may be NULL where eos_count is 0 */
   size_t eos_count;
   int64_t pad_token_id; /* written for rows that have finished; used only with an eos */
 } kaoken_generation_options;
+
+/* How the calls of a process share its cores; all zero at first. */
+typedef struct kaoken_cores {
+  uint64_t words[2];
+} kaoken_cores;
 
 typedef struct kaoken_model_api {
   size_t size;          /* sizeof(kaoken_model_api) of the library */
@@ -108,6 +113,11 @@ typedef struct kaoken_model_api {
   /* Writes one token for each sequence; *done becomes 1 with the last. A call after that is an error. */
   kaoken_status (*generation_next)(kaoken_generation *generation, int64_t *tokens, int32_t *done);
   void (*generation_destroy)(kaoken_generation *generation);
+
+  /* A call takes as many threads as its session has, less where other calls of this library compute at the same time.
+   * Libraries of one process that are given the same cores, once, before their first session, count each other's calls
+   * too. */
+  void (*share_cores)(kaoken_cores *cores);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */

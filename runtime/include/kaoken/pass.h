@@ -11,6 +11,7 @@ namespace kaoken {
 constexpr int64_t kPanel = 16;          // outputs per weight panel; the unit of every padded width
 constexpr int64_t kPassRows = 256;      // rows (sequences times positions) of one pass, unless the batch is larger
 constexpr int64_t kAttentionTile = 64;  // cache positions merged at a time, at absolute multiples of 64
+constexpr int64_t kSampleBlock = 64;    // logits whose largest and whose sum of weights are kept, when choosing a token
 constexpr int64_t kAlignment = 64;      // bytes: blobs, arena buffers and their rows start on a cache line
 
 // How a row of 8-bit inputs stands for floats: value = scale * (input - zero).
@@ -52,11 +53,22 @@ struct Worker {
 // Waits until every worker of the team has arrived.
 void barrier(const Worker &worker);
 
+// What choosing a token asks of an ISA: work on the blocks [first, end) of kSampleBlock values in a row of `count`.
+struct SamplingCode {
+  // maxima[b] = the largest logit of block b, a NaN counting as -infinity.
+  void (*block_maxima)(const float *logits, int64_t count, int64_t first, int64_t end, float *maxima);
+  // Logits become weights e^((logit - largest) * scale), 0 for a NaN; sums[b] = the sum over block b.
+  void (*weigh)(float *logits, int64_t count, int64_t first, int64_t end, float largest, float scale, float *sums);
+  // Weights below `least` become 0; sums[b] = the sum over block b.
+  void (*keep)(float *weights, int64_t count, int64_t first, int64_t end, float least, float *sums);
+};
+
 // One ISA's copy of a model.
 struct Code {
   const char *isa;
   bool (*supported)();
   void (*forward)(Pass &pass, const Worker &worker);
+  const SamplingCode *sampling;
 };
 
 // A baked model, as its generated library.cpp describes it.

@@ -1,0 +1,272 @@
+#include "sampling.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+
+#include "errors.h"
+
+namespace kaoken {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+int64_t blocks(int64_t count) { return (count + kSampleBlock - 1) / kSampleBlock; }
+
+// A row's block of a worker's share.
+int64_t boundary(int64_t blocks, int index, int count) { return blocks * index / count; }
+
+// A weight's place in three digits of its distance below 1, in the order of floats. The first is fine enough, 64 to an
+// octave, that few weights share it; those below 2^-32 share the last.
+constexpr uint32_t kDigits = 2048;
+
+struct Digit {
+  int shift;
+  uint32_t mask;
+  uint32_t operator()(float weight) const {
+    constexpr uint32_t one = 0x3f800000;
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    return std::min((bits < one ? one - bits : 0) >> shift & mask, kDigits - 1);
+  }
+};
+constexpr Digit kFirstDigit = {17, ~0u}, kOtherDigits[] = {{6, kDigits - 1}, {0, 63}};
+
+double total(const float *sums, int64_t count) {
+  double sum = 0;
+  for (int64_t block = 0; block < blocks(count); ++block) sum += sums[block];
+  return sum;
+}
+
+}  // namespace
+
+double uniform(uint64_t seed, uint64_t row, uint64_t position) {
+  uint32_t key[] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  uint32_t x[] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), static_cast<uint32_t>(row),
+                  static_cast<uint32_t>(row >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t even = uint64_t{0xd2511f53} * x[0], odd = uint64_t{0xcd9e8d57} * x[2];
+    const uint32_t next[] = {static_cast<uint32_t>(odd >> 32) ^ x[1] ^ key[0], static_cast<uint32_t>(odd),
+                             static_cast<uint32_t>(even >> 32) ^ x[3] ^ key[1], static_cast<uint32_t>(even)};
+    std::copy(next, next + 4, x);
+    key[0] += 0x9e3779b9;
+    key[1] += 0xbb67ae85;
+  }
+  return static_cast<double>((uint64_t{x[0]} << 32 | x[1]) >> 11) * 0x1p-53;
+}
+
+struct Sampler::Scratch {
+  explicit Scratch(int64_t vocab_size)
+      : tokens(new int32_t[static_cast<size_t>(vocab_size)]),
+        weights(new float[static_cast<size_t>(vocab_size)]),
+        spare(new float[static_cast<size_t>(vocab_size)]) {}
+
+  // What top-k and top-p leave of `weights`: those from `least` on, of its equals the first `equals`.
+  struct Cut {
+    float least;
+    int64_t equals;
+  };
+
+  // The largest values until what they measure, each itself or (Count) 1, reaches `target`.
+  template <bool Count>
+  Cut cut(const float *values, int64_t count, double target) {
+    double above = 0;
+    uint32_t border = narrow<Count>(kFirstDigit, values, count, target, above);
+    if (border == kDigits - 1) return {0, count};
+    for (const Digit digit : kOtherDigits) narrow<Count>(digit, values, count, target, above);
+    int64_t equals = 1;
+    while (equals < count && above + equals * (Count ? 1.0 : values[0]) < target) ++equals;
+    return {values[0], equals};
+  }
+
+  const std::unique_ptr<int32_t[]> tokens;
+  const std::unique_ptr<float[]> weights, spare;
+
+ private:
+  // Leaves those values whose digit is where the target is reached, in `spare`, and adds what is larger to `above`.
+  template <bool Count>
+  uint32_t narrow(Digit digit, const float *&values, int64_t &count, double target, double &above) {
+    memset(measures, 0, sizeof measures);
+    for (int64_t i = 0; i < count; ++i) measures[i & 1][digit(values[i])] += Count ? 1.0 : values[i];
+    uint32_t border = 0;
+    double larger = above;
+    for (uint32_t i = 0; i < kDigits; ++i) {  // rounding may keep the sum below its target: the last that occurs, then
+      const double here = measures[0][i] + measures[1][i];
+      if (here == 0) continue;
+      border = i;
+      above = larger;
+      larger += here;
+      if (larger >= target) break;
+    }
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      spare[left] = values[i];
+      left += digit(values[i]) == border;
+    }
+    values = spare.get();
+    count = left;
+    return border;
+  }
+
+  double measures[2][kDigits];  // two, as adding twice in a row to the same one would wait
+};
+
+Sampler::Sampler(const kaoken_generation_options &options, int64_t batch, int64_t vocab_size, int workers)
+    : vocab_size_(vocab_size),
+      blocks_(blocks(vocab_size)),
+      do_sample_(options.do_sample != 0),
+      scale_(std::min(1 / options.temperature, std::numeric_limits<float>::max() / 2)),
+      top_k_(options.top_k >= vocab_size ? 0 : options.top_k),
+      top_p_(options.top_p),
+      seed_(options.seed),
+      few_(top_k_ > 0 && top_k_ <= blocks_),
+      rows_(static_cast<size_t>(batch)),
+      maxima_(rows_.size() * static_cast<size_t>(blocks_)),
+      sums_(do_sample_ ? maxima_.size() : 0) {
+  for (int64_t i = 0; do_sample_ && i < std::min<int64_t>(workers, batch); ++i) {
+    scratch_.push_back(std::make_unique<Scratch>(vocab_size));
+  }
+}
+
+Sampler::~Sampler() = default;
+
+void Sampler::choose(Session &session, float *logits, const std::vector<bool> &finished, int64_t position,
+                     int64_t *tokens) {
+  open_ = 0;
+  for (size_t row = 0; row < finished.size(); ++row) {
+    if (finished[row]) continue;
+    const size_t block = open_ * static_cast<size_t>(blocks_);
+    rows_[open_++] = {logits + static_cast<int64_t>(row) * vocab_size_,
+                      maxima_.data() + block,
+                      do_sample_ ? sums_.data() + block : nullptr,
+                      0,
+                      do_sample_ ? uniform(seed_, row, static_cast<uint64_t>(position)) : 0,
+                      0};
+  }
+  struct Job {
+    Sampler &sampler;
+    const SamplingCode &code;
+  } job = {*this, session.sampling()};
+  session.compute(
+      [](void *context, const Worker &worker) {
+        const Job &job = *static_cast<Job *>(context);
+        job.sampler.work(job.code, worker);
+      },
+      &job);
+  for (size_t row = 0, next = 0; row < finished.size(); ++row) {
+    if (finished[row]) continue;
+    if (rows_[next].largest == -kInfinity) {
+      throw Error(KAOKEN_INTERNAL, "no logit of sequence " + std::to_string(row) + " at position " +
+                                       std::to_string(position) +
+                                       " is a number: the model's arithmetic overflowed; check the checkpoint for "
+                                       "infinities and NaN");
+    }
+    tokens[row] = rows_[next++].token;
+  }
+}
+
+// Each worker passes over the part of the vocabulary whose logits it has computed, then over whole rows in turn.
+void Sampler::work(const SamplingCode &code, const Worker &worker) {
+  const int64_t first = boundary(blocks_, worker.index, worker.count);
+  const int64_t end = boundary(blocks_, worker.index + 1, worker.count);
+  const size_t own = static_cast<size_t>(worker.index), step = static_cast<size_t>(worker.count);
+  for (size_t i = 0; i < open_; ++i) code.block_maxima(rows_[i].logits, vocab_size_, first, end, rows_[i].maxima);
+  barrier(worker);
+  for (size_t i = own; i < open_; i += step) {
+    if (!decided(rows_[i]) && few_) draw_from_few(code, rows_[i], *scratch_[own]);
+  }
+  if (!do_sample_ || few_) return;
+  barrier(worker);
+  for (size_t i = 0; i < open_; ++i) {
+    Row &row = rows_[i];
+    if (std::isfinite(row.largest)) code.weigh(row.logits, vocab_size_, first, end, row.largest, scale_, row.sums);
+  }
+  barrier(worker);
+  for (size_t i = own; i < open_; i += step) {
+    if (std::isfinite(rows_[i].largest)) draw_from_all(code, rows_[i], *scratch_[own]);
+  }
+}
+
+// Finds the largest logit; whether that alone decides.
+bool Sampler::decided(Row &row) const {
+  const float *largest = std::max_element(row.maxima, row.maxima + blocks_);
+  row.largest = *largest;
+  if (do_sample_ && std::isfinite(row.largest)) return false;
+  const float *logit = row.logits + (largest - row.maxima) * kSampleBlock;
+  while (*logit != row.largest && logit + 1 < row.logits + vocab_size_) ++logit;
+  row.token = logit - row.logits;
+  return true;
+}
+
+// The k-th largest of the blocks' maxima is a bound that at least k logits reach, all of them in k blocks.
+void Sampler::draw_from_few(const SamplingCode &code, Row &row, Scratch &scratch) const {
+  const auto kth_largest = [&](const float *values, int64_t count) {
+    float *copy = scratch.spare.get();
+    std::copy(values, values + count, copy);
+    std::nth_element(copy, copy + top_k_ - 1, copy + count, std::greater<float>());
+    return copy[top_k_ - 1];
+  };
+  const float bound = kth_largest(row.maxima, blocks_);
+  int64_t count = 0;
+  for (int64_t block = 0; block < blocks_; ++block) {
+    if (row.maxima[block] < bound) continue;
+    for (int64_t i = block * kSampleBlock; i < std::min((block + 1) * kSampleBlock, vocab_size_); ++i) {
+      if (!(row.logits[i] >= bound)) continue;
+      scratch.tokens[count] = static_cast<int32_t>(i);
+      scratch.weights[count++] = row.logits[i];
+    }
+  }
+  if (count > top_k_) {
+    const float least = kth_largest(scratch.weights.get(), count);
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (scratch.weights[i] < least) continue;
+      scratch.tokens[kept] = scratch.tokens[i];
+      scratch.weights[kept++] = scratch.weights[i];
+    }
+    count = kept;
+  }
+  code.weigh(scratch.weights.get(), count, 0, blocks(count), row.largest, scale_, row.sums);
+  draw(code, row, scratch.weights.get(), count, scratch.tokens.get(), scratch);
+}
+
+void Sampler::draw_from_all(const SamplingCode &code, Row &row, Scratch &scratch) const {
+  if (top_k_ > 0) {
+    const float least = scratch.cut<true>(row.logits, vocab_size_, static_cast<double>(top_k_)).least;
+    code.keep(row.logits, vocab_size_, 0, blocks_, least, row.sums);
+  }
+  draw(code, row, row.logits, vocab_size_, nullptr, scratch);
+}
+
+// From weights [count], whose sums by block are the row's; they stand for `tokens`, or for all tokens where it is null.
+void Sampler::draw(const SamplingCode &code, Row &row, float *weights, int64_t count, const int32_t *tokens,
+                   Scratch &scratch) const {
+  if (top_p_ < 1) {
+    auto [least, equals] = scratch.cut<false>(weights, count, top_p_ * total(row.sums, count));
+    for (int64_t i = 0; i < count; ++i) {
+      if (weights[i] == least && --equals < 0) weights[i] = 0;
+    }
+    code.keep(weights, count, 0, blocks(count), least, row.sums);
+  }
+  double target = row.uniform * total(row.sums, count);
+  int64_t block = 0, last = 0;  // of those that weigh anything, where rounding leads past all of them
+  for (int64_t i = 0; i < blocks(count); ++i) {
+    if (row.sums[i] == 0) continue;
+    block = i;
+    if (target < row.sums[i]) break;
+    target -= row.sums[i];
+  }
+  for (int64_t i = block * kSampleBlock; i < std::min((block + 1) * kSampleBlock, count); ++i) {
+    if (weights[i] == 0) continue;
+    last = i;
+    target -= weights[i];
+    if (target < 0) break;
+  }
+  row.token = tokens ? tokens[last] : last;
+}
+
+}  // namespace kaoken
