@@ -294,7 +294,8 @@ def test_streams_may_be_interleaved_and_left(bundled: BakedGPT2) -> None:
 
 def test_control_c_stops_a_generation() -> None:
     code = (
-        "import kaoken\n"
+        "import kaoken, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in a shell's background ignores it
         "model = kaoken.BakedGPT2()\n"
         "try:\n"
         "    print('ready', flush=True)\n"
@@ -305,7 +306,10 @@ def test_control_c_stops_a_generation() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0] == "interrupted\n"
+        try:
+            assert process.communicate(timeout=60)[0] == "interrupted\n"
+        finally:
+            process.kill()
 
 
 # Sessions

@@ -378,11 +378,14 @@ def test_a_bake_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     scratch.mkdir()
     command = [sys.executable, "-m", "kaoken", "bake", str(checkpoint), "-o", str(tmp_path / "x.so")]
     with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}) as baking:
-        while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
-            assert baking.poll() is None
-            time.sleep(0.01)
-        baking.terminate()
-        assert baking.wait(30) == 128 + signal.SIGTERM
+        try:
+            while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
+                assert baking.poll() is None
+                time.sleep(0.01)
+            baking.terminate()
+            assert baking.wait(30) == 128 + signal.SIGTERM
+        finally:
+            baking.kill()
     assert list(scratch.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
 
