@@ -15,6 +15,7 @@ import pytest
 
 import kaoken
 from kaoken.cli import main
+from kaoken.library import default_library
 
 if TYPE_CHECKING:
     from conftest import Bake, Checkpoints
@@ -129,6 +130,20 @@ def test_info_of_differing_blocks_and_no_statistics(
     text = succeed(capsys, "info", "--model", str(library))
     assert "1 heads of 16, n_inner 5; 2 heads of 16, n_inner 80" in text
     assert "no statistics" in text
+
+
+# verify
+
+
+def test_verify(tmp_path: Path, capsys: Capture) -> None:
+    assert "default.so is whole" in succeed(capsys, "verify")
+    library = tmp_path / "model.so"
+    library.write_bytes(default_library().read_bytes())
+    assert succeed(capsys, "verify", str(library)).startswith(f"{library} is whole")
+    with library.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    assert "was damaged or changed" in fail(capsys, "verify", str(library))
 
 
 # bake; test_baking.py has the rest

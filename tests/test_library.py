@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kaoken.codegen.seal import seal
 
 import kaoken
 from kaoken.library import default_library
@@ -100,6 +101,43 @@ def test_a_missing_default_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(_core, "__file__", str(tmp_path / "_core.so"))
     with pytest.raises(kaoken.LibraryError, match=r"no default model.*default\.so.*model=CHECKPOINT"):
         kaoken.BakedGPT2()
+
+
+def change_a_byte(library: bytes) -> bytes:
+    middle = len(library) // 2
+    return library[:middle] + bytes([library[middle] ^ 1]) + library[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_a_byte, "was damaged or changed after its build: bake or copy it again"),
+        (lambda library: library[:-1], "has no digest recorded"),
+        (lambda library: library[:-1] + bytes([library[-1] ^ 1]), "was damaged"),
+        (lambda library: library + b"x", "has no digest recorded"),
+        (lambda library: b"text", "has no digest recorded"),
+        (lambda library: library[:9999], "truncated"),
+    ],
+)
+def test_verify_finds_damage(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    library = tmp_path / "model.so"
+    shutil.copy(default_library(), library)
+    kaoken.verify(library)
+    library.write_bytes(change(library.read_bytes()))
+    with pytest.raises(kaoken.LibraryError, match=message):
+        kaoken.verify(library)
+
+
+def test_what_was_installed_or_baked_can_be_verified(tiny_model: BakedGPT2) -> None:
+    kaoken.verify()
+    kaoken.verify(library_of(tiny_model))
+
+
+def test_a_seal_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    library = tmp_path / "model.so"
+    shutil.copy(default_library(), library)
+    seal(library)
+    assert library.read_bytes() == default_library().read_bytes()
 
 
 def library_of(model: BakedGPT2) -> Path:

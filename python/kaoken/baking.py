@@ -28,9 +28,9 @@ from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.exploded import check_kernels
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.memory import make_budget
-from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
+from kaoken.codegen.seal import is_intact
+from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError
 from kaoken.inputs import integer
-from kaoken.library import check_file
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
     progress.say("looking into the cache")
     before = _stamps(work.checkpoint.files)
     path = directory / f"{_model_name(work)}-{_key(work)[:32]}.so"
-    if _is_whole(path):
-        return path
     try:
+        if _is_whole(path):
+            return path
         with locked(path.with_suffix(".lock"), lambda: progress.say("waiting for another bake of it")):
             if not _is_whole(path):
                 _build(work, path, progress, before)
@@ -209,14 +209,8 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the cache has the library; a truncated one is baked again."""
-    if not path.is_file():
-        return False
-    try:
-        check_file(path)
-    except LibraryError:
-        return False
-    return True
+    """Whether the cache has the library; a damaged one is baked again. Reads it all, as the key read the checkpoint."""
+    return path.is_file() and is_intact(path) is True
 
 
 def _key(work: _Bake) -> str:

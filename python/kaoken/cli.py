@@ -26,6 +26,7 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
   kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
   kaoken generate "Hello" --model my.so     and run it
   kaoken bench                              how fast it is on this machine
+  kaoken verify my.so                       whether a library is damaged
 """
 
 _GENERATE = """\
@@ -58,6 +59,13 @@ $KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken.
   kaoken bake ./my-checkpoint -o my.so
   kaoken bake openai-community/gpt2 -o gpt2.so --isa portable
   kaoken bake ./my-checkpoint -o my.so --jobs 2 --compile-memory 600M
+"""
+
+_VERIFY = """\
+Check every byte of a baked library against the digest that its build left in it. This finds damage, not malice.
+
+  kaoken verify
+  kaoken verify my.so
 """
 
 _BENCH = """\
@@ -137,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
+    _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
     return parser
 
 
@@ -176,6 +185,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a baked library (default: the model in this wheel)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +310,14 @@ def _bench(options: argparse.Namespace) -> None:
 
     result = measure(_load(options.model, options.threads))
     print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from kaoken.library import default_library, verify
+
+    path = options.file or default_library()
+    verify(path)
+    print(f"{path} is whole: it fits the digest that its build recorded in it")
 
 
 def _bake(options: argparse.Namespace) -> None:

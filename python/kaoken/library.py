@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kaoken import _core
+from kaoken.codegen.seal import is_intact
 from kaoken.errors import LibraryError
 
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
@@ -142,6 +143,30 @@ def _check_whole(path: Path, header: bytes, size: int) -> None:
     needed = offset + entry_size * entries
     if size < needed:
         raise LibraryError(f"{path} is truncated ({size} of at least {needed} bytes): bake or copy it again")
+
+
+def verify(path: str | os.PathLike[str] | None = None) -> None:
+    """Checks every byte of a library against the digest that its build left in it; None is the one in this wheel.
+
+    This finds damage, not malice. It reads the whole file, which loading does not.
+    Raises LibraryError if the file is damaged, is no library, or has no digest.
+    """
+    library = default_library() if path is None else Path(path)
+    check_file(library)
+    try:
+        intact = is_intact(library)
+    except OSError as error:
+        raise LibraryError(f"{library} cannot be read ({error}): bake or copy it again") from error
+    if intact is None:
+        raise LibraryError(
+            f"{library} has no digest recorded, so it cannot be verified: it is no model library, is cut short, or "
+            "was stripped after its build; bake or copy it again"
+        )
+    if not intact:
+        raise LibraryError(
+            f"{library} does not fit the digest recorded in it, so it was damaged or changed after its build: "
+            "bake or copy it again"
+        )
 
 
 def describe(library: _core.Library, path: Path, isa: str) -> tuple[GPT2Config, ModelInfo]:
