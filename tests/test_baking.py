@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -490,6 +491,35 @@ def test_a_cache_that_others_may_write_is_refused(mode: int, checkpoint: Path, b
     assert builds.commands == []
 
 
+@pytest.mark.parametrize(("mode", "group"), [(0o777, 0), (0o707, 0), (0o775, 54321)])
+def test_a_cache_in_what_others_may_write_is_refused(
+    mode: int, group: int, checkpoint: Path, tmp_path: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("KAOKEN_CACHE", str(shared / "mine" / "cache"))
+    assert kaoken.bake(checkpoint).is_file()
+    if group:
+        monkeypatch.setattr(os, "getegid", lambda: group)
+    shared.chmod(mode)
+    with pytest.raises(kaoken.BuildError, match=rf"lies in {shared}, which.*\(mode 0{mode:o}\).*chmod go-w"):
+        kaoken.bake(checkpoint)
+    shared.chmod(mode | stat.S_ISVTX)
+    assert kaoken.bake(checkpoint).is_file()
+    assert builds.count == 1
+
+
+def test_a_cache_behind_a_link_that_others_may_replace_is_refused(
+    checkpoint: Path, tmp_path: Path, builds: Builds, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "link").symlink_to(tmp_path)
+    shared.chmod(0o777)
+    monkeypatch.setenv("KAOKEN_CACHE", str(shared / "link" / "cache"))
+    with pytest.raises(kaoken.BuildError, match="who could replace it"):
+        kaoken.bake(checkpoint)
+
+
 def test_a_cache_of_another_user_is_refused(
     checkpoint: Path, builds: Builds, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +550,11 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert cache_directory() == tmp_path / "xdg" / "kaoken"
     monkeypatch.setenv("KAOKEN_CACHE", str(tmp_path / "own"))
     assert cache_directory() == tmp_path / "own"
+    monkeypatch.setenv("KAOKEN_CACHE", "~/mine")
+    assert cache_directory() == tmp_path / "mine"
+    monkeypatch.setenv("KAOKEN_CACHE", "~no-such-user/x")
+    with pytest.raises(kaoken.BuildError, match=r"~no-such-user/x.*no such home directory.*KAOKEN_CACHE"):
+        cache_directory()
 
 
 def test_bakes_at_once_build_once(checkpoint: Path, builds: Builds, cache: Path) -> None:
