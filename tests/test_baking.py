@@ -94,6 +94,16 @@ def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "checkpoint")
 
 
+class TorchType:
+    """Like torch.float16: no string, but it prints as its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
 def no_process(*_: Any, **__: Any) -> None:
     raise AssertionError("a process was started")
 
@@ -240,6 +250,15 @@ def test_the_environment_of_the_tools(
         ({"cache_dtype": "int4"}, kaoken.InputError, "cache_dtype='int4' is unknown"),
         ({"kernels": "fast"}, kaoken.InputError, "kernels='fast' is unknown; expected one of packed, exploded"),
         ({"dtype": None}, kaoken.InputError, "dtype"),
+        ({"dtype": "bf16"}, kaoken.InputError, "dtype='bf16' is unknown; expected one of float32, bfloat16"),
+        ({"dtype": "bf16"}, kaoken.InputError, ": write bfloat16"),
+        ({"dtype": TorchType("torch.bfloat16")}, kaoken.InputError, ": write bfloat16"),
+        ({"dtype": TorchType("torch.float16")}, kaoken.InputError, ": write bfloat16, which is as wide"),
+        ({"dtype": np.float16}, kaoken.InputError, ": write bfloat16, which is as wide"),
+        ({"dtype": np.dtype(np.float32)}, kaoken.InputError, ": write float32"),
+        ({"cache_dtype": "fp16"}, kaoken.InputError, ": write bfloat16, which is as wide"),
+        ({"cache_dtype": "q4_0"}, kaoken.InputError, "expected one of float32, bfloat16, int8"),
+        ({"tensor_dtypes": {"lm_head": np.float16}}, kaoken.InputError, ": write bfloat16, which is as wide"),
         ({"isa": "avx3"}, kaoken.ISAError, "avx3"),
         ({"isa": ""}, kaoken.ISAError, "isa"),
         ({"isa": 3}, kaoken.InputError, "isa"),

@@ -190,7 +190,10 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         ("generate x --model ./no.so", "no.so does not exist"),
         ("generate x --model .", "is a directory"),
         ("generate x --max-new-tokens 0", "max_new_tokens must be an integer of at least 1, not 0"),
-        ("generate x --temperature 0", "temperature must be a number greater than 0"),
+        ("generate x --temperature 0", "temperature must be a number greater than 0, not 0.0: for the likeliest"),
+        ("generate x --model gpt2", "if that is a hub id, bake it first"),
+        ("bake ./no-checkpoint --dtype fp16", ": write bfloat16, which is as wide (there is no float16)"),
+        ("bake ./no-checkpoint --tensor-dtype lm_head=bf16", ": write bfloat16"),
         ("generate x --threads 0", "threads"),
         (f"generate {'x' * 257}", "257 tokens"),
         ("info --model ./no.so", "no.so does not exist"),
@@ -220,6 +223,48 @@ def test_wrong_usage_exits_with_2(arguments: str, capsys: Capture) -> None:
         main(arguments.split())
     assert caught.value.code == 2
     assert "usage: kaoken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--bogus", "kaoken: error: unrecognized arguments: --bogus"),
+        ("--bogus=3", "kaoken: error: unrecognized arguments: --bogus=3"),
+        ("--bogus generate x", "kaoken: error: unrecognized arguments: --bogus"),
+        ("generate --bogus", "kaoken generate: error: unrecognized arguments: --bogus"),
+        ("generate -x --seed -1", "unrecognized arguments: -x (a text that starts with - goes behind --)"),
+        ("generate --seed -1", "kaoken generate: error: the following arguments are required: PROMPT"),
+    ],
+)
+def test_an_unknown_option_is_named(arguments: str, message: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        ("generate --max-new-tokens 5 -- -x", "-x"),
+        ("-- generate --max-new-tokens 5 x", "x"),
+        ("generate x --max-new-tokens 5 --", "x"),
+        ("-- generate --max-new-tokens 5 -- --text", "--text"),
+        ("generate --max-new-tokens 5 -- --", "--"),
+    ],
+)
+def test_two_dashes_work_anywhere(arguments: str, prompt: str, bundled: BakedGPT2, capsys: Capture) -> None:
+    text = succeed(capsys, *arguments.split())
+    assert text == prompt + bundled.generate_text(prompt, max_new_tokens=5) + "\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "info", "info --help", "generate x --max-new-tokens 2"])
+def test_output_that_cannot_be_written(arguments: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "kaoken", *arguments.split()]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    message = b"kaoken: error: the output cannot be written (No space left on device): write it elsewhere\n"
+    assert (run.returncode, run.stderr) == (1, message)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
     refuse(tmp_path / "no.so", "does not exist.*kaoken bake")
 
 
+@pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", Path("gpt2-xl")])
+def test_a_hub_id_is_to_be_baked_first(path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kaoken.LibraryError, match=rf"hub id, bake it first, as in kaoken.load\(kaoken.bake\('{path}'"):
+        kaoken.load(path)
+
+
 def test_a_directory(tmp_path: Path) -> None:
     refuse(tmp_path, "is a directory.*kaoken bake")
 

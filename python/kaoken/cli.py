@@ -6,10 +6,12 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
 from kaoken.errors import InputError, KaokenError
@@ -87,15 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(ending, _end)
         _reopen_closed_streams()
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_args(_separated(sys.argv[1:] if arguments is None else arguments))
         options.run(options)
-        sys.stdout.flush()
         return 0
     except KaokenError as error:
         return _fail(error)
     except BrokenPipeError:
-        # Python would complain when it flushes at exit: give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -103,6 +103,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"not enough memory {error}".strip())
     except OSError as error:
         return _fail(error)
+
+
+def _separated(arguments: Sequence[str]) -> list[str]:
+    """Without a `--` that separates nothing, which argparse takes for an argument: the first, or the one at the end."""
+    rest = list(arguments)
+    if rest[:1] == ["--"]:
+        del rest[0]
+    return rest[:-1] if rest[-1:] == ["--"] and rest.index("--") == len(rest) - 1 else rest
+
+
+def _print(text: object, end: str = "\n") -> None:
+    """Prints at once; raises KaokenError where that fails, and BrokenPipeError where nobody reads any more."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise KaokenError(f"the output cannot be written ({error.strerror}): write it elsewhere") from error
+
+
+def _discard_output() -> None:
+    """Python would complain when it flushes at exit: give it somewhere to write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reopen_closed_streams() -> None:
@@ -127,12 +151,40 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         import kaoken
 
-        print(f"kaoken {kaoken.__version__}")
+        _print(f"kaoken {kaoken.__version__}")
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names an unknown option first: argparse complains of a missing argument in its place."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own does not care whether its help can be written."""
+        if file is sys.stdout:
+            _print(message, end="")
+        else:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        options = takewhile(lambda given: given != "--", self._given)
+        unknown = [
+            given
+            for given in options
+            if re.match("--?[A-Za-z]", given) and given.split("=")[0] not in self._option_string_actions
+        ]
+        if unknown and message.startswith("the following arguments are required"):
+            message = f"unrecognized arguments: {' '.join(unknown)} (a text that starts with - goes behind --)"
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kaoken",
         description=_DESCRIPTION,
         epilog=_EXIT_CODES,
@@ -222,10 +274,10 @@ def _generate(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character must not end the text.
         sys.stdout.reconfigure(errors="replace")
-    print(prompt, end="", flush=True)
+    _print(prompt, end="")
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        _print(piece, end="")
+    _print("")
 
 
 def _prompt(argument: str) -> str:
@@ -255,9 +307,9 @@ def _info(options: argparse.Namespace) -> None:
     model = _load(options.model)
     facts = {**asdict(model.info), "config": asdict(model.config)}
     if options.json:
-        print(json.dumps(facts, indent=2))
+        _print(json.dumps(facts, indent=2))
     else:
-        print("\n".join(_describe(model)))
+        _print("\n".join(_describe(model)))
 
 
 def _describe(model: BakedGPT2) -> list[str]:
@@ -309,7 +361,7 @@ def _bench(options: argparse.Namespace) -> None:
     from kaoken.bench import lines, measure
 
     result = measure(_load(options.model, options.threads))
-    print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+    _print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -317,7 +369,7 @@ def _verify(options: argparse.Namespace) -> None:
 
     path = options.file or default_library()
     verify(path)
-    print(f"{path} is whole: it fits the digest that its build recorded in it")
+    _print(f"{path} is whole: it fits the digest that its build recorded in it")
 
 
 def _bake(options: argparse.Namespace) -> None:
@@ -335,4 +387,4 @@ def _bake(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         compile_memory=options.compile_memory,
     )
-    print(path)
+    _print(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass, fields
 from itertools import count
@@ -18,6 +19,7 @@ from kaoken.errors import LibraryError
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
 _ELF64_HEADER = struct.Struct("<40xQ10xHH2x")
 
+_LIKE_A_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _HOW_TO_MAKE_ONE = "make one with `kaoken bake CHECKPOINT -o FILE`"
 
 
@@ -128,11 +130,18 @@ def check_file(path: Path) -> os.stat_result:
             header = file.read(_ELF64_HEADER.size)
             status = os.fstat(file.fileno())
     except FileNotFoundError:
-        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_HOW_TO_MAKE_ONE}") from None
+        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_how_to_make(path)}") from None
     except (OSError, ValueError) as error:
         raise LibraryError(f"{path} cannot be read ({error}): check its permissions and its path") from error
     _check_whole(path, header, status.st_size)
     return status
+
+
+def _how_to_make(path: Path) -> str:
+    """Where the path looks like a hub id, how it is baked first."""
+    if not _LIKE_A_HUB_ID.fullmatch(str(path)) or path.suffix == ".so":
+        return _HOW_TO_MAKE_ONE
+    return f"if that is a hub id, bake it first, as in kaoken.load(kaoken.bake({str(path)!r})) or `kaoken bake {path}`"
 
 
 def _check_whole(path: Path, header: bytes, size: int) -> None:
