@@ -57,7 +57,7 @@ class Builds:
         return dict(each[2:].split("=", 1) for each in command if each.startswith("-D"))
 
     def __call__(
-        self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
+        self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None], directory: Path
     ) -> tuple[int, list[str]]:
         self.commands.append(list(command))
         self.environments.append(environment)
@@ -268,6 +268,7 @@ def test_the_environment_of_the_tools(
         ({"compile_memory": "512M;x"}, kaoken.InputError, "512M;x"),
         ({"compile_memory": 0}, kaoken.InputError, "compile_memory"),
         ({"compile_memory": "1M"}, kaoken.InputError, "less than a compiler needs"),
+        ({"revision": 3}, kaoken.InputError, "revision must be a branch, tag or commit as a str, not 3"),
         ({"revision": "main"}, kaoken.CheckpointError, "revision"),
     ],
 )
@@ -320,6 +321,40 @@ def test_out_is_no_directory(checkpoint: Path, tmp_path: Path, builds: Builds) -
 def test_out_is_no_device(checkpoint: Path, builds: Builds) -> None:
     refuse_out(Path("/dev/null"), checkpoint, "not a file")
     assert builds.commands == []
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a\0b", "'a.x00b', which cannot be a file .*choose another name"),
+        ("x" * 300, "cannot be a file .File name too long.*choose another name"),
+        ("x" * 252, "cannot be a file .File name too long"),  # its statistics have five characters more
+        ("/".join(["x" * 100] * 50), "cannot be a file .File name too long"),
+        (3, "out must be a path, a str or an os.PathLike, not 3"),
+        (b"x.so", "out must be a path"),
+    ],
+)
+def test_out_is_a_path(out: Any, message: str, checkpoint: Path, builds: Builds) -> None:
+    refuse_out(out, checkpoint, message)
+    assert builds.commands == []
+
+
+@pytest.mark.parametrize("given", [None, 3, ["gpt2"], b"gpt2"])
+def test_a_checkpoint_is_a_path_or_a_hub_id(given: Any) -> None:
+    with pytest.raises(kaoken.InputError, match=r"checkpoint must be a path, a str or an os\.PathLike, not "):
+        kaoken.bake(given)
+
+
+@pytest.mark.parametrize("given", ["a\0b", Path("a\0b"), "x" * 300, "\udcff", Path("\udcff")])
+def test_a_checkpoint_at_an_impossible_path(given: Any) -> None:
+    with pytest.raises((kaoken.CheckpointError, kaoken.HubError), match=r"is not a directory|neither a directory"):
+        kaoken.bake(given)
+
+
+def test_paths_need_not_be_utf8(checkpoint: Path, tmp_path: Path, builds: Builds) -> None:
+    checkpoint = checkpoint.rename(tmp_path / "\udcff")
+    assert kaoken.bake(checkpoint, out=tmp_path / "\udcfe.so").is_file()
+    assert kaoken.bake(checkpoint).is_file()
 
 
 def test_out_lies_in_a_directory(checkpoint: Path, tmp_path: Path, builds: Builds) -> None:
@@ -590,7 +625,7 @@ def test_two_processes_build_once(checkpoint: Path, tmp_path: Path, cache: Path)
         "from kaoken import baking\n"
         "from kaoken.codegen.seal import seal\n"
         "log = pathlib.Path(sys.argv[2])\n"
-        "def run(command, environment, on_line):\n"
+        "def run(command, environment, on_line, directory):\n"
         "    if 'model' in command:\n"
         "        with log.open('a') as file: file.write('built\\n')\n"
         "        time.sleep(1)\n"
@@ -737,9 +772,9 @@ def test_the_package_stands_in_for_an_old_cmake(
 # Running and explaining
 
 
-def test_run_gathers_lines_and_the_status() -> None:
+def test_run_gathers_lines_and_the_status(tmp_path: Path) -> None:
     seen: list[str] = []
-    status, lines = building.run(["sh", "-c", "echo one; echo two >&2; exit 3"], os.environ, seen.append)
+    status, lines = building.run(["sh", "-c", "echo one; echo two >&2; exit 3"], os.environ, seen.append, tmp_path)
     assert (status, lines, seen) == (3, ["one", "two"], ["one", "two"])
 
 
@@ -760,7 +795,7 @@ def test_an_interrupted_run_ends_its_processes(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        building.run(["sh", "-c", "sleep 600 & echo $!; wait"], os.environ, interrupt)
+        building.run(["sh", "-c", "sleep 600 & echo $!; wait"], os.environ, interrupt, tmp_path)
     pid, end = int((tmp_path / "pid").read_text()), time.monotonic() + 10
     while is_running(pid) and time.monotonic() < end:
         time.sleep(0.01)

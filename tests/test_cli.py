@@ -154,6 +154,19 @@ def test_bake_prints_the_path(tiny_model: BakedGPT2, checkpoints: Checkpoints, c
     assert kaoken.load(path).config == tiny_model.config
 
 
+def test_bake_prints_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kaoken import baking, cli\n"
+        "baking.bake = lambda *_, **__: Path('\\udcff.so')\n"
+        "sys.argv = ['kaoken', 'bake', 'gpt2']\n"
+        "cli.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert run.stdout == b"\xff.so\n"
+
+
 def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     passed: dict[str, Any] = {}
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kaoken.codegen.seal import seal
@@ -147,6 +147,34 @@ def test_a_seal_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     assert library.read_bytes() == default_library().read_bytes()
 
 
+@pytest.mark.parametrize("given", [3, b"x.so", ["x.so"]])
+def test_a_library_is_named_by_a_path(given: Any) -> None:
+    for call in (kaoken.load, kaoken.verify):
+        with pytest.raises(kaoken.InputError, match=r"must be a path, a str or an os\.PathLike, not "):
+            call(given)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_an_impossible_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(kaoken.LibraryError, match=r"cannot be read .*(null byte|File name too long)"):
+        kaoken.load(tmp_path / name)
+
+
+def test_bytes_that_are_no_utf8_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "\udcff.so").write_text("text")
+    with pytest.raises(kaoken.LibraryError, match=r"\\xff.so is not a Kaoken model library"):
+        kaoken.load(tmp_path / "\udcff.so")
+    shutil.copy(default_library(), tmp_path / "\udcff.so")
+    assert kaoken.load(tmp_path / "\udcff.so").config.vocab_size == 257
+    monkeypatch.setenv("KAOKEN_ISA", "\udcff")
+    with pytest.raises(kaoken.ISAError, match=r'KAOKEN_ISA is "\\xff"'):
+        kaoken.BakedGPT2()
+    monkeypatch.delenv("KAOKEN_ISA")
+    monkeypatch.setenv("KAOKEN_THREADS", "\udcff")
+    with pytest.raises(kaoken.InputError, match=r'KAOKEN_THREADS is "\\xff"'):
+        kaoken.BakedGPT2()
+
+
 def library_of(model: BakedGPT2) -> Path:
     return Path(str(model.__reduce__()[1][0]))
 
@@ -189,6 +217,8 @@ def test_statistics_are_optional(tiny_model: BakedGPT2, tmp_path: Path) -> None:
     shutil.copy(library_of(tiny_model), path)
     assert kaoken.load(path).info.statistics is None
     (tmp_path / "model.so.json").write_text("{")
+    assert kaoken.load(path).info.statistics is None
+    (tmp_path / "model.so.json").write_text("[" * 100_000)
     assert kaoken.load(path).info.statistics is None
     (tmp_path / "model.so.json").write_text('{"wall_seconds": 2.5}')
     assert kaoken.load(path).info.statistics == {"wall_seconds": 2.5}

@@ -124,6 +124,12 @@ def _print(text: object, end: str = "\n") -> None:
         raise KaokenError(f"the output cannot be written ({error.strerror}): write it elsewhere") from error
 
 
+def _print_what_does_not_encode(errors: str) -> None:
+    """As Python's name of a way to handle such characters says."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=errors)
+
+
 def _discard_output() -> None:
     """Python would complain when it flushes at exit: give it somewhere to write."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -271,9 +277,7 @@ def _generate(options: argparse.Namespace) -> None:
     prompt = _prompt(options.prompt)
     model = _load(options.model, options.threads)
     pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character must not end the text.
-        sys.stdout.reconfigure(errors="replace")
+    _print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
     _print(prompt, end="")
     for piece in pieces:
         _print(piece, end="")
@@ -387,4 +391,5 @@ def _bake(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         compile_memory=options.compile_memory,
     )
+    _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
     _print(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -131,6 +132,14 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
     if is_bool or (minimum is not None and number < minimum):
         raise InputError(f"{name} must be {wanted}, not {value!r}")
     return number
+
+
+def file_path(name: str, value: Any) -> Path:
+    """A path from a str or what has __fspath__."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise InputError(f"{name} must be a path, a str or an os.PathLike, not {value!r}") from None
 
 
 def check_length(length: int, n_positions: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from kaoken import _core
 from kaoken.codegen.seal import is_intact
 from kaoken.errors import LibraryError
+from kaoken.inputs import file_path
 
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
@@ -122,10 +123,10 @@ def _fresh_name(path: Path) -> str:
 
 def check_file(path: Path) -> os.stat_result:
     """Refuses what is no whole file before dlopen sees it; raises LibraryError."""
-    if path.exists() and not path.is_file():
-        kind = "a directory" if path.is_dir() else "no regular file"
-        raise LibraryError(f"{path} is {kind}, not a baked model library: {_HOW_TO_MAKE_ONE}")
     try:
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise LibraryError(f"{path} is {kind}, not a baked model library: {_HOW_TO_MAKE_ONE}")
         with path.open("rb") as file:
             header = file.read(_ELF64_HEADER.size)
             status = os.fstat(file.fileno())
@@ -160,7 +161,7 @@ def verify(path: str | os.PathLike[str] | None = None) -> None:
     This finds damage, not malice. It reads the whole file, which loading does not.
     Raises LibraryError if the file is damaged, is no library, or has no digest.
     """
-    library = default_library() if path is None else Path(path)
+    library = default_library() if path is None else file_path("path", path)
     check_file(library)
     try:
         intact = is_intact(library)
@@ -223,6 +224,6 @@ def _statistics(path: Path) -> dict[str, Any] | None:
     """The JSON beside a library: of use to people, so a missing or damaged one is no error."""
     try:
         statistics = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return statistics if isinstance(statistics, dict) else None

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import numpy as np
@@ -22,6 +21,7 @@ from kaoken.inputs import (
     batch_size,
     check_length,
     explains_options,
+    file_path,
     generation_options,
     rewind_length,
     thread_count,
@@ -160,7 +160,7 @@ class BakedGPT2(metaclass=_Explaining):
     Raises:
         LibraryError: The file is missing, is no model library, or was baked by an incompatible Kaoken.
         ISAError: KAOKEN_ISA names what the library or this machine lacks, or they share nothing.
-        InputError: `threads` is not a positive integer.
+        InputError: `model` is no path, or `threads` is not a positive integer.
     """
 
     config: GPT2Config
@@ -169,7 +169,7 @@ class BakedGPT2(metaclass=_Explaining):
     def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
         self._arguments = (model, threads)
         self._threads = thread_count(threads)
-        path = default_library() if model is None else Path(model)
+        path = default_library() if model is None else file_path("model", model)
         self._library = open_library(path)
         isa = self._library.session(1, self._threads).isa
         self.config, self.info = describe(self._library, path, isa)
