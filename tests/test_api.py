@@ -146,7 +146,7 @@ BAD_IDS = [
     (7, "not int"),
     (np.int64(7), "0 dimensions"),
     (None, "not NoneType"),
-    ({"input_ids": [1]}, "not dict"),
+    ({1, 2}, "not set"),
     ("ROMEO", "text"),
     (["RO", "ME"], "text"),
     (b"ROMEO", "text"),
