@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -36,7 +37,11 @@ void raise_in_python(std::exception_ptr exception) {
   try {
     if (exception) std::rethrow_exception(std::move(exception));
   } catch (const Error &error) {
-    py::set_error(py::module_::import("kaoken.errors").attr(error.type), error.what());
+    // Paths and variables of the environment need not be UTF-8.
+    const std::string_view text = error.what();
+    const auto message = py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+    PyErr_SetObject(py::module_::import("kaoken.errors").attr(error.type).ptr(), message.ptr());
   }
 }
 

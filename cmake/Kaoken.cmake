@@ -8,7 +8,8 @@
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
 # nothing but the C++ runtime; with STATIC it is an archive that exports kaoken_model_<name>() alone, so that one
-# program can hold several. Its build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
+# program can hold several. A shared library ends with a digest of itself, which `kaoken verify` checks until a tool such
+# as strip changes the file. Build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
 # the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
 # checkpoint's with NAMED_BY_CHECKPOINT.
 # The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
@@ -186,6 +187,10 @@ function(kaoken_compile TARGET OUT)
     target_compile_definitions(${TARGET} PRIVATE KAOKEN_SHARED_LIBRARY=1)
     target_link_libraries(${TARGET} PRIVATE kaoken_runtime)
     kaoken_link_options(${TARGET})
+    add_custom_command(
+      TARGET ${TARGET} POST_BUILD
+      COMMAND "${KAOKEN_PYTHON}" -I "${KAOKEN_ROOT}/codegen/seal.py" "$<TARGET_FILE:${TARGET}>"
+      VERBATIM)
   endif()
   target_include_directories(${TARGET} PUBLIC "$<BUILD_INTERFACE:${KAOKEN_ROOT}/runtime/include>" PRIVATE "${OUT}")
   kaoken_compile_properties(${TARGET} "${OUT}")

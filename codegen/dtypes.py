@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,25 @@ CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 HEAD = "lm_head"  # the head's matrix, which is also the token table where they are tied
 TOKENS = "wte"  # the token table of an untied model
+
+# What others call these types, and what comes closest to one that Kaoken lacks.
+_OTHER_NAMES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "bfloat16, which is as wide (there is no float16)",
+    "f16": "bfloat16, which is as wide (there is no float16)",
+    "float16": "bfloat16, which is as wide (there is no float16)",
+    "half": "bfloat16, which is as wide (there is no float16)",
+    "double": "float32 (there is no float64)",
+    "float64": "float32 (there is no float64)",
+    "i8": "int8",
+    "qint8": "int8",
+    "q8_0": "int8",
+    "i4": "int4",
+    "q4_0": "int4",
+}
 
 _CACHES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8", "int4-all": "int8"}
 
@@ -54,11 +74,9 @@ class Types:
 
 def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
     """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype={dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+    _check_name("dtype", dtype, DTYPES)
     cache = cache or _CACHES[dtype]
-    if cache not in CACHE_DTYPES:
-        raise InputError(f"cache_dtype={cache!r} is unknown; expected one of {', '.join(CACHE_DTYPES)}")
+    _check_name("cache_dtype", cache, CACHE_DTYPES)
     parsed: dict[str, str] = {}  # in the order of the last mention
     for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):
         parsed.pop(pattern, None)
@@ -66,11 +84,24 @@ def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Typ
     return Types(dtype, tuple(parsed.items()), cache)
 
 
+def _check_name(setting: str, dtype: object, known: tuple[str, ...]) -> None:
+    if not isinstance(dtype, str) or dtype not in known:
+        expected = f"expected one of {', '.join(known)}"
+        raise InputError(f"{setting}={dtype!r} is unknown; {expected}{_meant(dtype, known)}")
+
+
+def _meant(dtype: object, known: tuple[str, ...]) -> str:
+    """Which type another library's name, or a type of torch's or NumPy's, stands for."""
+    name = (re.findall(r"\w+", str(dtype).lower()) or [""])[-1]
+    meant = _OTHER_NAMES.get(name, name)
+    return f": write {meant}" if meant.split(",")[0].split(" ")[0] in known else ""
+
+
 def _parse(override: str) -> tuple[str, str]:
     pattern, equals, dtype = (part.strip() for part in override.partition("="))
     if not pattern or not equals or dtype not in TENSOR_DTYPES:
         raise InputError(
             f"tensor_dtypes: {override.strip()!r} is no override; write PATTERN=TYPE with one of "
-            f"{', '.join(TENSOR_DTYPES)}, like h.*.mlp.*=int8"
+            f"{', '.join(TENSOR_DTYPES)}, like h.*.mlp.*=int8{_meant(dtype, TENSOR_DTYPES)}"
         )
     return pattern, dtype

@@ -402,8 +402,9 @@ def _checked(tensor: Tensor, values: Values) -> Values:
     """`values`, which must be finite."""
     finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
     if not finite.all():
+        which = "folded together these pass" if len(tensor.sources) > 1 else "some of its values pass"
         raise CheckpointError(
-            f"{' + '.join(tensor.sources)}: folded together these pass the range of their type; "
+            f"{' + '.join(tensor.sources)}: {which} the range of their type; "
             "the checkpoint's weights are too large to be sound"
         )
     return values

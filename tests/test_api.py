@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ BAD_IDS = [
     (7, "not int"),
     (np.int64(7), "0 dimensions"),
     (None, "not NoneType"),
-    ({"input_ids": [1]}, "not dict"),
+    ({1, 2}, "not set"),
     ("ROMEO", "text"),
     (["RO", "ME"], "text"),
     (b"ROMEO", "text"),
@@ -232,12 +233,43 @@ def test_seeds_of_any_size(tiny_model: BakedGPT2) -> None:
     assert draw(None) != draw(None)
 
 
+def encoding(**values: Any) -> UserDict[str, Any]:
+    """Like transformers' BatchEncoding, which is a UserDict too."""
+    return UserDict(values)
+
+
+@pytest.mark.parametrize("mask", [None, [1] * 6, [[1] * 6], Tensor([[1] * 6])])
+def test_a_batch_encoding_is_taken(mask: Any, bundled: BakedGPT2) -> None:
+    given = encoding(input_ids=Tensor([PROMPT]), attention_mask=mask)
+    assert bundled.generate(given).tolist() == bundled.generate(PROMPT).tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (encoding(input_ids=[PROMPT] * 2, attention_mask=[[1] * 6, [0] + [1] * 5]), "padding.*pass.*one by one"),
+        (encoding(input_ids=PROMPT, attention_mask=[0] + [1] * 5), "padding"),
+        (encoding(input_ids=[PROMPT], attention_mask=Tensor([[True] * 5 + [False]], np.bool_)), "padding"),
+        (encoding(input_ids=[PROMPT, PROMPT[:3]]), "equally long"),
+        (encoding(labels=PROMPT), r"without 'input_ids' \(it has \['labels'\]\)"),
+        ({}, "without 'input_ids'"),
+    ],
+)
+def test_a_batch_encoding_with_padding_is_refused(given: Any, message: str, bundled: BakedGPT2) -> None:
+    for call in (bundled.generate, bundled.logits, bundled.session(2).append):
+        with pytest.raises(kaoken.InputError, match=message):
+            call(given)
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, not 0"),
     ({"max_new_tokens": 1.5}, "max_new_tokens"),
     ({"max_new_tokens": True}, "max_new_tokens"),
     ({"do_sample": 1}, "do_sample must be True or False"),
-    ({"do_sample": True, "temperature": 0.0}, "temperature must be a number greater than 0, not 0.0"),
+    (
+        {"do_sample": True, "temperature": 0.0},
+        "temperature must be .* not 0.0: .*do_sample=False",
+    ),
     ({"do_sample": True, "temperature": -1}, "temperature"),
     ({"do_sample": True, "temperature": float("nan")}, "temperature"),
     ({"do_sample": True, "temperature": float("inf")}, "temperature"),
@@ -269,9 +301,65 @@ def test_huge_options_mean_no_limit(tiny_model: BakedGPT2) -> None:
     assert tokens.tolist() == tiny_model.generate([1], 100, do_sample=True, top_k=0, seed=3).tolist()
 
 
-def test_an_unknown_option_is_a_type_error(bundled: BakedGPT2) -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        bundled.stream(PROMPT, temprature=1.0)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("temprature", "'temprature': did you mean temperature"),
+        ("max_tokens", "did you mean max_new_tokens"),
+        ("xyz", "it takes max_new_tokens, do_sample, temperature, top_k, top_p, eos_token_id, pad_token_id, seed$"),
+        ("repetition_penalty", "repetition_penalty, which transformers has: leave it out, or choose tokens yourself"),
+        ("num_beams", "num_beams, which transformers has"),
+        ("min_new_tokens", "min_new_tokens, which transformers has"),
+        ("max_length", "max_length, which transformers has: max_new_tokens"),
+        ("input_ids", "input_ids, which transformers has: pass the ids as the first argument"),
+        ("attention_mask", "attention_mask, which transformers has: pass sequences without padding"),
+    ],
+)
+def test_unknown_options_are_explained(name: str, message: str, bundled: BakedGPT2) -> None:
+    for call in (bundled.generate, bundled.stream, bundled.generate_text, bundled.stream_text):
+        with pytest.raises(kaoken.InputError, match=f"{call.__name__} has no option .*{message}"):
+            call(**{name: 1})  # type: ignore[operator]
+
+
+def test_arguments_may_be_named(bundled: BakedGPT2) -> None:
+    assert bundled.generate(ids=PROMPT, max_new_tokens=3)[0, 6:].tolist() == list(
+        bundled.stream(ids=PROMPT, max_new_tokens=3)
+    )
+    assert bundled.generate_text(prompt="ROMEO:") == "".join(bundled.stream_text(prompt="ROMEO:"))
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p"])
+def test_none_turns_an_option_off(name: str, tiny_model: BakedGPT2) -> None:
+    def draw(**options: Any) -> list[list[int]]:
+        options = {"temperature": 2.0, "top_k": 30, "top_p": 0.9} | options
+        return tiny_model.generate([[1, 2]] * 8, 30, do_sample=True, seed=5, **options).tolist()
+
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}[name]
+    assert draw(**{name: None}) == draw(**{name: off}) != draw()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        ("eval", "only ever infers"),
+        ("to", "runs on the CPU"),
+        ("cuda", "runs on the CPU"),
+        ("half", r"kaoken\.bake\(checkpoint, dtype=\.\.\.\)"),
+        ("forward", r"logits\(ids\)"),
+        ("from_pretrained", r"kaoken\.load\(kaoken\.bake\('gpt2'\)\)"),
+        ("xyz", "'xyz'$"),
+    ],
+)
+def test_what_torch_models_have_is_explained(use: str, message: str, bundled: BakedGPT2) -> None:
+    for owner in (bundled, kaoken.BakedGPT2):
+        assert not hasattr(owner, use)
+        with pytest.raises(AttributeError, match=f"BakedGPT2 has no attribute .*{message}"):
+            getattr(owner, use)
+
+
+def test_a_model_is_not_called(bundled: BakedGPT2) -> None:
+    with pytest.raises(kaoken.InputError, match=r"not called: use logits\(ids\)"):
+        bundled(PROMPT)
 
 
 def test_stream_yields_what_generate_adds(bundled: BakedGPT2) -> None:
@@ -294,7 +382,8 @@ def test_streams_may_be_interleaved_and_left(bundled: BakedGPT2) -> None:
 
 def test_control_c_stops_a_generation() -> None:
     code = (
-        "import kaoken\n"
+        "import kaoken, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in a shell's background ignores it
         "model = kaoken.BakedGPT2()\n"
         "try:\n"
         "    print('ready', flush=True)\n"
@@ -305,7 +394,10 @@ def test_control_c_stops_a_generation() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[0] == "interrupted\n"
+        try:
+            assert process.communicate(timeout=60)[0] == "interrupted\n"
+        finally:
+            process.kill()
 
 
 # Sessions

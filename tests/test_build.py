@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -378,13 +379,54 @@ def test_a_bake_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
     scratch.mkdir()
     command = [sys.executable, "-m", "kaoken", "bake", str(checkpoint), "-o", str(tmp_path / "x.so")]
     with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}) as baking:
-        while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
-            assert baking.poll() is None
-            time.sleep(0.01)
-        baking.terminate()
-        assert baking.wait(30) == 128 + signal.SIGTERM
+        try:
+            while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
+                assert baking.poll() is None
+                time.sleep(0.01)
+            baking.terminate()
+            assert baking.wait(30) == 128 + signal.SIGTERM
+        finally:
+            baking.kill()
     assert list(scratch.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_program_that_bakes_and_is_terminated_leaves_nothing(thread: bool, tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["plain"].write(tmp_path / "model")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    program = (
+        "import kaoken, sys, threading\n"
+        "baking = threading.Thread(target=lambda: kaoken.bake(sys.argv[1], out=sys.argv[2]))\n"
+        f"(baking.start if {thread} else baking.run)()"
+    )
+    command = [sys.executable, "-c", program, str(checkpoint), str(tmp_path / "x.so")]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}) as baking:
+        try:
+            while not list(scratch.glob("*/build/model.kaoken/block_00.cpp")):
+                assert baking.poll() is None
+                time.sleep(0.01)
+            baking.terminate()
+            assert baking.wait(30) == -signal.SIGTERM
+        finally:
+            baking.kill()
+    if thread:  # another process cleans up, as after SIGKILL
+        end = time.monotonic() + 30
+        while (list(scratch.iterdir()) or processes_of(scratch)) and time.monotonic() < end:
+            time.sleep(0.01)
+    assert list(scratch.iterdir()) == []
+    assert processes_of(scratch) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines that name a directory, of processes that run."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone meanwhile
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(directory) in line]
 
 
 def test_a_daemon_thread_may_generate_while_the_interpreter_ends() -> None:

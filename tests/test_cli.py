@@ -15,6 +15,7 @@ import pytest
 
 import kaoken
 from kaoken.cli import main
+from kaoken.library import default_library
 
 if TYPE_CHECKING:
     from conftest import Bake, Checkpoints
@@ -131,12 +132,39 @@ def test_info_of_differing_blocks_and_no_statistics(
     assert "no statistics" in text
 
 
+# verify
+
+
+def test_verify(tmp_path: Path, capsys: Capture) -> None:
+    assert "default.so is whole" in succeed(capsys, "verify")
+    library = tmp_path / "model.so"
+    library.write_bytes(default_library().read_bytes())
+    assert succeed(capsys, "verify", str(library)).startswith(f"{library} is whole")
+    with library.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    assert "was damaged or changed" in fail(capsys, "verify", str(library))
+
+
 # bake; test_baking.py has the rest
 
 
 def test_bake_prints_the_path(tiny_model: BakedGPT2, checkpoints: Checkpoints, capsys: Capture) -> None:
     path = Path(succeed(capsys, "bake", str(checkpoints("plain"))).rstrip("\n"))
     assert kaoken.load(path).config == tiny_model.config
+
+
+def test_bake_prints_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kaoken import baking, cli\n"
+        "baking.bake = lambda *_, **__: Path('\\udcff.so')\n"
+        "sys.argv = ['kaoken', 'bake', 'gpt2']\n"
+        "cli.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert run.stdout == b"\xff.so\n"
 
 
 def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -175,7 +203,10 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         ("generate x --model ./no.so", "no.so does not exist"),
         ("generate x --model .", "is a directory"),
         ("generate x --max-new-tokens 0", "max_new_tokens must be an integer of at least 1, not 0"),
-        ("generate x --temperature 0", "temperature must be a number greater than 0"),
+        ("generate x --temperature 0", "temperature must be a number greater than 0, not 0.0: for the likeliest"),
+        ("generate x --model gpt2", "if that is a hub id, bake it first"),
+        ("bake ./no-checkpoint --dtype fp16", ": write bfloat16, which is as wide (there is no float16)"),
+        ("bake ./no-checkpoint --tensor-dtype lm_head=bf16", ": write bfloat16"),
         ("generate x --threads 0", "threads"),
         (f"generate {'x' * 257}", "257 tokens"),
         ("info --model ./no.so", "no.so does not exist"),
@@ -205,6 +236,48 @@ def test_wrong_usage_exits_with_2(arguments: str, capsys: Capture) -> None:
         main(arguments.split())
     assert caught.value.code == 2
     assert "usage: kaoken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--bogus", "kaoken: error: unrecognized arguments: --bogus"),
+        ("--bogus=3", "kaoken: error: unrecognized arguments: --bogus=3"),
+        ("--bogus generate x", "kaoken: error: unrecognized arguments: --bogus"),
+        ("generate --bogus", "kaoken generate: error: unrecognized arguments: --bogus"),
+        ("generate -x --seed -1", "unrecognized arguments: -x (a text that starts with - goes behind --)"),
+        ("generate --seed -1", "kaoken generate: error: the following arguments are required: PROMPT"),
+    ],
+)
+def test_an_unknown_option_is_named(arguments: str, message: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments.split())
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        ("generate --max-new-tokens 5 -- -x", "-x"),
+        ("-- generate --max-new-tokens 5 x", "x"),
+        ("generate x --max-new-tokens 5 --", "x"),
+        ("-- generate --max-new-tokens 5 -- --text", "--text"),
+        ("generate --max-new-tokens 5 -- --", "--"),
+    ],
+)
+def test_two_dashes_work_anywhere(arguments: str, prompt: str, bundled: BakedGPT2, capsys: Capture) -> None:
+    text = succeed(capsys, *arguments.split())
+    assert text == prompt + bundled.generate_text(prompt, max_new_tokens=5) + "\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "info", "info --help", "generate x --max-new-tokens 2"])
+def test_output_that_cannot_be_written(arguments: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "kaoken", *arguments.split()]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    message = b"kaoken: error: the output cannot be written (No space left on device): write it elsewhere\n"
+    assert (run.returncode, run.stderr) == (1, message)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,13 @@ def test_folding_past_float32_is_refused(tmp_path: Path) -> None:
         generated(checkpoint, tmp_path / "out")
 
 
+def test_a_single_matrix_past_its_type_is_not_folded(tmp_path: Path) -> None:
+    huge = {"h.1.mlp.c_proj.weight": np.full((128, 32), 3.4e38, np.float32)}
+    checkpoint = CONFIGURATIONS["plain"].write(tmp_path / "model", huge)
+    with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_proj\.weight: some of its values pass the range of"):
+        generated(checkpoint, tmp_path / "out", types=make_types("bfloat16"))
+
+
 SHAPES = [(1, 1), (16, 3), (17, 5), (50, 33)]
 
 

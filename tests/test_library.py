@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from kaoken.codegen.seal import seal
 
 import kaoken
 from kaoken.library import default_library
@@ -47,6 +48,13 @@ def refuse(path: Path, message: str) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     refuse(tmp_path / "no.so", "does not exist.*kaoken bake")
+
+
+@pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", Path("gpt2-xl")])
+def test_a_hub_id_is_to_be_baked_first(path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kaoken.LibraryError, match=rf"hub id, bake it first, as in kaoken.load\(kaoken.bake\('{path}'"):
+        kaoken.load(path)
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -102,6 +110,71 @@ def test_a_missing_default_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         kaoken.BakedGPT2()
 
 
+def change_a_byte(library: bytes) -> bytes:
+    middle = len(library) // 2
+    return library[:middle] + bytes([library[middle] ^ 1]) + library[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_a_byte, "was damaged or changed after its build: bake or copy it again"),
+        (lambda library: library[:-1], "has no digest recorded"),
+        (lambda library: library[:-1] + bytes([library[-1] ^ 1]), "was damaged"),
+        (lambda library: library + b"x", "has no digest recorded"),
+        (lambda library: b"text", "has no digest recorded"),
+        (lambda library: library[:9999], "truncated"),
+    ],
+)
+def test_verify_finds_damage(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    library = tmp_path / "model.so"
+    shutil.copy(default_library(), library)
+    kaoken.verify(library)
+    library.write_bytes(change(library.read_bytes()))
+    with pytest.raises(kaoken.LibraryError, match=message):
+        kaoken.verify(library)
+
+
+def test_what_was_installed_or_baked_can_be_verified(tiny_model: BakedGPT2) -> None:
+    kaoken.verify()
+    kaoken.verify(library_of(tiny_model))
+
+
+def test_a_seal_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    library = tmp_path / "model.so"
+    shutil.copy(default_library(), library)
+    seal(library)
+    assert library.read_bytes() == default_library().read_bytes()
+
+
+@pytest.mark.parametrize("given", [3, b"x.so", ["x.so"]])
+def test_a_library_is_named_by_a_path(given: Any) -> None:
+    for call in (kaoken.load, kaoken.verify):
+        with pytest.raises(kaoken.InputError, match=r"must be a path, a str or an os\.PathLike, not "):
+            call(given)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_an_impossible_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(kaoken.LibraryError, match=r"cannot be read .*(null byte|File name too long)"):
+        kaoken.load(tmp_path / name)
+
+
+def test_bytes_that_are_no_utf8_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "\udcff.so").write_text("text")
+    with pytest.raises(kaoken.LibraryError, match=r"\\xff.so is not a Kaoken model library"):
+        kaoken.load(tmp_path / "\udcff.so")
+    shutil.copy(default_library(), tmp_path / "\udcff.so")
+    assert kaoken.load(tmp_path / "\udcff.so").config.vocab_size == 257
+    monkeypatch.setenv("KAOKEN_ISA", "\udcff")
+    with pytest.raises(kaoken.ISAError, match=r'KAOKEN_ISA is "\\xff"'):
+        kaoken.BakedGPT2()
+    monkeypatch.delenv("KAOKEN_ISA")
+    monkeypatch.setenv("KAOKEN_THREADS", "\udcff")
+    with pytest.raises(kaoken.InputError, match=r'KAOKEN_THREADS is "\\xff"'):
+        kaoken.BakedGPT2()
+
+
 def library_of(model: BakedGPT2) -> Path:
     return Path(str(model.__reduce__()[1][0]))
 
@@ -144,6 +217,8 @@ def test_statistics_are_optional(tiny_model: BakedGPT2, tmp_path: Path) -> None:
     shutil.copy(library_of(tiny_model), path)
     assert kaoken.load(path).info.statistics is None
     (tmp_path / "model.so.json").write_text("{")
+    assert kaoken.load(path).info.statistics is None
+    (tmp_path / "model.so.json").write_text("[" * 100_000)
     assert kaoken.load(path).info.statistics is None
     (tmp_path / "model.so.json").write_text('{"wall_seconds": 2.5}')
     assert kaoken.load(path).info.statistics == {"wall_seconds": 2.5}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         LibraryError,
         UnsupportedModelError,
     )
-    from kaoken.library import BlockConfig, GPT2Config, ModelInfo
+    from kaoken.library import BlockConfig, GPT2Config, ModelInfo, verify
     from kaoken.model import BakedGPT2, Session, load
 
     __version__: str
@@ -47,11 +47,12 @@ __all__ = [
     "__version__",
     "bake",
     "load",
+    "verify",
 ]
 
 _MODULES = {
     "kaoken.baking": ("bake",),
-    "kaoken.library": ("BlockConfig", "GPT2Config", "ModelInfo"),
+    "kaoken.library": ("BlockConfig", "GPT2Config", "ModelInfo", "verify"),
     "kaoken.model": ("BakedGPT2", "Session", "load"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

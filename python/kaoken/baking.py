@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING
 
 import kaoken
 from kaoken import codegen
-from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run
+from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run, unwound
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.exploded import check_kernels
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.memory import make_budget
-from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
-from kaoken.inputs import integer
-from kaoken.library import check_file
+from kaoken.codegen.seal import is_intact
+from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError
+from kaoken.inputs import file_path, integer
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def bake(
         CheckpointError, UnsupportedModelError, HubError: See `kaoken.errors`.
         BuildError: A tool is missing, the build failed, the disk is full, or the cache is not private.
     """
-    destination = None if out is None else _destination(Path(out))
+    destination = None if out is None else _destination(file_path("out", out))
     types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
     options = _options(types, kernels, isa, jobs, compile_memory)
     check_packages()
@@ -141,6 +141,13 @@ def bake(
 
 def _destination(out: Path) -> Path:
     """Checked before an expensive build, though the disk has the last word."""
+    try:
+        _statistics(out).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"out is {str(out)!r}, which cannot be a file ({reason}): choose another name") from error
     if out.exists() and not out.is_file():
         raise InputError(f"out is {out}, which is not a file: name the one file to write")
     if not out.parent.is_dir():
@@ -148,6 +155,10 @@ def _destination(out: Path) -> Path:
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise InputError(f"out is {out}, but the directory {out.parent} is not writable: choose another")
     return out.absolute()
+
+
+def _statistics(library: Path) -> Path:
+    return library.parent / f"{library.name}.json"
 
 
 def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
@@ -185,7 +196,9 @@ def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options:
     from kaoken.codegen.hub import resolve_model
     from kaoken.codegen.spec import read_spec
 
-    named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(os.fspath(checkpoint))
+    named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(file_path("checkpoint", checkpoint))
+    if revision is not None and not isinstance(revision, str):
+        raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.directory)
     read_spec(opened)
@@ -197,9 +210,9 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
     progress.say("looking into the cache")
     before = _stamps(work.checkpoint.files)
     path = directory / f"{_model_name(work)}-{_key(work)[:32]}.so"
-    if _is_whole(path):
-        return path
     try:
+        if _is_whole(path):
+            return path
         with locked(path.with_suffix(".lock"), lambda: progress.say("waiting for another bake of it")):
             if not _is_whole(path):
                 _build(work, path, progress, before)
@@ -209,14 +222,8 @@ def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the cache has the library; a truncated one is baked again."""
-    if not path.is_file():
-        return False
-    try:
-        check_file(path)
-    except LibraryError:
-        return False
-    return True
+    """Whether the cache has the library; a damaged one is baked again. Reads it all, as the key read the checkpoint."""
+    return path.is_file() and is_intact(path) is True
 
 
 def _key(work: _Bake) -> str:
@@ -238,15 +245,14 @@ def _build(
     """Builds in a temporary directory and installs the library, its statistics first."""
     before = before or _stamps(work.checkpoint.files)
     try:
-        with tempfile.TemporaryDirectory(prefix="kaoken-", dir=_temporary_root()) as name:
+        with unwound(), tempfile.TemporaryDirectory(prefix="kaoken-", dir=_temporary_root()) as name:
             workplace = _Workplace(Path(name).resolve(), work)
             workplace.prepare()
             workplace.configure(progress)
             workplace.compile(progress)
             _check_unchanged(work.checkpoint, before)
             progress.say("writing")
-            statistics = destination.with_name(destination.name + ".json")
-            install({workplace.library_json: statistics, workplace.library: destination})
+            install({workplace.library_json: _statistics(destination), workplace.library: destination})
     except OSError as error:
         raise write_error(Path(error.filename or tempfile.gettempdir()), error) from error
 
@@ -322,7 +328,7 @@ class _Workplace:
     def _run(self, command: list[str], progress: Progress) -> None:
         environment = {name: value for name, value in os.environ.items() if not _HARMFUL.match(name)}
         environment |= {"CXX": self._work.compiler.command, "NINJA_STATUS": NINJA_STATUS}
-        status, lines = run(command, environment, progress.line)
+        status, lines = run(command, environment, progress.line, self._directory)
         if status != 0:
             raise self._failure(lines)
 

@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -66,12 +68,45 @@ def _bar() -> Any:
     return tqdm(total=1, unit="step", dynamic_ncols=True, leave=False)
 
 
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP, on its way out of a bake."""
+
+
+@contextmanager
+def unwound() -> Iterator[None]:
+    """Within it a SIGTERM or SIGHUP that would end this process at once ends it only when the context has been left.
+
+    Handlers of the program's own stay as they are, and outside the main thread nothing can be done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    endings = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, _: object) -> None:
+        for ending in endings:
+            signal.signal(ending, signal.SIG_IGN)  # a second one must not interrupt the cleaning
+        raise _Terminated(number)
+
+    for ending in endings:
+        signal.signal(ending, end)
+    try:
+        yield
+    except _Terminated as terminated:
+        signal.signal(terminated.args[0], signal.SIG_DFL)
+        os.kill(os.getpid(), terminated.args[0])
+    finally:
+        for ending in endings:
+            signal.signal(ending, signal.SIG_DFL)
+
+
 def run(
-    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
+    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None], directory: Path
 ) -> tuple[int, list[str]]:
     """Runs a command to its end; returns its exit status and the last lines of its output.
 
-    It gets a process group of its own, which is ended with it if this process is interrupted.
+    It gets a process group of its own, which is ended with it if this process is interrupted. If this process is
+    killed, the `directory` that the command works in goes too.
     """
     lines: deque[str] = deque(maxlen=_KEPT_LINES)
     with subprocess.Popen(
@@ -86,13 +121,26 @@ def run(
     ) as process:
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                on_line(lines[-1])
+            with _guarded(process.pid, directory):
+                for line in process.stdout:
+                    lines.append(line.rstrip())
+                    on_line(lines[-1])
         except BaseException:
             _stop(process)
             raise
     return process.returncode, list(lines)
+
+
+@contextmanager
+def _guarded(group: int, directory: Path) -> Iterator[None]:
+    """Has a process outlive this one if it is killed meanwhile; see guard.py."""
+    script = Path(__file__).with_name("guard.py")
+    command = [sys.executable, "-I", "-S", str(script), str(group), str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        try:
+            yield
+        finally:
+            guard.kill()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

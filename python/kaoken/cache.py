@@ -20,35 +20,40 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def cache_directory() -> Path:
     """$KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken; made with mode 0700.
 
-    Libraries are code, so BuildError refuses a directory that another user owns or may write to.
+    Libraries are code, so BuildError refuses a directory that another user owns or may write to, or may replace.
     """
     directory = _cache_path()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
+        above = {parent: parent.stat() for parent in (*directory.parents, *directory.resolve().parents)}
     except OSError as error:
         raise BuildError(
             f"the cache directory {directory} cannot be made ({error.strerror}): set KAOKEN_CACHE to "
             "another, or say which file to write (out)"
         ) from error
     _check_private(directory, status)
+    for parent, parent_status in above.items():
+        _check_not_replaceable(directory, parent, parent_status)
     return directory
 
 
 def _cache_path() -> Path:
     configured = os.environ.get("KAOKEN_CACHE")
     if configured:
-        return Path(configured).absolute()
+        return _expand_user(Path(configured)).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore a relative path.
-    return (Path(base) if os.path.isabs(base) else _home() / ".cache") / "kaoken"
+    return (Path(base) if os.path.isabs(base) else _expand_user(Path("~/.cache"))) / "kaoken"
 
 
-def _home() -> Path:
+def _expand_user(path: Path) -> Path:
     try:
-        return Path.home()
+        return path.expanduser()
     except RuntimeError:
-        raise BuildError("there is no home directory for the cache: set KAOKEN_CACHE to a directory") from None
+        raise BuildError(
+            f"the cache would be {path}, but there is no such home directory: set KAOKEN_CACHE to a directory"
+        ) from None
 
 
 def _check_private(directory: Path, status: os.stat_result) -> None:
@@ -62,6 +67,19 @@ def _check_private(directory: Path, status: os.stat_result) -> None:
             f"the cache directory {directory} may be written by other users "
             f"(mode {stat.S_IMODE(status.st_mode):04o}): `chmod 700 {directory}` "
             "if you trust what lies in it, else set KAOKEN_CACHE to another"
+        )
+
+
+def _check_not_replaceable(directory: Path, parent: Path, status: os.stat_result) -> None:
+    """Whoever may write to a directory may rename what is in it, unless it is sticky as /tmp is."""
+    # Where each user has a group of the same number, as most Linux systems set up, it has no other member.
+    own_group = status.st_gid == os.getegid() == os.geteuid()
+    others = stat.S_IWOTH if own_group else stat.S_IWGRP | stat.S_IWOTH
+    if status.st_mode & others and not status.st_mode & stat.S_ISVTX:
+        raise BuildError(
+            f"the cache directory {directory} lies in {parent}, which may be written by other users "
+            f"(mode {stat.S_IMODE(status.st_mode):04o}), who could replace it: `chmod go-w {parent}`, or set "
+            "KAOKEN_CACHE to another"
         )
 
 

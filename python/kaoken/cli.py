@@ -6,10 +6,12 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
 from kaoken.errors import InputError, KaokenError
@@ -26,6 +28,7 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
   kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
   kaoken generate "Hello" --model my.so     and run it
   kaoken bench                              how fast it is on this machine
+  kaoken verify my.so                       whether a library is damaged
 """
 
 _GENERATE = """\
@@ -60,6 +63,13 @@ $KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken.
   kaoken bake ./my-checkpoint -o my.so --jobs 2 --compile-memory 600M
 """
 
+_VERIFY = """\
+Check every byte of a baked library against the digest that its build left in it. This finds damage, not malice.
+
+  kaoken verify
+  kaoken verify my.so
+"""
+
 _BENCH = """\
 Measure a baked model on this machine, which takes some seconds: tokens per second when decoding and when reading a
 prompt, and how many bytes of weights decoding reads per second, beside what the machine reads from memory at most.
@@ -79,15 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(ending, _end)
         _reopen_closed_streams()
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_args(_separated(sys.argv[1:] if arguments is None else arguments))
         options.run(options)
-        sys.stdout.flush()
         return 0
     except KaokenError as error:
         return _fail(error)
     except BrokenPipeError:
-        # Python would complain when it flushes at exit: give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -95,6 +103,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"not enough memory {error}".strip())
     except OSError as error:
         return _fail(error)
+
+
+def _separated(arguments: Sequence[str]) -> list[str]:
+    """Without a `--` that separates nothing, which argparse takes for an argument: the first, or the one at the end."""
+    rest = list(arguments)
+    if rest[:1] == ["--"]:
+        del rest[0]
+    return rest[:-1] if rest[-1:] == ["--"] and rest.index("--") == len(rest) - 1 else rest
+
+
+def _print(text: object, end: str = "\n") -> None:
+    """Prints at once; raises KaokenError where that fails, and BrokenPipeError where nobody reads any more."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise KaokenError(f"the output cannot be written ({error.strerror}): write it elsewhere") from error
+
+
+def _print_what_does_not_encode(errors: str) -> None:
+    """As Python's name of a way to handle such characters says."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=errors)
+
+
+def _discard_output() -> None:
+    """Python would complain when it flushes at exit: give it somewhere to write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reopen_closed_streams() -> None:
@@ -119,12 +157,40 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         import kaoken
 
-        print(f"kaoken {kaoken.__version__}")
+        _print(f"kaoken {kaoken.__version__}")
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names an unknown option first: argparse complains of a missing argument in its place."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own does not care whether its help can be written."""
+        if file is sys.stdout:
+            _print(message, end="")
+        else:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        options = takewhile(lambda given: given != "--", self._given)
+        unknown = [
+            given
+            for given in options
+            if re.match("--?[A-Za-z]", given) and given.split("=")[0] not in self._option_string_actions
+        ]
+        if unknown and message.startswith("the following arguments are required"):
+            message = f"unrecognized arguments: {' '.join(unknown)} (a text that starts with - goes behind --)"
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kaoken",
         description=_DESCRIPTION,
         epilog=_EXIT_CODES,
@@ -137,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
+    _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
     return parser
 
 
@@ -178,6 +245,10 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a baked library (default: the model in this wheel)")
+
+
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -206,13 +277,11 @@ def _generate(options: argparse.Namespace) -> None:
     prompt = _prompt(options.prompt)
     model = _load(options.model, options.threads)
     pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character must not end the text.
-        sys.stdout.reconfigure(errors="replace")
-    print(prompt, end="", flush=True)
+    _print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
+    _print(prompt, end="")
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        _print(piece, end="")
+    _print("")
 
 
 def _prompt(argument: str) -> str:
@@ -242,9 +311,9 @@ def _info(options: argparse.Namespace) -> None:
     model = _load(options.model)
     facts = {**asdict(model.info), "config": asdict(model.config)}
     if options.json:
-        print(json.dumps(facts, indent=2))
+        _print(json.dumps(facts, indent=2))
     else:
-        print("\n".join(_describe(model)))
+        _print("\n".join(_describe(model)))
 
 
 def _describe(model: BakedGPT2) -> list[str]:
@@ -296,7 +365,15 @@ def _bench(options: argparse.Namespace) -> None:
     from kaoken.bench import lines, measure
 
     result = measure(_load(options.model, options.threads))
-    print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+    _print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from kaoken.library import default_library, verify
+
+    path = options.file or default_library()
+    verify(path)
+    _print(f"{path} is whole: it fits the digest that its build recorded in it")
 
 
 def _bake(options: argparse.Namespace) -> None:
@@ -314,4 +391,5 @@ def _bake(options: argparse.Namespace) -> None:
         jobs=options.jobs,
         compile_memory=options.compile_memory,
     )
-    print(path)
+    _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
+    _print(path)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,8 +20,12 @@ from kaoken.errors import InputError
 if TYPE_CHECKING:
     from kaoken.library import GPT2Config
 
-# Lists and tuples of integers, NumPy arrays, and whatever has `__array__`, such as torch tensors.
-TokenIds: TypeAlias = ArrayLike
+# Lists and tuples of integers, NumPy arrays, and whatever has `__array__`, such as torch tensors; and a mapping that
+# holds one of these as "input_ids", such as the BatchEncoding of transformers' tokenizers.
+TokenIds: TypeAlias = "ArrayLike | Mapping[str, Any]"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SHAPES = "pass one sequence, [1, 2, 3], or a batch of equally long ones, [[1, 2], [3, 4]]"
 
@@ -27,6 +35,8 @@ def token_ids(ids: TokenIds, vocab_size: int) -> NDArray[np.int64]:
 
     Raises InputError for anything but integers in [0, vocab_size), in one or two dimensions and at least one.
     """
+    if isinstance(ids, Mapping):
+        ids = _unpadded(ids)
     array = _array(ids) if hasattr(ids, "__array__") else _rows(ids)
     outside = (array < 0) | (array >= vocab_size)
     if outside.any():
@@ -36,6 +46,19 @@ def token_ids(ids: TokenIds, vocab_size: int) -> NDArray[np.int64]:
             "use the tokenizer of this model"
         )
     return np.array(array, dtype=np.int64, order="C", ndmin=2)
+
+
+def _unpadded(encoding: Mapping[str, Any]) -> Any:
+    """The ids of a BatchEncoding, whose mask must hide none of them."""
+    if "input_ids" not in encoding:
+        raise InputError(f"ids are a mapping without 'input_ids' (it has {list(encoding)}): pass the ids themselves")
+    mask = encoding.get("attention_mask")
+    if mask is not None and not all(np.all(row) for row in (mask if isinstance(mask, (list, tuple)) else [mask])):
+        raise InputError(
+            "ids have padding, which their attention_mask hides and Kaoken would read: pass the sequences one by one, "
+            "without padding"
+        )
+    return encoding["input_ids"]
 
 
 def _array(ids: Any) -> NDArray[Any]:
@@ -111,6 +134,14 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
     return number
 
 
+def file_path(name: str, value: Any) -> Path:
+    """A path from a str or what has __fspath__."""
+    try:
+        return Path(value)
+    except TypeError:
+        raise InputError(f"{name} must be a path, a str or an os.PathLike, not {value!r}") from None
+
+
 def check_length(length: int, n_positions: int) -> None:
     if length > n_positions:
         raise InputError(f"the prompt has {length} tokens, but the model has n_positions = {n_positions}: shorten it")
@@ -164,9 +195,9 @@ def generation_options(
     config: GPT2Config,
     max_new_tokens: int = 20,
     do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 50,
-    top_p: float = 1.0,
+    temperature: float | None = 1.0,
+    top_k: int | None = 50,
+    top_p: float | None = 1.0,
     eos_token_id: EosTokenId = MODEL_DEFAULT,
     pad_token_id: int | None = None,
     seed: int | None = None,
@@ -184,13 +215,70 @@ def generation_options(
     )
 
 
-def _sampling(config: GPT2Config, temperature: float, top_k: int, top_p: float, seed: int | None) -> dict[str, Any]:
+# What transformers' generate takes and this one does not, and what to do instead.
+_LACKING = """
+    assistant_model bad_words_ids begin_suppress_tokens diversity_penalty early_stopping encoder_repetition_penalty
+    epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id
+    guidance_scale length_penalty logits_processor max_time min_length min_new_tokens min_p no_repeat_ngram_size
+    num_beam_groups num_beams output_attentions output_hidden_states output_logits output_scores penalty_alpha
+    prefix_allowed_tokens_fn repetition_penalty return_dict_in_generate sequence_bias stop_strings stopping_criteria
+    suppress_tokens token_type_ids typical_p
+"""
+_INSTEAD = {
+    **dict.fromkeys(_LACKING.split(), "leave it out, or choose tokens yourself from the logits of session().append"),
+    **dict.fromkeys(("input_ids", "inputs"), "pass the ids as the first argument"),
+    **dict.fromkeys(("attention_mask", "position_ids"), "pass sequences without padding, and leave it out"),
+    **dict.fromkeys(("past_key_values", "use_cache"), "leave it out; a session() is a cache that you extend"),
+    "generation_config": "pass its options themselves",
+    "max_length": "max_new_tokens counts the new tokens alone",
+    "num_return_sequences": "pass the prompt that many times, as a batch",
+    "streamer": "stream and stream_text yield tokens and text as they are made",
+}
+
+
+def explains_options(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that takes generation options; a keyword that it lacks becomes an InputError that says what to write."""
+    own = {each.name for each in signature(method).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD}
+    known = list(signature(generation_options).parameters)[1:]
+
+    @wraps(method)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in own and name not in known:
+                raise InputError(f"{method.__name__} has no option {_explain_option(name, known)}")
+        return method(*args, **options)
+
+    return checked
+
+
+def _explain_option(name: str, known: Sequence[str]) -> str:
+    if name in _INSTEAD:
+        return f"{name}, which transformers has: {_INSTEAD[name]}"
+    nearest = get_close_matches(name, known, 1)
+    return f"{name!r}: " + (f"did you mean {nearest[0]}?" if nearest else f"it takes {', '.join(known)}")
+
+
+def _sampling(
+    config: GPT2Config, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+) -> dict[str, Any]:
+    """None turns an option off, as in transformers."""
     return {
-        "temperature": _positive("temperature", temperature),
-        "top_k": min(integer("top_k", top_k, minimum=0), config.vocab_size),
-        "top_p": _positive("top_p", top_p, maximum=1.0),
+        "temperature": 1.0 if temperature is None else _temperature(temperature),
+        "top_k": 0 if top_k is None else min(integer("top_k", top_k, minimum=0), config.vocab_size),
+        "top_p": 1.0 if top_p is None else _positive("top_p", top_p, maximum=1.0),
         "seed": secrets.randbits(64) if seed is None else _fold(integer("seed", seed, minimum=0)),
     }
+
+
+def _temperature(value: float) -> float:
+    try:
+        return _positive("temperature", value)
+    except InputError as error:
+        if value == 0:
+            raise InputError(
+                f"{error}: for the likeliest token each time, leave sampling off (do_sample=False)"
+            ) from None
+        raise
 
 
 def _positive(name: str, value: float, maximum: float = float(np.finfo(np.float32).max)) -> float:

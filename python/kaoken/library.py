@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass, fields
 from itertools import count
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from kaoken import _core
+from kaoken.codegen.seal import is_intact
 from kaoken.errors import LibraryError
+from kaoken.inputs import file_path
 
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
 _ELF64_HEADER = struct.Struct("<40xQ10xHH2x")
 
+_LIKE_A_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _HOW_TO_MAKE_ONE = "make one with `kaoken bake CHECKPOINT -o FILE`"
 
 
@@ -119,19 +123,26 @@ def _fresh_name(path: Path) -> str:
 
 def check_file(path: Path) -> os.stat_result:
     """Refuses what is no whole file before dlopen sees it; raises LibraryError."""
-    if path.exists() and not path.is_file():
-        kind = "a directory" if path.is_dir() else "no regular file"
-        raise LibraryError(f"{path} is {kind}, not a baked model library: {_HOW_TO_MAKE_ONE}")
     try:
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise LibraryError(f"{path} is {kind}, not a baked model library: {_HOW_TO_MAKE_ONE}")
         with path.open("rb") as file:
             header = file.read(_ELF64_HEADER.size)
             status = os.fstat(file.fileno())
     except FileNotFoundError:
-        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_HOW_TO_MAKE_ONE}") from None
+        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_how_to_make(path)}") from None
     except (OSError, ValueError) as error:
         raise LibraryError(f"{path} cannot be read ({error}): check its permissions and its path") from error
     _check_whole(path, header, status.st_size)
     return status
+
+
+def _how_to_make(path: Path) -> str:
+    """Where the path looks like a hub id, how it is baked first."""
+    if not _LIKE_A_HUB_ID.fullmatch(str(path)) or path.suffix == ".so":
+        return _HOW_TO_MAKE_ONE
+    return f"if that is a hub id, bake it first, as in kaoken.load(kaoken.bake({str(path)!r})) or `kaoken bake {path}`"
 
 
 def _check_whole(path: Path, header: bytes, size: int) -> None:
@@ -142,6 +153,30 @@ def _check_whole(path: Path, header: bytes, size: int) -> None:
     needed = offset + entry_size * entries
     if size < needed:
         raise LibraryError(f"{path} is truncated ({size} of at least {needed} bytes): bake or copy it again")
+
+
+def verify(path: str | os.PathLike[str] | None = None) -> None:
+    """Checks every byte of a library against the digest that its build left in it; None is the one in this wheel.
+
+    This finds damage, not malice. It reads the whole file, which loading does not.
+    Raises LibraryError if the file is damaged, is no library, or has no digest.
+    """
+    library = default_library() if path is None else file_path("path", path)
+    check_file(library)
+    try:
+        intact = is_intact(library)
+    except OSError as error:
+        raise LibraryError(f"{library} cannot be read ({error}): bake or copy it again") from error
+    if intact is None:
+        raise LibraryError(
+            f"{library} has no digest recorded, so it cannot be verified: it is no model library, is cut short, or "
+            "was stripped after its build; bake or copy it again"
+        )
+    if not intact:
+        raise LibraryError(
+            f"{library} does not fit the digest recorded in it, so it was damaged or changed after its build: "
+            "bake or copy it again"
+        )
 
 
 def describe(library: _core.Library, path: Path, isa: str) -> tuple[GPT2Config, ModelInfo]:
@@ -189,6 +224,6 @@ def _statistics(path: Path) -> dict[str, Any] | None:
     """The JSON beside a library: of use to people, so a missing or damaged one is no error."""
     try:
         statistics = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return statistics if isinstance(statistics, dict) else None

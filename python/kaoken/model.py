@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from kaoken.inputs import (
     TokenIds,
     batch_size,
     check_length,
+    explains_options,
+    file_path,
     generation_options,
     rewind_length,
     thread_count,
@@ -39,9 +40,9 @@ class GenerateOptions(TypedDict, total=False):
 
     max_new_tokens: int
     do_sample: bool
-    temperature: float
-    top_k: int
-    top_p: float
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
     eos_token_id: EosTokenId
     pad_token_id: int | None
     seed: int | None
@@ -109,7 +110,36 @@ class Session:
         return f"<kaoken.Session batch={self.batch} length={self.length}>"
 
 
-class BakedGPT2:
+# What people try on a model of torch's or transformers', and what to do instead.
+_INSTEAD = {
+    **dict.fromkeys(("eval", "train", "requires_grad_"), "a baked model only ever infers: leave the call out"),
+    **dict.fromkeys(("to", "cpu", "cuda", "device"), "a baked model runs on the CPU, in baked types: leave it out"),
+    **dict.fromkeys(
+        ("half", "float", "bfloat16", "dtype"),
+        "types are chosen when a model is baked: kaoken.bake(checkpoint, dtype=...), and info.dtype tells which",
+    ),
+    **dict.fromkeys(("forward",), "use logits(ids), generate(ids), or a session()"),
+    **dict.fromkeys(("parameters", "state_dict"), "the weights are inside the code: read them from the checkpoint"),
+    "from_pretrained": "bake the checkpoint or hub id first: kaoken.load(kaoken.bake('gpt2'))",
+    "save_pretrained": "the library that kaoken.bake made is the one file to keep",
+}
+
+
+def _no_attribute(name: str, owner: object) -> AttributeError:
+    instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+    return AttributeError(f"BakedGPT2 has no attribute {name!r}{instead}", name=name, obj=owner)
+
+
+class _Explaining(type):
+    """Explains what its class lacks; hasattr stays False."""
+
+    if not TYPE_CHECKING:  # where a name that is not there must stay an error
+
+        def __getattr__(cls, name: str) -> NoReturn:
+            raise _no_attribute(name, cls)
+
+
+class BakedGPT2(metaclass=_Explaining):
     """A baked model, ready to run on the CPU.
 
     Args:
@@ -130,7 +160,7 @@ class BakedGPT2:
     Raises:
         LibraryError: The file is missing, is no model library, or was baked by an incompatible Kaoken.
         ISAError: KAOKEN_ISA names what the library or this machine lacks, or they share nothing.
-        InputError: `threads` is not a positive integer.
+        InputError: `model` is no path, or `threads` is not a positive integer.
     """
 
     config: GPT2Config
@@ -139,7 +169,7 @@ class BakedGPT2:
     def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
         self._arguments = (model, threads)
         self._threads = thread_count(threads)
-        path = default_library() if model is None else Path(model)
+        path = default_library() if model is None else file_path("model", model)
         self._library = open_library(path)
         isa = self._library.session(1, self._threads).isa
         self.config, self.info = describe(self._library, path, isa)
@@ -147,7 +177,8 @@ class BakedGPT2:
     def logits(self, ids: TokenIds) -> NDArray[np.float32]:
         """Logits at every position: ids [batch, sequence] to float32 [batch, sequence, vocab_size].
 
-        ids: integers as lists, NumPy arrays or torch tensors; one flat sequence is a batch of one.
+        ids: integers as lists, NumPy arrays or torch tensors, or a BatchEncoding of them without padding; one flat
+            sequence is a batch of one.
         Raises InputError for ids that are ragged, empty, outside the vocabulary, or longer than n_positions.
         """
         prompt = self._prompt(ids)
@@ -155,14 +186,15 @@ class BakedGPT2:
         assert logits is not None
         return logits
 
+    @explains_options
     def generate(
         self,
         ids: TokenIds,
         max_new_tokens: int = 20,
         do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
+        temperature: float | None = 1.0,
+        top_k: int | None = 50,
+        top_p: float | None = 1.0,
         eos_token_id: EosTokenId = MODEL_DEFAULT,
         pad_token_id: int | None = None,
         seed: int | None = None,
@@ -176,7 +208,8 @@ class BakedGPT2:
         Args:
             ids: As for `logits`.
             max_new_tokens: At least 1.
-            do_sample: False takes the likeliest token and ignores the next three options and the seed.
+            do_sample: False takes the likeliest token and ignores the next three options, which None turns off, and
+                the seed.
             temperature: Divides the logits; greater than 0.
             top_k: Keeps that many of the likeliest tokens; 0 keeps all.
             top_p: Keeps the likeliest tokens that together reach this probability, in (0, 1]; 1 keeps all.
@@ -201,6 +234,7 @@ class BakedGPT2:
         prompt = self._prompt(ids)
         return np.concatenate([prompt, *(step[:, None] for step in self._steps(prompt, options))], axis=1)
 
+    @explains_options
     def stream(self, ids: TokenIds, **options: Unpack[GenerateOptions]) -> Iterator[int]:
         """Yields the new tokens of one sequence as they are made, an end token included.
 
@@ -222,6 +256,7 @@ class BakedGPT2:
         """The checkpoint's tokenizer, a `tokenizers.Tokenizer`. Raises KaokenError if it had none."""
         return load_tokenizer(self._library.tokenizer, self.info.name)
 
+    @explains_options
     def generate_text(self, prompt: str, **options: Unpack[GenerateOptions]) -> str:
         """The completion of a prompt, without the prompt and without special tokens.
 
@@ -230,10 +265,16 @@ class BakedGPT2:
         """
         return "".join(self.stream_text(prompt, **options))
 
+    @explains_options
     def stream_text(self, prompt: str, **options: Unpack[GenerateOptions]) -> Iterator[str]:
         """Yields the completion of `generate_text` piece by piece; no piece ends inside a character."""
         ids = encode_prompt(self.tokenizer, prompt, self.config.bos_token_id)
         return decode_stream(self.tokenizer, ids, self.stream(ids, **options))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise _no_attribute(name, self)
 
     def _prompt(self, ids: TokenIds) -> NDArray[np.int64]:
         prompt = token_ids(ids, self.config.vocab_size)
@@ -252,6 +293,9 @@ class BakedGPT2:
         while not done:
             tokens, done = generation.next()
             yield tokens
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise InputError("a baked model is not called: use logits(ids), generate(ids), or a session()")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, self._arguments
