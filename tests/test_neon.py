@@ -11,9 +11,9 @@ import pytest
 from kaoken.codegen.isa import resolve
 from numpy.typing import NDArray
 
-from conftest import RecordError
+from conftest import Baked, Checkpoints, RecordError
 from emulation import IDS, LIMITS, error, require_programs, run_logits
-from native_build import SOURCE, call, configure_native_tests, ninja
+from native_build import SOURCE, build_storyteller, call, configure_native_tests, ninja
 
 LogitsOf = Callable[[str, str], NDArray[np.float32]]
 
@@ -81,3 +81,10 @@ def test_determinism_and_errors(programs: Path) -> None:
         "rounding_mode_is_ours_and_restored",
         "two_models_in_one_program",
     )
+
+
+def test_the_c_program_generates_what_python_does_here(baked: Baked, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    require_programs("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++", QEMU[0])
+    program = build_storyteller(tmp_path, checkpoints("plain"), "neon", [f"--toolchain={TOOLCHAIN}"])
+    expected = baked("plain").generate([3, 1, 4, 1, 5], max_new_tokens=20)[0, 5:].tolist()
+    assert call(*QEMU, program, "20", "3", "1", "4", "1", "5").split() == list(map(str, expected))
