@@ -81,6 +81,21 @@ function(kaoken_find_python)
   set(KAOKEN_CODEGEN ${CMAKE_COMMAND} -E env --unset=PYTHONSAFEPATH "${KAOKEN_PYTHON}" -m codegen PARENT_SCOPE)
 endfunction()
 
+# The architecture that the compiler makes code for. CMAKE_SYSTEM_PROCESSOR is this machine's where CXX names a cross
+# compiler and no toolchain file says so.
+function(kaoken_machine RESULT)
+  separate_arguments(command UNIX_COMMAND "${CMAKE_CXX_COMPILER_ARG1} ${CMAKE_CXX_FLAGS}")
+  if(CMAKE_CXX_COMPILER_TARGET AND CMAKE_CXX_COMPILE_OPTIONS_TARGET)
+    list(APPEND command "${CMAKE_CXX_COMPILE_OPTIONS_TARGET}${CMAKE_CXX_COMPILER_TARGET}")
+  endif()
+  execute_process(COMMAND "${CMAKE_CXX_COMPILER}" ${command} -dumpmachine OUTPUT_VARIABLE triple ERROR_QUIET)
+  if(triple MATCHES "^([A-Za-z0-9_]+)-")
+    set(${RESULT} "${CMAKE_MATCH_1}" PARENT_SCOPE)
+  else()
+    set(${RESULT} "${CMAKE_SYSTEM_PROCESSOR}" PARENT_SCOPE)
+  endif()
+endfunction()
+
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
@@ -92,9 +107,10 @@ macro(kaoken_plan OUT)
       list(APPEND plan_options "${flag}" "${value}")
     endif()
   endforeach()
+  kaoken_machine(machine)
   execute_process(
     COMMAND ${KAOKEN_CODEGEN} plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
-            --machine "${CMAKE_SYSTEM_PROCESSOR}" ${plan_options} --out "${OUT}"
+            --machine "${machine}" ${plan_options} --out "${OUT}"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     RESULT_VARIABLE plan_status
     ERROR_VARIABLE plan_error)
