@@ -11,7 +11,8 @@
 # program can hold several. A shared library ends with a digest of itself, which `kaoken verify` checks until a tool such
 # as strip changes the file. Build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
 # the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
-# checkpoint's with NAMED_BY_CHECKPOINT.
+# checkpoint's with NAMED_BY_CHECKPOINT. To install it, install(TARGETS <target> EXPORT ...) needs no other target, and
+# ${KAOKEN_ROOT}/runtime/include holds the header. ISA is of the machine that the compiler makes code for.
 # The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
 # KERNELS exploded turns small float32 matrices into straight-line code (codegen/exploded.py).
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
@@ -22,13 +23,18 @@
 include_guard()
 include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 
+# A project in C may forget that its models are C++. CMake takes the language at file scope alone, behind project().
+if(PROJECT_NAME AND NOT CMAKE_CXX_COMPILER_LOADED AND NOT CMAKE_CURRENT_FUNCTION)
+  enable_language(CXX)
+endif()
+
 set(KAOKEN_ROOT "${CMAKE_CURRENT_LIST_DIR}/..")
 cmake_path(NORMAL_PATH KAOKEN_ROOT)
 cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
 option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
 # What no flag of a user's may change: a link-time optimizer moves .incbin away from its file, and fast maths the bits.
 set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno -fno-gnu-unique)
-set(KAOKEN_WARNINGS -Wall -Wextra $<$<BOOL:${KAOKEN_WERROR}>:-Werror>)
+set(KAOKEN_WARNINGS -Wall -Wextra $<IF:$<BOOL:${KAOKEN_WERROR}>,-Werror,-Wno-error>)
 list(APPEND KAOKEN_OURS ${KAOKEN_WARNINGS})
 # Of code for an ISA: g++ is wrong about its own AVX-512 headers.
 set(KAOKEN_ISA_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
@@ -47,6 +53,9 @@ function(kaoken_add_model TARGET)
   if(NOT ARG_NAME AND NOT ARG_NAMED_BY_CHECKPOINT)
     string(MAKE_C_IDENTIFIER "${TARGET}" ARG_NAME)
     string(TOLOWER "${ARG_NAME}" ARG_NAME)
+  endif()
+  if(NOT CMAKE_CXX_COMPILER_LOADED)
+    message(FATAL_ERROR "kaoken_add_model(${TARGET}): a model is C++; write project(... LANGUAGES C CXX)")
   endif()
   kaoken_check_generator()
   kaoken_find_python()
@@ -82,6 +91,21 @@ function(kaoken_find_python)
   set(KAOKEN_CODEGEN ${CMAKE_COMMAND} -E env --unset=PYTHONSAFEPATH "${KAOKEN_PYTHON}" -m codegen PARENT_SCOPE)
 endfunction()
 
+# The architecture that the compiler makes code for. CMAKE_SYSTEM_PROCESSOR is this machine's where CXX names a cross
+# compiler and no toolchain file says so.
+function(kaoken_machine RESULT)
+  separate_arguments(command UNIX_COMMAND "${CMAKE_CXX_COMPILER_ARG1} ${CMAKE_CXX_FLAGS}")
+  if(CMAKE_CXX_COMPILER_TARGET AND CMAKE_CXX_COMPILE_OPTIONS_TARGET)
+    list(APPEND command "${CMAKE_CXX_COMPILE_OPTIONS_TARGET}${CMAKE_CXX_COMPILER_TARGET}")
+  endif()
+  execute_process(COMMAND "${CMAKE_CXX_COMPILER}" ${command} -dumpmachine OUTPUT_VARIABLE triple ERROR_QUIET)
+  if(triple MATCHES "^([A-Za-z0-9_]+)-")
+    set(${RESULT} "${CMAKE_MATCH_1}" PARENT_SCOPE)
+  else()
+    set(${RESULT} "${CMAKE_SYSTEM_PROCESSOR}" PARENT_SCOPE)
+  endif()
+endfunction()
+
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
@@ -93,15 +117,18 @@ macro(kaoken_plan OUT)
       list(APPEND plan_options "${flag}" "${value}")
     endif()
   endforeach()
+  kaoken_machine(machine)
   execute_process(
     COMMAND ${KAOKEN_CODEGEN} plan "--checkpoint" "${ARG_CHECKPOINT}" --root "${CMAKE_CURRENT_SOURCE_DIR}"
-            --machine "${CMAKE_SYSTEM_PROCESSOR}" ${plan_options} --out "${OUT}"
+            --machine "${machine}" ${plan_options} --out "${OUT}"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     RESULT_VARIABLE plan_status
     ERROR_VARIABLE plan_error)
   if(plan_error MATCHES "ModuleNotFoundError")
     message(FATAL_ERROR "Kaoken's codegen ran with ${KAOKEN_PYTHON}, which lacks a package that it needs; run "
-                        "pip install \"kaoken[bake]\" there, or set KAOKEN_PYTHON to a Python that has it\n${plan_error}")
+                        "pip install \"kaoken[bake]\" there, set KAOKEN_PYTHON to a Python that has it, or, where "
+                        "pyproject.toml has build requirements, write\n"
+                        "  requires = [\"scikit-build-core\", \"kaoken[bake]\"]\n${plan_error}")
   elseif(plan_status)
     message(FATAL_ERROR "${plan_error}")
   endif()
@@ -152,7 +179,7 @@ function(kaoken_compile TARGET OUT)
   endforeach()
   set(code ${KAOKEN_PLAN_CODE})
   list(TRANSFORM code PREPEND "${OUT}/")
-  set(objects "")
+  set(objects $<TARGET_OBJECTS:kaoken_runtime>)
   foreach(isa IN LISTS KAOKEN_PLAN_ISAS)
     kaoken_isa_flags(${isa} flags)
     add_library(${TARGET}_${isa} OBJECT ${code})
@@ -181,11 +208,15 @@ function(kaoken_compile TARGET OUT)
   list(TRANSFORM weights PREPEND "${OUT}/")
   if(ARG_STATIC)
     add_library(${TARGET} STATIC "${OUT}/library.cpp" ${weights} ${objects})
-    target_link_libraries(${TARGET} PUBLIC kaoken_runtime)
+    # CMake itself gives a linker the C++ library, except in a project in C that imports an installed archive.
+    set(libraries ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
+    list(FILTER libraries INCLUDE REGEX "^(stdc\\+\\+|c\\+\\+|m)$")
+    list(REMOVE_DUPLICATES libraries)
+    target_link_libraries(${TARGET} PUBLIC ${CMAKE_THREAD_LIBS_INIT} "$<INSTALL_INTERFACE:${libraries}>")
   else()
     add_library(${TARGET} SHARED "${OUT}/library.cpp" ${weights} ${objects})
     target_compile_definitions(${TARGET} PRIVATE KAOKEN_SHARED_LIBRARY=1)
-    target_link_libraries(${TARGET} PRIVATE kaoken_runtime)
+    target_link_libraries(${TARGET} PRIVATE ${CMAKE_THREAD_LIBS_INIT})
     kaoken_link_options(${TARGET})
     add_custom_command(
       TARGET ${TARGET} POST_BUILD
@@ -216,20 +247,23 @@ function(kaoken_compile_properties TARGET OUT)
   kaoken_cap(${TARGET} "${OUT}")
 endfunction()
 
-# The part of a model library that is the same for all models, once a build.
-function(kaoken_runtime OUT)
-  if(TARGET kaoken_runtime)
-    return()
-  endif()
+# The part of a model library that is the same for all models, compiled once a build. Each library holds its objects, so
+# that install(TARGETS ... EXPORT ...) needs the library alone; of several archives a linker takes the first one's.
+macro(kaoken_runtime OUT)
   find_package(Threads REQUIRED)
+  if(NOT TARGET kaoken_runtime)
+    kaoken_compile_runtime("${OUT}")
+  endif()
+endmacro()
+
+function(kaoken_compile_runtime OUT)
   set(sources api generation machine sampling session share team)
   list(TRANSFORM sources PREPEND "${KAOKEN_ROOT}/runtime/src/")
   list(TRANSFORM sources APPEND ".cpp")
-  add_library(kaoken_runtime STATIC ${sources})
-  target_include_directories(kaoken_runtime PUBLIC "${KAOKEN_ROOT}/runtime/include")
-  target_compile_features(kaoken_runtime PUBLIC cxx_std_17)
-  target_compile_options(kaoken_runtime PRIVATE -O2 ${KAOKEN_OURS})
-  target_link_libraries(kaoken_runtime PUBLIC Threads::Threads)
+  add_library(kaoken_runtime OBJECT ${sources})
+  target_include_directories(kaoken_runtime PRIVATE "${KAOKEN_ROOT}/runtime/include")
+  target_compile_features(kaoken_runtime PRIVATE cxx_std_17)
+  target_compile_options(kaoken_runtime PRIVATE -O2 ${KAOKEN_OURS} -fexceptions)
   # One compilation where memory allows: most of each file's time goes into the C++ library's headers.
   set_target_properties(kaoken_runtime PROPERTIES UNITY_BUILD ${KAOKEN_PLAN_RUNTIME_UNITY} POSITION_INDEPENDENT_CODE ON
                                                   CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON

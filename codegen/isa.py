@@ -18,7 +18,7 @@ from pathlib import Path
 from .errors import ISAError
 
 TABLE = Path(__file__).resolve().parent.parent / "cmake" / "isas.json"
-MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # other names of the same machine
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "powerpc64le": "ppc64le"}  # other names of the same machine
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def resolve(isa: str, machine: str | None = None, dtypes: Collection[str] | None
 
     Raises ISAError for an unknown name, an empty list, or an ISA of another architecture.
     """
+    rows = check_names(isa)
     machine = canonical_machine(machine)
     if isa == "native":
         here = canonical_machine()
@@ -73,21 +74,34 @@ def resolve(isa: str, machine: str | None = None, dtypes: Collection[str] | None
         return (_native(machine, dtypes),)
     if isa == "portable":
         return tuple(row.name for row in table().values() if row.runs_on(machine) and row.helps(dtypes))
+    for row in rows:
+        if not row.runs_on(machine):
+            raise ISAError(
+                f"isa {row.name!r} does not exist on {machine}; use portable, or a compiler for {row.machines[0]}"
+            )
+    return tuple(row.name for row in table().values() if row in rows)
+
+
+def check_names(isa: str) -> list[ISA]:
+    """The rows that `isa` names, of whichever machine; none for `native` and `portable`.
+
+    Raises ISAError for an unknown name and an empty list.
+    """
+    if isa in ("native", "portable"):
+        return []
     names = [name.strip() for name in isa.replace(";", ",").split(",") if name.strip()]
     if not names:
         raise ISAError(f"isa is empty; give native, portable, or some of: {', '.join(table())}")
-    return tuple(name for name in table() if name in {_known(name, machine) for name in names})
+    return [_known(name) for name in names]
 
 
-def _known(name: str, machine: str) -> str:
+def _known(name: str) -> ISA:
     row = table().get(name)
     if row is None:
         near = difflib.get_close_matches(name, [*table(), "native", "portable"], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are native, portable, {', '.join(table())}"
         raise ISAError(f"unknown isa {name!r}; {hint}")
-    if not row.runs_on(machine):
-        raise ISAError(f"isa {name!r} does not exist on {machine}; use portable, or one of {', '.join(row.machines)}")
-    return name
+    return row
 
 
 def _native(machine: str, dtypes: Collection[str] | None) -> str:

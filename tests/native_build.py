@@ -35,3 +35,11 @@ def ninja(build: Path, *arguments: str) -> str:
 def configure_native_tests(build: Path, arguments: Iterable[str] = (), **values: object) -> None:
     """The project's own tests of the C ABI and of the kernels (tests/native)."""
     configure(SOURCE, build, arguments, KAOKEN_BUILD_PYTHON="OFF", KAOKEN_BUILD_TESTS="ON", **values)
+
+
+def build_storyteller(build: Path, checkpoint: Path, isa: str, arguments: Iterable[str] = ()) -> Path:
+    """README's C program (examples/c) with a checkpoint inside."""
+    values = {"CHECKPOINT": checkpoint, "ISA": isa, "Kaoken_DIR": SOURCE / "cmake"}
+    configure(SOURCE / "examples" / "c", build, arguments, **values)
+    ninja(build)
+    return build / "storyteller"

@@ -86,8 +86,7 @@ def test_info_of_the_bundled_model(bundled: BakedGPT2) -> None:
     assert info.weights_sha256 == "c650e6b0099c99ad6b087dc6b7296dba249d203b8279c77854dab4ca9badebf2"
     assert info.isa in info.isas
     assert info.settings["isa"] == list(info.isas)
-    assert info.statistics is not None
-    assert info.statistics["peak_bytes"] > 0
+    assert info.statistics is None  # which a wheel leaves out
 
 
 def test_config_and_info_are_frozen(bundled: BakedGPT2) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -335,5 +336,54 @@ def test_a_wheel_from_an_awkward_path(tmp_path: Path, checkpoints: Checkpoints) 
     assert (package / "codegen" / "templates" / "block.cpp").exists()
     assert (package / "runtime" / "include" / "kaoken" / "kaoken.h").exists()
     assert (package / "cmake" / "Kaoken.cmake").exists()
+    # Not the statistics of this one build, with which no two wheels would be the same.
+    assert [path.name for path in (package / "models").iterdir()] == ["default.so"]
     model = kaoken.load(package / "models" / "default.so")
     assert model.logits([[1, 2]]).shape == (1, 2, CONFIGURATIONS["plain"].config["vocab_size"])
+
+
+def test_the_sdist_has_what_is_needed_and_no_more(tmp_path: Path) -> None:
+    build = f"import kaoken_backend; kaoken_backend.build_sdist({str(tmp_path)!r})"
+    environment = {**os.environ, "PYTHONPATH": f"backend{os.pathsep}."}
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, env=environment, check=True)
+    (sdist,) = tmp_path.glob("kaoken-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names >= {"README.md", "CMakeLists.txt", "examples/c/story.c", "benchmarks/bars.py", "tests/conftest.py"}
+    assert [name for name in names if name.startswith((".ci", ".github", "benchmarks/results"))] == []
+
+
+def test_an_editable_install_opens_the_python_directory_alone(tmp_path: Path) -> None:
+    """Not the checkout's parent, from which a neighbour of the same name as some package would be imported."""
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("backend", "cmake", "codegen", "python", "runtime"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES NONE)\n")
+    build = "import kaoken_backend; kaoken_backend.build_editable('out')"
+    environment = {**os.environ, "PYTHONPATH": f"backend{os.pathsep}."}
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=environment, check=True)
+    (wheel,) = (tmp_path / "out").glob("kaoken-*.whl")
+    paths = zipfile.ZipFile(wheel).read("_editable_skbc_kaoken.pth").decode().splitlines()
+    assert {path for path in paths if not path.startswith("import ")} == {str((tmp_path / "python").resolve())}
+
+
+def test_a_project_with_kaoken_in_its_build_requirements(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    import kaoken
+
+    source = tmp_path / "theirs"
+    shutil.copytree(checkpoints("one_layer"), source / "model")
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["scikit-build-core", "kaoken[bake]"]\nbuild-backend = "scikit_build_core.build"\n'
+        '[project]\nname = "theirs"\nversion = "1"\n'
+    )
+    (source / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(theirs LANGUAGES CXX)\nfind_package(Kaoken REQUIRED)\n"
+        "kaoken_add_model(story CHECKPOINT model ISA scalar)\ninstall(TARGETS story LIBRARY DESTINATION theirs)\n"
+    )
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--check-build-dependencies"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(tmp_path), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    zipfile.ZipFile(next(tmp_path.glob("theirs-*.whl"))).extractall(tmp_path / "wheel")
+    assert kaoken.load(tmp_path / "wheel" / "theirs" / "libstory.so").info.name == "story"

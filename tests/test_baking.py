@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.seal import seal
 
 import kaoken
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from conftest import Bake, Checkpoints
     from kaoken import BakedGPT2
 
+FOREIGN = "aarch64" if canonical_machine() == "x86_64" else "x86_64"
 AWKWARD = "a b;c\"d'e$f#g é"
 
 
@@ -530,8 +532,6 @@ def test_a_damaged_library_is_baked_again(damage: bytes | None, checkpoint: Path
 
 
 def test_a_list_of_isas_in_any_order_is_one(checkpoint: Path, builds: Builds, cache: Path) -> None:
-    from kaoken.codegen.isa import resolve
-
     names = resolve("portable", dtypes={"float32"})
     assert kaoken.bake(checkpoint, isa=",".join(reversed(names))) == kaoken.bake(checkpoint, isa="portable")
 
@@ -724,9 +724,41 @@ def test_cxx_may_have_spaces_or_arguments(empty_path: Path, monkeypatch: pytest.
     program = empty_path / "my tools" / "cxx"
     write_program(program, 'echo "fake 1.0 $*"')
     monkeypatch.setenv("CXX", str(program))
-    assert tools.find_compiler() == tools.Compiler(str(program), str(program), "fake 1.0 --version")
+    expected = tools.Compiler(str(program), str(program), "fake 1.0 --version", canonical_machine())
+    assert tools.find_compiler() == expected
     monkeypatch.setenv("CXX", f"'{program}' -m64")
     assert tools.find_compiler().version == "fake 1.0 -m64 --version"
+
+
+@pytest.fixture
+def foreign_compiler(empty_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX makes code for an architecture that this machine is not."""
+    write_program(empty_path / "cross-c++", f"echo {FOREIGN}-linux-gnu")
+    monkeypatch.setenv("CXX", "cross-c++")
+    monkeypatch.setattr(baking, "find_cmake", lambda _: "cmake")
+    monkeypatch.setattr(baking, "find_ninja", lambda: "ninja")
+
+
+@pytest.mark.usefixtures("foreign_compiler")
+def test_the_compilers_architecture_is_baked_for(checkpoint: Path, builds: Builds, cache: Path) -> None:
+    kaoken.bake(checkpoint, isa="portable")
+    assert builds.definitions["KAOKEN_ISA"] == ",".join(resolve("portable", FOREIGN, {"float32"}))
+
+
+@pytest.mark.usefixtures("foreign_compiler")
+@pytest.mark.parametrize(
+    ("isa", "message"),
+    [
+        ("native", f"native cannot be known when compiling for {FOREIGN}.*use portable"),
+        (resolve("native")[0], f"does not exist on {FOREIGN}; use portable"),
+    ],
+)
+def test_an_isa_of_this_machine_is_refused_for_another(
+    isa: str, message: str, checkpoint: Path, builds: Builds, cache: Path
+) -> None:
+    with pytest.raises(kaoken.ISAError, match=message):
+        kaoken.bake(checkpoint, isa=isa)
+    assert builds.commands == []
 
 
 def test_a_replaced_compiler_is_asked_again(empty_path: Path) -> None:

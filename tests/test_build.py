@@ -24,7 +24,7 @@ import kaoken
 from checkpoints import GOLDEN_TOY, make_tensors, write_checkpoint
 from configurations import CONFIGURATIONS
 from kaoken import codegen
-from native_build import call, configure, configure_native_tests, ninja
+from native_build import SOURCE, call, configure, configure_native_tests, ninja
 from oracle import open_oracle
 
 ROOT = Path(str(codegen.__file__)).parent.parent
@@ -239,38 +239,87 @@ def test_checkpoints_and_outputs_in_awkward_places(name: str, tmp_path: Path) ->
     assert np.abs(kaoken.load(library).logits(ids) - exact).max() < 1e-4
 
 
-def test_another_project_links_two_models_into_its_program(tmp_path: Path) -> None:
-    """kaoken_add_model(... STATIC) from a CMakeLists.txt that is not ours, with a relative checkpoint."""
-    for name in ("plain", "untied"):
-        CONFIGURATIONS[name].write(tmp_path / name)
-    (tmp_path / "CMakeLists.txt").write_text(
-        """
+THEIR_MODELS = """
 cmake_minimum_required(VERSION 3.24)
-project(theirs LANGUAGES CXX)
+project(theirs LANGUAGES C)
 find_package(Kaoken REQUIRED)
 kaoken_add_model(plain STATIC CHECKPOINT plain ISA scalar)
 kaoken_add_model(untied STATIC CHECKPOINT ./untied NAME other ISA scalar)
-add_executable(program main.cpp)
-target_link_libraries(program PRIVATE plain untied)
-""",
-        encoding="utf-8",
-    )
-    (tmp_path / "main.cpp").write_text(
-        """
-#include <cstdio>
+kaoken_add_model(shared CHECKPOINT plain NAME alone ISA scalar)
+add_executable(two two.c)
+target_link_libraries(two PRIVATE plain untied)
+install(TARGETS plain untied shared EXPORT theirs INCLUDES DESTINATION include)
+install(FILES "${KAOKEN_ROOT}/runtime/include/kaoken/kaoken.h" DESTINATION include/kaoken)
+install(EXPORT theirs FILE theirs-config.cmake DESTINATION lib/cmake/theirs)
+"""
+
+THEIR_USERS = """
+cmake_minimum_required(VERSION 3.24)
+project(users LANGUAGES C)
+find_package(theirs REQUIRED)
+add_executable(two two.c)
+target_link_libraries(two PRIVATE plain untied)
+add_executable(one one.c)
+target_link_libraries(one PRIVATE shared)
+"""
+
+ONE = """
+#include <stdio.h>
+#include "kaoken/kaoken.h"
+int main(void) { return printf("%s", kaoken_model()->info->name) < 0; }
+"""
+
+TWO = """
+#include <stdio.h>
 #include "kaoken/kaoken.h"
 KAOKEN_DECLARE_MODEL(plain);
 KAOKEN_DECLARE_MODEL(other);
-int main() {
+int main(void) {
   const kaoken_model_api *const apis[] = {kaoken_model_plain(), kaoken_model_other()};
-  for (const kaoken_model_api *api : apis) std::printf("%s %d ", api->info->name, (int)api->info->vocab_size);
+  for (int i = 0; i < 2; ++i) printf("%s %d ", apis[i]->info->name, (int)apis[i]->info->vocab_size);
+  return 0;
 }
-""",
-        encoding="utf-8",
+"""
+
+
+def test_another_project_links_and_installs_models(tmp_path: Path) -> None:
+    """A project in C has two models in its program, and another project in C links what it has installed."""
+    theirs, users, installed = tmp_path / "theirs", tmp_path / "users", tmp_path / "installed"
+    for directory, lists in ((theirs, THEIR_MODELS), (users, THEIR_USERS)):
+        directory.mkdir()
+        for name, text in (("CMakeLists.txt", lists), ("one.c", ONE), ("two.c", TWO)):
+            (directory / name).write_text(text, encoding="utf-8")
+    for name in ("plain", "untied"):
+        CONFIGURATIONS[name].write(theirs / name)
+    configure(theirs, theirs / "build", Kaoken_DIR=ROOT / "cmake", CMAKE_INSTALL_PREFIX=installed)
+    ninja(theirs / "build", "install")
+    assert call(theirs / "build" / "two") == "plain 61 other 67 "
+    configure(users, users / "build", theirs_DIR=installed / "lib" / "cmake" / "theirs")
+    ninja(users / "build")
+    assert call(users / "build" / "two") == "plain 61 other 67 "
+    assert call(users / "build" / "one") == "alone"
+
+
+def test_a_project_in_c_that_cmake_gives_no_cxx_is_told_what_to_write(tmp_path: Path) -> None:
+    CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES C)\n"
+        "function(bake)\nfind_package(Kaoken REQUIRED)\nkaoken_add_model(m CHECKPOINT model)\nendfunction()\nbake()\n"
     )
-    configure(tmp_path, tmp_path / "build", Kaoken_DIR=ROOT / "cmake")
-    ninja(tmp_path / "build")
-    assert call(tmp_path / "build" / "program") == "plain 61 other 67 "
+    with pytest.raises(AssertionError, match=r"a model is C\+\+; write project\(\.\.\.\s+LANGUAGES\s+C\s+CXX\)"):
+        configure(tmp_path, tmp_path / "build", Kaoken_DIR=ROOT / "cmake")
+
+
+def test_kaoken_dir_works_where_a_toolchain_file_hides_packages(tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    toolchain = tmp_path / "toolchain.cmake"
+    toolchain.write_text(
+        f"set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_FIND_ROOT_PATH {tmp_path})\n"
+        "set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)\n"
+    )
+    values = {"Kaoken_DIR": ROOT / "cmake", "CHECKPOINT": checkpoint}
+    configure(SOURCE / "examples" / "c", tmp_path / "build", [f"--toolchain={toolchain}"], **values)
+    assert (tmp_path / "build" / "story.kaoken" / "plan.cmake").is_file()
 
 
 def test_cmake_shows_codegens_own_error(tmp_path: Path) -> None:
@@ -334,14 +383,21 @@ def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytes
 
 
 def test_flags_of_the_user_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Link-time optimization would lose the blobs, fast maths the rounding that exp relies on."""
+    """Link-time optimization would lose the blobs, fast maths the rounding that exp relies on.
+
+    The C ABI needs exceptions, and a user's warnings are no errors in our code.
+    """
     configuration = CONFIGURATIONS["one_layer"]
     checkpoint = configuration.write(tmp_path / "model")
     plain = kaoken.load(kaoken.bake(checkpoint, isa="scalar", out=tmp_path / "plain.so"))
-    monkeypatch.setenv("CXXFLAGS", "-ffast-math -flto")
+    monkeypatch.setenv("CXXFLAGS", "-ffast-math -flto -fno-exceptions -fno-rtti -Werror -Wconversion")
     monkeypatch.setenv("LDFLAGS", "-flto")
-    flagged = kaoken.load(kaoken.bake(checkpoint, isa="scalar", out=tmp_path / "flagged.so"))
-    np.testing.assert_array_equal(plain.logits(configuration.ids()), flagged.logits(configuration.ids()))
+    flagged = kaoken.bake(checkpoint, isa="scalar", out=tmp_path / "flagged.so")
+    logits = kaoken.load(flagged).logits(configuration.ids())
+    np.testing.assert_array_equal(plain.logits(configuration.ids()), logits)
+    monkeypatch.setenv("KAOKEN_ISA", "avx3")
+    with pytest.raises(kaoken.ISAError, match="avx3"):
+        kaoken.load(flagged)
 
 
 def test_a_truncated_library_in_the_cache_is_baked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +425,9 @@ def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
     python.write_text(f"#!/bin/sh\nexec {sys.executable} -S -I -c 'import numpy'\n")
     python.chmod(0o755)
     checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
-    with pytest.raises(AssertionError, match="lacks a package"):
+    with pytest.raises(
+        AssertionError, match=r'lacks a package(?s:.)*requires = \["scikit-build-core", "kaoken\[bake\]"\]'
+    ):
         configure(ROOT / "cmake" / "bake", tmp_path / "build", KAOKEN_MODEL=checkpoint, KAOKEN_PYTHON=python)
 
 

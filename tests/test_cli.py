@@ -67,6 +67,13 @@ def test_the_command_is_installed() -> None:
     assert run.stdout == f"kaoken {kaoken.__version__}\n"
 
 
+def test_where_the_cmake_package_lies(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--cmake-dir"])
+    assert ended.value.code == 0
+    assert (Path(capsys.readouterr().out.rstrip("\n")) / "KaokenConfig.cmake").is_file()
+
+
 def test_a_prompt_from_standard_input(bundled: BakedGPT2, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("É:\n".encode())))
     text = succeed(capsys, "generate", "-", "--max-new-tokens", "5")

@@ -75,6 +75,15 @@ def test_a_truncated_library(part: float, tmp_path: Path) -> None:
     refuse(tmp_path / "part.so", "truncated")
 
 
+def test_a_library_of_another_architecture(compile_library: Compile) -> None:
+    path = compile_library("int answer(void) { return 42; }")
+    library = bytearray(path.read_bytes())
+    other = 62 if library[18] == 183 else 183
+    library[18] = other
+    path.write_bytes(library)
+    refuse(path, f"is for {'x86_64' if other == 62 else 'aarch64'} and this machine is .*bake the checkpoint again")
+
+
 def test_another_library(compile_library: Compile) -> None:
     refuse(compile_library("int answer(void) { return 42; }"), "no function kaoken_model.*kaoken bake")
 

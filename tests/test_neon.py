@@ -11,9 +11,10 @@ import pytest
 from kaoken.codegen.isa import resolve
 from numpy.typing import NDArray
 
-from conftest import RecordError
+import kaoken
+from conftest import Baked, Checkpoints, RecordError
 from emulation import IDS, LIMITS, error, require_programs, run_logits
-from native_build import SOURCE, call, configure_native_tests, ninja
+from native_build import SOURCE, build_storyteller, call, configure, configure_native_tests, ninja
 
 LogitsOf = Callable[[str, str], NDArray[np.float32]]
 
@@ -81,3 +82,32 @@ def test_determinism_and_errors(programs: Path) -> None:
         "rounding_mode_is_ours_and_restored",
         "two_models_in_one_program",
     )
+
+
+@pytest.fixture
+def cross_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_programs("aarch64-linux-gnu-g++")
+    monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++")
+
+
+@pytest.mark.usefixtures("cross_compiler")
+def test_bake_follows_the_compiler(programs: Path, bundled_directory: Path, tmp_path: Path) -> None:
+    library = kaoken.bake(bundled_directory, dtype="int8", isa="neon", out=tmp_path / "arm.so")
+    ran, logits = run_logits([*QEMU, programs / "logits"], library, "neon", IDS[:4])
+    _, expected = run_logits([*QEMU, programs / "logits"], programs / "libmodel_int8.so", "neon", IDS[:4])
+    assert (ran, logits.tobytes()) == ("neon", expected.tobytes())
+    with pytest.raises(kaoken.LibraryError, match="is for aarch64 and this machine is"):
+        kaoken.load(library)
+
+
+@pytest.mark.usefixtures("cross_compiler")
+def test_cmake_follows_the_compiler_without_a_toolchain_file(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    configure(SOURCE / "cmake" / "bake", tmp_path, KAOKEN_MODEL=checkpoints("plain"), KAOKEN_ISA="portable")
+    assert "set(KAOKEN_PLAN_ISAS scalar neon)" in (tmp_path / "model.kaoken" / "plan.cmake").read_text()
+
+
+def test_the_c_program_generates_what_python_does_here(baked: Baked, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    require_programs("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++", QEMU[0])
+    program = build_storyteller(tmp_path, checkpoints("plain"), "neon", [f"--toolchain={TOOLCHAIN}"])
+    expected = baked("plain").generate([3, 1, 4, 1, 5], max_new_tokens=20)[0, 5:].tolist()
+    assert call(*QEMU, program, "20", "3", "1", "4", "1", "5").split() == list(map(str, expected))

@@ -26,7 +26,7 @@ from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, ru
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.exploded import check_kernels
-from kaoken.codegen.isa import canonical_machine, resolve
+from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
 from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError
@@ -56,7 +56,6 @@ class _Options:
     types: Types
     kernels: str
     isa: str
-    isas: tuple[str, ...]
     jobs: int | None
     compile_memory: int  # bytes
 
@@ -69,16 +68,17 @@ class _Bake:
     checkpoint: Checkpoint
     options: _Options
     compiler: Compiler
+    isas: tuple[str, ...]
 
     def key(self) -> str:
         """SHA-256 of everything that decides the library: 64 hexadecimal digits."""
         facts = {
             "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
             "source": [self.source.name, self.source.revision],
-            "options": [asdict(self.options.types), self.options.isas, self.options.compile_memory],
+            "options": [asdict(self.options.types), self.isas, self.options.compile_memory],
             "kernels": self.options.kernels,
             "kaoken": [kaoken.__version__, _own_digest()],
-            "machine": canonical_machine(),
+            "machine": self.compiler.machine,
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
             "flags": [os.environ.get(name, "") for name in _FLAGS],
         }
@@ -110,7 +110,7 @@ def bake(
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
         kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become
             straight-line code, and the others stay packed. Pays for tiny or very sparse matrices alone.
-        isa: "native" (this machine's best), "portable" (all of its architecture), or names with commas.
+        isa: "native" (this machine's best), "portable" (all of the compiler's architecture), or names with commas.
         out: The one file to write; the tokenizer travels inside it. Compile statistics go to out + ".json".
             None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
             second bake of the same checkpoint, options, Kaoken and compiler finds the first one's library.
@@ -173,11 +173,11 @@ def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
 def _options(types: Types, kernels: str, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
     if not isinstance(isa, str):
         raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
+    check_names(isa)
     return _Options(
         types=types,
         kernels=check_kernels(kernels),
         isa=isa,
-        isas=resolve(isa, dtypes=types.used()),
         jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
         compile_memory=_memory(compile_memory),
     )
@@ -202,7 +202,8 @@ def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options:
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.directory)
     read_spec(opened)
-    return _Bake(source, opened, options, find_compiler())
+    compiler = find_compiler()
+    return _Bake(source, opened, options, compiler, resolve(options.isa, compiler.machine, options.types.used()))
 
 
 def _bake_into_cache(work: _Bake, progress: Progress) -> Path:
@@ -310,7 +311,7 @@ class _Workplace:
             "KAOKEN_TENSOR_DTYPES": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
             "KAOKEN_CACHE_DTYPE": options.types.cache,
             "KAOKEN_KERNELS": options.kernels,
-            "KAOKEN_ISA": ",".join(options.isas),
+            "KAOKEN_ISA": ",".join(self._work.isas),
             "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
             "KAOKEN_PYTHON": self._python(),
         }

@@ -189,6 +189,16 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+class _CMakeDirectory(argparse.Action):
+    """For `cmake -DKaoken_DIR=$(kaoken --cmake-dir)`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from kaoken import codegen
+
+        _print(os.path.abspath(os.path.join(str(codegen.__file__), "..", "..", "cmake")))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kaoken",
@@ -198,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show Kaoken's version and exit")
+    parser.add_argument(
+        "--cmake-dir", action=_CMakeDirectory, nargs=0, help="show where KaokenConfig.cmake is and exit"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_generate(_command(commands, "generate", _generate, _GENERATE, "continue a text"))
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))

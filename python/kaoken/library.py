@@ -19,6 +19,7 @@ from kaoken.inputs import file_path
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
 _ELF64_HEADER = struct.Struct("<40xQ10xHH2x")
+_ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 _LIKE_A_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _HOW_TO_MAKE_ONE = "make one with `kaoken bake CHECKPOINT -o FILE`"
@@ -92,6 +93,7 @@ def open_library(path: Path) -> _core.Library:
     Raises LibraryError if the file is missing, truncated, not a model library, or of an incompatible Kaoken.
     """
     status = check_file(path)
+    _check_machine(path)
     identity = (status.st_dev, status.st_ino)
     stamp = (status.st_size, status.st_mtime_ns)
     loaded = _loaded.get(identity)
@@ -177,6 +179,15 @@ def verify(path: str | os.PathLike[str] | None = None) -> None:
             f"{library} does not fit the digest recorded in it, so it was damaged or changed after its build: "
             "bake or copy it again"
         )
+
+
+def _check_machine(path: Path) -> None:
+    """Refuses a library of another architecture, of which dlopen says that the file does not exist."""
+    with path.open("rb") as file:
+        header = file.read(20)
+    machine, here = _ELF_MACHINES.get(int.from_bytes(header[18:], "little")), os.uname().machine
+    if header.startswith(_ELF64_LITTLE_ENDIAN) and machine not in (None, here):
+        raise LibraryError(f"{path} is for {machine} and this machine is {here}: bake the checkpoint again without CXX")
 
 
 def describe(library: _core.Library, path: Path, isa: str) -> tuple[GPT2Config, ModelInfo]:

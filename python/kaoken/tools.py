@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from kaoken.codegen.isa import canonical_machine
 from kaoken.errors import BuildError
 
 _INSTALL = '`pip install "kaoken[bake]"`'
@@ -22,11 +23,12 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 @dataclass(frozen=True)
 class Compiler:
-    """`command` is a value for CXX, `path` its program, `version` what it says with --version."""
+    """`command` is a value for CXX, `path` its program, `version` what it says with --version, `machine` its target."""
 
     command: str
     path: str
     version: str
+    machine: str
 
 
 def check_packages() -> None:
@@ -42,8 +44,11 @@ def find_compiler() -> Compiler:
     path = _cxx(command) if command else next(filter(None, map(shutil.which, _COMPILERS)), None)
     if path is None:
         raise BuildError(_no_compiler(command))
+    command = command or path
     status = os.stat(path)
-    return Compiler(command or path, path, _version(command or path, status.st_mtime_ns, status.st_size))
+    stamp = (status.st_mtime_ns, status.st_size)
+    version = _ask(command, ("--version",), stamp)
+    return Compiler(command, path, version, _machine(command, stamp))
 
 
 def _cxx(command: str) -> str | None:
@@ -66,12 +71,19 @@ def _no_compiler(command: str) -> str:
     )
 
 
+def _machine(command: str, stamp: tuple[int, int]) -> str:
+    """The architecture that it compiles for; this machine's where its answer is no triple, like x86_64-linux-gnu."""
+    flags = _words(os.environ.get("CXXFLAGS", ""))  # Clang's may have --target
+    triple = re.fullmatch(r"(\w+)(-\w+)+", _ask(command, (*flags, "-dumpmachine"), stamp))
+    return canonical_machine(triple[1] if triple else None)
+
+
 @lru_cache
-def _version(command: str, mtime_ns: int, size: int) -> str:
-    """Once per program and process; the time and size tell when a compiler was replaced."""
+def _ask(command: str, arguments: tuple[str, ...], stamp: tuple[int, int]) -> str:
+    """What it prints, once per program and process; the stamp tells when a compiler was replaced."""
     program = [command] if shutil.which(command) else _words(command)
     try:
-        ran = subprocess.run([*program, "--version"], capture_output=True, timeout=60, check=True)
+        ran = subprocess.run([*program, *arguments], capture_output=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"the C++ compiler {command} does not run ({error}): repair it or set CXX") from error
     return ran.stdout.decode("utf-8", "replace").strip()
