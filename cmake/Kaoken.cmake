@@ -62,6 +62,7 @@ function(kaoken_add_model TARGET)
   set(out "${CMAKE_CURRENT_BINARY_DIR}/${TARGET}.kaoken")
   kaoken_plan("${out}")
   kaoken_check_name("${TARGET}")
+  kaoken_watch("${TARGET}" "${out}")
   kaoken_runtime("${out}")
   kaoken_generate("${TARGET}" "${out}")
   kaoken_compile("${TARGET}" "${out}")
@@ -136,7 +137,26 @@ macro(kaoken_plan OUT)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${KAOKEN_PLAN_INPUTS}")
 endmacro()
 
-# Build time: the files of the plan. Whatever they were made from is in a depfile.
+# Every build compares the checkpoint's files with those of the plan before anything else, for Ninja would take files
+# that are older than what was made of the last ones for unchanged. An input that never exists makes it run; what it
+# writes is an input of CMake's, which then makes the plan anew.
+function(kaoken_watch TARGET OUT)
+  add_custom_command(OUTPUT "${OUT}/checkpoint.always" DEPENDS $<0:>) # a phony one, of nothing
+  set_source_files_properties("${OUT}/checkpoint.always" PROPERTIES SYMBOLIC ON)
+  add_custom_command(
+    OUTPUT "${OUT}/checkpoint.changed"
+    DEPENDS "${OUT}/checkpoint.always"
+    COMMAND "${KAOKEN_PYTHON}" -I -S "${KAOKEN_ROOT}/codegen/identity.py" "${OUT}"
+    COMMENT "Kaoken: looking for changes in the checkpoint of ${TARGET}"
+    VERBATIM)
+  add_custom_target(${TARGET}_checkpoint DEPENDS "${OUT}/checkpoint.changed")
+  if(NOT EXISTS "${OUT}/checkpoint.changed") # CMake takes no input that is not there
+    file(TOUCH "${OUT}/checkpoint.changed")
+  endif()
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${OUT}/checkpoint.changed")
+endfunction()
+
+# Build time: the files of the plan. The program that makes them is in a depfile.
 function(kaoken_generate TARGET OUT)
   set(names ${KAOKEN_PLAN_TEXTS} model.h ${KAOKEN_PLAN_CODE} ${KAOKEN_PLAN_WEIGHTS} ${KAOKEN_PLAN_BLOBS} library.cpp)
   list(TRANSFORM names PREPEND "${OUT}/")
@@ -148,7 +168,7 @@ function(kaoken_generate TARGET OUT)
   add_custom_command(
     OUTPUT ${names}
     COMMAND ${measure} codegen -- ${KAOKEN_CODEGEN} generate --out "${OUT}"
-    DEPENDS "${OUT}/options.json"
+    DEPENDS "${OUT}/options.json" "${OUT}/checkpoint.json"
     DEPFILE "${OUT}/codegen.d"
     WORKING_DIRECTORY "${KAOKEN_ROOT}"
     JOB_POOL kaoken

@@ -1,6 +1,6 @@
 """What CMake calls: `plan` at configure, `generate` at build.
 
-python -m codegen plan --checkpoint DIR --out DIR ...    writes OUT/options.json and OUT/plan.cmake
+python -m codegen plan --checkpoint DIR --out DIR ...    writes OUT/options.json, OUT/plan.cmake and OUT/checkpoint.json
 python -m codegen generate --out OUT                     writes the files that the plan names
 """
 
@@ -14,15 +14,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from .checkpoint import NAMES, open_checkpoint
 from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
-from .errors import InputError, KaokenError
+from .errors import CheckpointError, InputError, KaokenError
 from .exploded import check_kernels
 from .files import write_if_changed
 from .hub import resolve_model
+from .identity import STATE, same, state
 from .isa import TABLE, canonical_machine, resolve
 from .memory import MemoryBudget, check_reach, make_budget
-from .pipeline import Baked, Options, bake, generate
+from .pipeline import Options, bake, generate
 from .plan import plan_text
 from .spec import identifier
 from .version import kaoken_version
@@ -78,14 +80,16 @@ def _plan(arguments: argparse.Namespace) -> None:
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
         kernels=check_kernels(arguments.kernels),
     )
+    directory = os.path.abspath(source.directory)
+    files = dict.fromkeys((*NAMES, *(path.name for path in open_checkpoint(source.directory).files)))
+    planned = state(directory, files)
     baked = bake(source.directory, options)
     check_reach(baked.packed.nbytes, canonical_machine(arguments.machine))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    saved = {"checkpoint": os.path.abspath(source.directory), **asdict(options)}
+    saved = {"checkpoint": directory, **asdict(options)}
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])
-    # The directory too: a tokenizer.json that appears in it changes the plan.
-    inputs = [*_inputs(baked), os.path.abspath(source.directory)]
-    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, inputs).encode()])
+    write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, _program()).encode()])
+    write_if_changed(arguments.out / STATE, [json.dumps(planned, indent=1).encode()])
 
 
 def _checked_name(name: str) -> str:
@@ -103,20 +107,22 @@ def _generate(arguments: argparse.Namespace) -> None:
     options = Options(**saved)
     baked = bake(directory, options)
     generate(baked, arguments.out)
-    write_if_changed(arguments.out / "codegen.d", [_depfile(arguments.out, baked).encode()])
+    if not same(json.loads((arguments.out / STATE).read_text(encoding="utf-8"))):
+        raise CheckpointError(f"{directory} changed while it was baked: bake again when the checkpoint is complete")
+    write_if_changed(arguments.out / "codegen.d", [_depfile(arguments.out).encode()])
 
 
-def _inputs(baked: Baked) -> list[str]:
-    """Absolute paths of everything that decides the generated files: this program and the checkpoint's files."""
+def _program() -> list[str]:
+    """Absolute paths of all that decides the generated files beside the checkpoint, which identity.py watches."""
     program = Path(__file__).resolve().parent
     sources = [*program.rglob("*.py"), *(path for path in TEMPLATES.iterdir() if path.is_file()), TABLE]
-    return sorted(map(str, sources)) + [os.path.abspath(path) for path in baked.checkpoint.files]
+    return sorted(map(str, sources))
 
 
-def _depfile(out: Path, baked: Baked) -> str:
+def _depfile(out: Path) -> str:
     """A Make rule for the first file of the plan."""
     target = os.path.abspath(out / "description.json")
-    return f"{_escape(target)}: " + " \\\n  ".join(map(_escape, _inputs(baked))) + "\n"
+    return f"{_escape(target)}: " + " \\\n  ".join(map(_escape, _program())) + "\n"
 
 
 def _escape(path: str) -> str:

@@ -33,6 +33,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 
+# All files that a checkpoint may consist of, beside the shards that an index names.
+NAMES = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER)
+
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
 
 # A GPT-2 tokenizer.json has 1.4 MB; nothing that Kaoken reads comes near these.

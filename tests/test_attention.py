@@ -174,15 +174,20 @@ def test_keys_and_values_of_zero(library: ctypes.CDLL, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "broken"), [("float32", np.nan), ("bfloat16", np.nan), ("int8", np.nan), ("int8", np.inf)]
 )
-def test_a_broken_key_breaks_the_rows_that_see_it_alone(library: ctypes.CDLL, dtype: str, broken: float) -> None:
-    """In floats infinity has scores of its own; int8 has no number for it."""
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_what_is_broken_breaks_the_rows_that_see_it_alone(
+    library: ctypes.CDLL, part: str, dtype: str, broken: float
+) -> None:
+    """In floats infinity has scores of its own, and a value breaks its own dimension; int8 has no number for either."""
     sound, inputs = make_inputs(2, 64), make_inputs(2, 64)
-    inputs.qkv[0, 20, 1, 1, 3] = broken
+    inputs.qkv[0, 20, ["query", "key", "value"].index(part), 1, 3] = broken
+    rows = slice(20, 21) if part == "query" else slice(20, None)
+    dimensions = slice(3, 4) if part == "value" and dtype != "int8" else slice(None)
     out, _ = attend(library, dtype, inputs)
-    assert np.isnan(out[0, 20:, 1]).all()
-    out[0, 20:, 1] = 0
+    assert np.isnan(out[0, rows, 1, dimensions]).all()
+    out[0, rows, 1, dimensions] = 0
     expected, _ = attend(library, dtype, sound)
-    expected[0, 20:, 1] = 0
+    expected[0, rows, 1, dimensions] = 0
     assert out.tobytes() == expected.tobytes()
 
 

@@ -147,6 +147,47 @@ def test_a_changed_config_is_planned_again(tmp_path: Path) -> None:
     assert kaoken.load(project.library).config.n_layer == 3
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_checkpoint_replaced_by_an_older_one_is_baked_anew(layers: int, tmp_path: Path) -> None:
+    """As mv, rsync -a or tar x leave it: the same names, times before the build. With equal and with other shapes."""
+    project = Project(tmp_path)
+    project.build()
+    before = project.times()
+    shutil.rmtree(project.checkpoint)
+    other = write_checkpoint(tmp_path / "other", {**TOY, "n_layer": layers}, seed=1)
+    other.rename(project.checkpoint)
+    for file in project.checkpoint.iterdir():
+        os.utime(file, (1577836800, 1577836800))
+    assert "model.so" in project.build()
+    assert before.keys() <= project.times().keys()
+    model = kaoken.load(project.library)
+    weights = (project.checkpoint / "model.safetensors").read_bytes()
+    assert model.info.weights_sha256 == hashlib.sha256(weights).hexdigest()
+    exact = open_oracle(project.checkpoint).logits(np.array(IDS))
+    assert np.abs(model.logits(IDS) - exact).max() < 1e-4
+    assert "no work to do" in ninja(project.out)
+
+
+def test_weights_changed_behind_their_time_and_size_are_baked_anew(project: Project, tmp_path: Path) -> None:
+    project.build()
+    file = project.checkpoint / "model.safetensors"
+    before, status = project.logits(tmp_path / "before.so"), file.stat()
+    content = bytearray(file.read_bytes())
+    content[-4:] = np.float32(1.5).tobytes()
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "model.so" in project.build()
+    assert np.abs(project.logits(tmp_path / "after.so") - before).max() > 0
+
+
+def test_a_file_that_appears_in_a_checkpoint_is_planned(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.build()
+    (project.checkpoint / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert project.build() == {"library.cpp", "model.so"}
+    assert kaoken.load(project.library).config.eos_token_ids == (7,)
+
+
 def statistics(project: Project) -> dict[str, object]:
     content: dict[str, object] = json.loads((project.out / "model.so.json").read_text())
     return content

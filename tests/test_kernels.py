@@ -83,6 +83,18 @@ def test_activations(library: ctypes.CDLL, name: str) -> None:
     assert apply(library, f"activation_{name}", np.zeros(16, np.float32)).tolist() == [0] * 16
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_far_out(library: ctypes.CDLL, name: str) -> None:
+    """Powers of large values overflow inside them; a NaN stays one."""
+    x = np.array([-3e38, -1e30, -1e19, -11, 11, 1e19, 1e30, 3e38, np.inf], np.float32)
+    y = apply(library, f"activation_{name}", x)
+    with np.errstate(over="ignore"):
+        exact = ACTIVATIONS[name](x[:-1].astype(np.float64))
+    assert (np.abs(y[:-1] - exact) <= 1e-6 * np.maximum(1, np.abs(exact))).all()
+    assert y[-1] == (1 if name == "tanh" else np.inf)
+    assert np.isnan(apply(library, f"activation_{name}", np.array([np.nan], np.float32))).all()
+
+
 def test_every_function_and_activation_of_the_registry_is_tested() -> None:
     registry = REGISTRY.read_text(encoding="utf-8")
     assert re.findall(r"^KAOKEN_ACTIVATION\((\w+)\)", registry, re.MULTILINE) == list(ACTIVATIONS)
@@ -163,3 +175,15 @@ def test_sampling(library: ctypes.CDLL, count: int, workers: int) -> None:
     library.keep_weights(workers, pointer(row), *shape, ctypes.c_float(least), pointer(sums))
     assert row.tolist() == kept.tolist()
     np.testing.assert_allclose(sums, np.pad(kept, (0, 64 * blocks - count)).reshape(blocks, 64).sum(axis=1), rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e18, 1e20, 3e38])
+def test_a_variance_beyond_float32_makes_the_row_nan(library: ctypes.CDLL, size: float) -> None:
+    x = guarded(pad_rows(size * np.random.default_rng(1).uniform(-1, 1, (1, 768))))
+    y = output(x.shape)
+    library.layer_norm_768(pointer(x), pointer(y), ctypes.c_float(1e-5), pointer(None), pointer(None))
+    values = x.astype(np.float64)
+    if values.var() > np.finfo(np.float32).max:
+        assert np.isnan(y).all()
+    else:
+        np.testing.assert_allclose(y, (values - values.mean()) / values.std(), rtol=2e-6, atol=2e-6)

@@ -187,7 +187,9 @@ def test_bfloat16_inputs_at_ties(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-@pytest.mark.parametrize("span", [(-1.0, 1.0), (-3.0, 0.01), (0.5, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-20, 1e20)])
+@pytest.mark.parametrize(
+    "span", [(-1.0, 1.0), (-3.0, 0.01), (0.5, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-20, 1e20), (0, 3e38)]
+)
 def test_inputs_are_quantized_as_documented(library: ctypes.CDLL, dtype: str, span: tuple[float, float]) -> None:
     """Rows take the range from their least to their greatest value, and 0, in 255 steps to the nearest."""
     linear = Linear(library, dtype, 129, 81)
@@ -203,6 +205,16 @@ def test_inputs_are_quantized_as_documented(library: ctypes.CDLL, dtype: str, sp
     assert (np.abs(np.clip(x / step + zero, 0, 255) - stored) <= 0.5001).all()
     behind = inputs[:, linear.depth : round_up(linear.depth)].astype(np.int64)
     assert (behind == (zero - library.input_offset()) % 256).all(), "padding is not zero"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_inputs_that_no_byte_stands_for_make_the_scale_unsound(library: ctypes.CDLL, dtype: str) -> None:
+    x = np.zeros((4, 129), np.float32)
+    x[:, 128] = [np.nan, np.inf, -np.inf, 3e38]
+    x[3, 0] = -3e38
+    _, scales = Linear(library, dtype, 129, 81).convert(x)
+    assert np.isnan(scales["scale"][:3]).all()
+    assert np.isinf(scales["scale"][3])
 
 
 @shapes

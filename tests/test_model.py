@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import kaoken
 import reference
 from bits import decode, random_splits, require_decode_equals_prefill, require_same_bits
+from checkpoints import make_tensors
 from configurations import CONFIGURATIONS
 from conftest import Bake, Baked, Checkpoints, RecordError
 from oracle import open_oracle
@@ -247,6 +249,21 @@ def test_each_isa_of_the_default_library(
     if logits is not None:
         error = require_one_isa_is_right(logits, open_oracle(bundled_directory).logits(ids))
         record_error("logits of each ISA against the oracle", error)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_overflow_stays_visible_on_each_isa(dtype: str, bake_checkpoint: Bake, tmp_path: Path) -> None:
+    """Where float64 is still finite, the variance of what the first MLP adds is beyond float32."""
+    plain = CONFIGURATIONS["plain"]
+    weight = 1e30 * make_tensors(plain.config)["h.0.mlp.c_fc.weight"]
+    checkpoint = plain.write(tmp_path / "model", {"h.0.mlp.c_fc.weight": weight})
+    assert np.isfinite(open_oracle(checkpoint).logits(plain.ids())).all()
+    library = bake_checkpoint(checkpoint, dtype=dtype, isa="portable")
+    for isa in kaoken.load(library).info.isas:
+        if runs_here(isa):
+            logits = require_isa(isa, library, [isa], plain.ids(), tmp_path)
+            assert logits is not None
+            assert all(np.isnan(values).all() for values in logits.values()), isa
 
 
 @pytest.mark.parametrize("isa", ISAS)

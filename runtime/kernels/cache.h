@@ -170,8 +170,10 @@ struct CacheInt8 {
   KAOKEN_INLINE float query(const float *q, uint8_t *out) {
     const float largest = largest_magnitude<Dim>(q);
     const float inverse = largest > kSmallest ? 127.0f / largest : 0.0f;
+    Vec poison = broadcast(0.0f);
+    for (int64_t d = 0; d < Dim; d += kLanes) poison = fma(load(q + d), broadcast(0.0f), poison);
     store_inputs<Dim / kLanes>(out, [&](int64_t i) { return input_of(load(q + i * kLanes), inverse, kZero); });
-    return largest / 127.0f * kLog2E;
+    return largest / 127.0f * kLog2E + reduce_add(poison);
   }
   template <int64_t Dim>
   KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const HeadCache<CacheInt8, Dim> &cache, int64_t position) {
@@ -183,12 +185,13 @@ struct CacheInt8 {
   KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheInt8, Dim> &cache, int64_t begin,
                                     uint8_t *out) {
     const Vec zero = broadcast(0.0f);
-    Vec scaled[kTileVecs], most = zero;
+    Vec scaled[kTileVecs], most = zero, poison = zero;
     for (int64_t i = 0; i < kTileVecs; ++i) {
       const Vec weight = load(p + i * kLanes);
       const Vec product = mul(weight, load(cache.value_scales() + begin + i * kLanes));
       scaled[i] = select_less(zero, weight, product, zero);  // a masked position's scale may be anything
       most = max(scaled[i], most);
+      poison = fma(scaled[i], zero, poison);
     }
     const float largest = reduce_max(most);
     const Vec inverse = broadcast(largest > kSmallest ? kLargest / largest : 0.0f);
@@ -196,7 +199,7 @@ struct CacheInt8 {
     for (int64_t i = 0; i < kTileVecs; ++i) integers[i] = to_int(mul(scaled[i], inverse));
     store_inputs<kTileVecs>(out, [&](int64_t i) { return shift_right<7>(integers[i]); });
     store_inputs<kTileVecs>(out + kAttentionTile, [&](int64_t i) { return bit_and(integers[i], broadcast_int(127)); });
-    return largest / kLargest;
+    return largest / kLargest + reduce_add(poison);
   }
   template <int64_t Dim>
   KAOKEN_INLINE Vec value(const int32_t *sums, float scale) {

@@ -15,7 +15,8 @@ KAOKEN_INLINE Vec polynomial(Vec x, const float (&c)[N]) {
   return y;
 }
 
-// 2^x within 2 ulp for x in [-126, 127.4]; 0 below, or a denormal, which the runtime flushes; above, 2^127 at least.
+// 2^x within 2 ulp for x in [-126, 127.4]; 0 below, or a denormal, which the runtime flushes; above, 2^127 at least,
+// and infinity from 2^128 on.
 // 2^n 2^r with n the nearest integer and, on |r| <= 1/2, the polynomial 1 + c r + ... of degree 5 of the least largest
 // relative error, 0.93e-7.
 KAOKEN_INLINE Vec exp2(Vec x) {
@@ -29,8 +30,8 @@ constexpr float kLog2E = 1.44269504f;
 // e^x, of the relative error (2 + |x|) 2^-23: the exponent is rounded.
 KAOKEN_INLINE Vec exp(Vec x) { return exp2(mul(x, broadcast(kLog2E))); }
 
-// x / (1 + 2^y)
-KAOKEN_INLINE Vec damped(Vec x, Vec y) { return div(x, add(broadcast(1.0f), exp2(y))); }
+// x / (1 + 2^y), which is 0 from y = 128 on where x is finite.
+KAOKEN_INLINE Vec damped(Vec x, Vec y) { return div(x, add(broadcast(1.0f), exp2(min(broadcast(128.0f), y)))); }
 
 // tanh within 6e-7: Taylor where |x| < 0.3, (1 - e^-2|x|) / (1 + e^-2|x|) with the sign elsewhere.
 KAOKEN_INLINE Vec tanh(Vec x) {
@@ -77,7 +78,7 @@ struct gelu_erf_activation {
 };
 
 struct relu_activation {
-  KAOKEN_INLINE Vec apply(Vec x) { return max(x, broadcast(0.0f)); }
+  KAOKEN_INLINE Vec apply(Vec x) { return max(broadcast(0.0f), x); }  // in this order a NaN stays
 };
 
 struct silu_activation {

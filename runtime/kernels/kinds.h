@@ -139,7 +139,7 @@ KAOKEN_INLINE void quantize(const float *x, uint8_t *inputs, RowScale *row) {
   }
   const float least = -reduce_max(sub(none, min(low[0], low[1])));
   const float range = reduce_max(max(high[0], high[1])) - least;
-  const bool sound = range > 1e-30f && range < 1e38f;
+  const bool sound = range > 1e-30f && range <= __FLT_MAX__;
   const float inverse = sound ? 255.0f / range : 0.0f;
   const float zero = sound ? __builtin_rintf(-least * inverse) : 0.0f;
   row->scale = range / 255.0f + reduce_add(add(poison[0], poison[1]));

@@ -6,7 +6,8 @@
 namespace kaoken::KAOKEN_ISA {
 
 // y = (x - mean) / sqrt(variance + epsilon) over Width values, then * weight + bias where they are not null (codegen
-// folds them away wherever it can). x, y, weight and bias are padded with zeros to whole vectors; so is the result.
+// folds them away wherever it can). x, y, weight and bias are padded with zeros to whole vectors; so is the result. A
+// variance beyond float32 makes the whole row NaN: divided by its root, every value would be 0 and look sound.
 template <int64_t Width>
 KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
   constexpr int64_t padded = round_up(Width, kLanes);
@@ -27,7 +28,8 @@ KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const flo
       squares[chain] = fma(centred, centred, squares[chain]);
     }
   }
-  const Vec scale = broadcast(1.0f / __builtin_sqrtf(reduce_add(add(squares[0], squares[1])) / Width + epsilon));
+  const float variance = reduce_add(add(squares[0], squares[1])) / Width;
+  const Vec scale = broadcast(1.0f / __builtin_sqrtf(variance + epsilon) + 0.0f * variance);
 
   for (int64_t i = 0; i < padded; i += kLanes) {
     Vec normed = mul(select_first(Width - i, sub(load(x + i), mean), zero), scale);

@@ -38,9 +38,9 @@ KAOKEN_INLINE __m256 nearest(__m256 v) { return _mm256_round_ps(v, _MM_FROUND_TO
 KAOKEN_INLINE Vec nearest(Vec v) { return {nearest(v.low), nearest(v.high)}; }
 
 constexpr float kLowestExponent = -127.0f;
-// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; infinity from n = 128 on.
 KAOKEN_INLINE __m256 scale_exponent(__m256 y, __m256 n) {
-  const __m256 biased = _mm256_min_ps(_mm256_add_ps(n, _mm256_set1_ps(127.0f)), _mm256_set1_ps(254.0f));
+  const __m256 biased = _mm256_min_ps(_mm256_add_ps(n, _mm256_set1_ps(127.0f)), _mm256_set1_ps(255.0f));
   return _mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtps_epi32(biased), 23)));
 }
 KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {

@@ -55,9 +55,9 @@ KAOKEN_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
 KAOKEN_INLINE Vec nearest(Vec v) { return {vrndnq_f32(v.a), vrndnq_f32(v.b), vrndnq_f32(v.c), vrndnq_f32(v.d)}; }
 
 constexpr float kLowestExponent = -127.0f;
-// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; infinity from n = 128 on.
 KAOKEN_INLINE float32x4_t scale_exponent(float32x4_t y, float32x4_t n) {
-  const float32x4_t biased = vminq_f32(vaddq_f32(n, vdupq_n_f32(127.0f)), vdupq_n_f32(254.0f));
+  const float32x4_t biased = vminq_f32(vaddq_f32(n, vdupq_n_f32(127.0f)), vdupq_n_f32(255.0f));
   return vmulq_f32(y, vreinterpretq_f32_s32(vshlq_n_s32(vcvtq_s32_f32(biased), 23)));
 }
 KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {

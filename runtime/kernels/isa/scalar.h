@@ -48,9 +48,9 @@ KAOKEN_INLINE Vec min(Vec a, Vec b) { return select_less(a, b, a, b); }
 KAOKEN_INLINE Vec nearest(Vec v) { return sub(add(v, broadcast(12582912.0f)), broadcast(12582912.0f)); }
 
 constexpr float kLowestExponent = -127.0f;
-// y * 2^n for integers n from kLowestExponent, where it is 0, on; y * 2^127 from n = 127 on.
+// y * 2^n for integers n from kLowestExponent, where it is 0, on; infinity from n = 128 on.
 KAOKEN_INLINE Vec scale_exponent(Vec y, Vec n) {
-  const Vec biased = min(add(n, broadcast(127.0f)), broadcast(254.0f));
+  const Vec biased = min(add(n, broadcast(127.0f)), broadcast(255.0f));
   for (int i = 0; i < 4; ++i) y.q[i] *= (Lanes4)(__builtin_convertvector(biased.q[i], Ints4) << 23);
   return y;
 }
