@@ -19,18 +19,13 @@ void forward(Pass &pass, const Worker &worker);
 
 namespace {
 
-//% for isa in isas
-bool has_GEN(isa.name)() {
-//% for feature in isa.cpu
-  if (!KAOKEN_CPU_HAS(GEN(feature))) return false;
-//% endfor
-  return true;
-}
-//% endfor
-
 const kaoken::Code codes[] = {
-//% for isa in isas
-    {"GEN(isa.name)", has_GEN(isa.name), kaoken::GEN(isa.name)::model_GEN(name)::forward},
+//% for isa in known
+//% if isa in isas
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", kaoken::GEN(isa.name)::model_GEN(name)::forward},
+//% else
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", nullptr},
+//% endif
 //% endfor
 };
 
@@ -53,7 +48,7 @@ const kaoken::Model model = {
         GEN(spec.blocks | length),
     },
     codes,
-    GEN(isas | length),
+    GEN(known | length),
     GEN(spec.n_embd | round_up),
     GEN(attention_width),
     GEN(inner_width),

@@ -108,6 +108,10 @@ typedef struct kaoken_model_api {
   /* Writes one token for each sequence; *done becomes 1 with the last. A call after that is an error. */
   kaoken_status (*generation_next)(kaoken_generation *generation, int64_t *tokens, int32_t *done);
   void (*generation_destroy)(kaoken_generation *generation);
+
+  /* Why the session runs its instruction set and no better one, as a sentence that lives as long as the session:
+   * "avx2: avx512 needs avx512f, avx512bw, which this machine lacks". */
+  const char *(*session_isa_reason)(const kaoken_session *session);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */
