@@ -189,6 +189,7 @@ class Session {
   int64_t length() const { return api().session_length(session_); }
   int32_t threads() const { return api().session_threads(session_); }
   std::string isa() const { return api().session_isa(session_); }
+  std::string isa_reason() const { return api().session_isa_reason(session_); }
   std::string executed_isa() const { return api().session_executed_isa(session_); }
 
   void rewind(int64_t length) {
@@ -311,6 +312,7 @@ void bind_session(py::module_ &module) {
       .def_property_readonly("length", &Session::length)
       .def_property_readonly("threads", &Session::threads)
       .def_property_readonly("isa", &Session::isa)
+      .def_property_readonly("isa_reason", &Session::isa_reason)
       .def_property_readonly("executed_isa", &Session::executed_isa)
       .def("rewind", &Session::rewind, py::arg("length"))
       .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})

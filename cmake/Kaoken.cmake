@@ -33,7 +33,8 @@ cmake_path(NORMAL_PATH KAOKEN_ROOT)
 cmake_path(REMOVE_FILENAME KAOKEN_ROOT)
 option(KAOKEN_WERROR "Make warnings in Kaoken's own C++ errors" OFF)
 # What no flag of a user's may change: a link-time optimizer moves .incbin away from its file, and fast maths the bits.
-set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno -fno-gnu-unique)
+set(KAOKEN_OURS -fno-lto -fno-fast-math -ffp-contract=off -fno-math-errno)
+list(APPEND KAOKEN_OURS $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
 set(KAOKEN_WARNINGS -Wall -Wextra $<IF:$<BOOL:${KAOKEN_WERROR}>,-Werror,-Wno-error>)
 list(APPEND KAOKEN_OURS ${KAOKEN_WARNINGS})
 # Of code for an ISA: g++ is wrong about its own AVX-512 headers.
@@ -277,7 +278,7 @@ macro(kaoken_runtime OUT)
 endmacro()
 
 function(kaoken_compile_runtime OUT)
-  set(sources api generation machine sampling session share team)
+  set(sources api cpu generation isa machine sampling session share team)
   list(TRANSFORM sources PREPEND "${KAOKEN_ROOT}/runtime/src/")
   list(TRANSFORM sources APPEND ".cpp")
   add_library(kaoken_runtime OBJECT ${sources})

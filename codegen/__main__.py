@@ -76,6 +76,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         revision=source.revision or arguments.commit or None,
         types=types,
         isas=resolve(arguments.isa, arguments.machine, types.used()),
+        portable=resolve("portable", arguments.machine, types.used()),
         version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
         kernels=check_kernels(arguments.kernels),
@@ -103,7 +104,8 @@ def _generate(arguments: argparse.Namespace) -> None:
     directory = Path(saved.pop("checkpoint"))
     types = saved["types"]
     types["overrides"] = tuple(map(tuple, types["overrides"]))
-    saved |= {"isas": tuple(saved["isas"]), "types": Types(**types), "budget": MemoryBudget(**saved["budget"])}
+    saved |= {"types": Types(**types), "budget": MemoryBudget(**saved["budget"])}
+    saved |= {name: tuple(saved[name]) for name in ("isas", "portable")}
     options = Options(**saved)
     baked = bake(directory, options)
     generate(baked, arguments.out)

@@ -1,8 +1,8 @@
 """The instruction sets that Kaoken can compile for: a reader of cmake/isas.json, the only table of them.
 
 In the table an ISA lists the machines that have it (none: all), the processor features it needs, spelled as
-`__builtin_cpu_supports` and Linux's HWCAP spell them, the number types that it is any better for than those before it
-(none: all), and its compiler flags. Later entries are better.
+/proc/cpuinfo spells them but without underscores (runtime/src/cpu.cpp reads them), the number types that it is any
+better for than those before it (none: all), and its compiler flags. Later entries are better.
 """
 
 from __future__ import annotations

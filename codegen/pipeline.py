@@ -33,6 +33,7 @@ class Options:
     revision: str | None
     types: Types
     isas: tuple[str, ...]  # resolved, worst first
+    portable: tuple[str, ...]  # what "portable" would have resolved to: the library says which of them it lacks
     version: str
     budget: MemoryBudget
     kernels: str = "packed"
@@ -57,9 +58,11 @@ class Baked:
 
     def library(self) -> Source:
         """The file that ties them together."""
-        isas = tuple(table()[name] for name in self.options.isas)
+        options = self.options
+        isas = tuple(table()[name] for name in options.isas)
+        known = tuple(row for name, row in table().items() if name in {*options.isas, *options.portable})
         tokenizer_size = len(self.checkpoint.tokenizer or b"")
-        return library_text(self.options.name, self.packed, isas, self.options.version, tokenizer_size)
+        return library_text(options.name, self.packed, isas, known, options.version, tokenizer_size)
 
     def texts(self) -> dict[str, bytes]:
         """Files that library.cpp embeds."""

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from kaoken.codegen.isa import ISA, resolve, table
 from numpy.typing import NDArray
 
 import kaoken
+from conftest import Bake, Checkpoints
+from native_kernels import processor_features
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -518,6 +521,29 @@ def test_an_unsupported_isa_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("KAOKEN_ISA", "z80")
     with pytest.raises(kaoken.ISAError, match="z80"):
         kaoken.BakedGPT2()
+
+
+def test_the_choice_of_the_isa_has_a_reason(bundled: BakedGPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: row for name, row in table().items() if name in bundled.info.isas}
+    better = list(rows.values())[list(rows).index(bundled.info.isa) + 1 :]
+    lacking = [f"{row.name} needs {', '.join(_lacking(row))}, which this machine lacks" for row in reversed(better)]
+    reason = "; ".join(lacking) or "nothing is better for this model"
+    assert bundled.info.isa_reason == f"{bundled.info.isa}: {reason}"
+    monkeypatch.setenv("KAOKEN_ISA", "scalar")
+    assert kaoken.BakedGPT2().info.isa_reason == "scalar: KAOKEN_ISA asks for it"
+
+
+def _lacking(row: ISA) -> list[str]:
+    features = processor_features()
+    return [feature for feature in row.cpu if feature not in features]
+
+
+def test_the_reason_names_what_was_not_baked_in(checkpoints: Checkpoints, bake_checkpoint: Bake) -> None:
+    info = kaoken.load(bake_checkpoint(checkpoints("plain"), isa="scalar")).info
+    absent = table()[resolve("portable", dtypes=["float32"])[1]]  # avx2 or neon
+    says = f"{absent.name} needs {', '.join(_lacking(absent))}, which" if _lacking(absent) else "was not baked in"
+    assert info.isa_reason.startswith("scalar: ")
+    assert says in info.isa_reason
 
 
 # Text

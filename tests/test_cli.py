@@ -118,7 +118,14 @@ def test_threads_do_not_change_the_text(capsys: Capture) -> None:
 
 def test_info_for_people(bundled: BakedGPT2, capsys: Capture) -> None:
     text = succeed(capsys, "info")
-    facts = ("gptlite_shakespeare", bundled.info.weights_sha256, bundled.info.isa, "6 layers", "context 256")
+    facts = (
+        "gptlite_shakespeare",
+        bundled.info.weights_sha256,
+        bundled.info.isa,
+        bundled.info.isa_reason,
+        "6 layers",
+        "context 256",
+    )
     assert all(fact in text for fact in facts)
 
 

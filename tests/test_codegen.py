@@ -54,6 +54,7 @@ def options(**changes: object) -> Options:
         revision=None,
         types=FLOAT32,
         isas=("scalar", "avx2"),
+        portable=("scalar", "avx2", "avx512"),
         version="0",
         budget=MemoryBudget(512 * MIB, 2),
     )

@@ -10,13 +10,16 @@ import platform
 from pathlib import Path
 
 import pytest
+from kaoken.codegen.isa import table
 
 from conftest import DTYPES, BundledLibraries, RecordError
 from emulation import LIMITS, error, require_programs, run_logits
 from native_build import SOURCE, call
+from native_kernels import processor_features
 
 QEMU = "qemu-x86_64-static"
 PROCESSORS = {"Nehalem": "scalar", "Haswell": "avx2"}  # qemu's name -> the ISA to be chosen
+FEATURES = {feature for row in table().values() if row.runs_on("x86_64") for feature in row.cpu}
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86-64")
 
@@ -29,6 +32,38 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = SOURCE / "tests" / "native" / "logits.cpp"
     call(*compiler, "-std=c++17", f"-I{SOURCE / 'runtime' / 'include'}", source, "-o", binary, "-ldl")
     return binary
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that prints which of the features that it is given the runtime finds."""
+    binary = tmp_path_factory.mktemp("processors") / "cpu"
+    compiler = os.environ.get("CXX", "c++").split()
+    sources = [SOURCE / "tests" / "native" / "cpu.cpp", SOURCE / "runtime" / "src" / "cpu.cpp"]
+    call(*compiler, "-std=c++17", "-static", f"-I{SOURCE / 'runtime' / 'src'}", *sources, "-o", binary)
+    return binary
+
+
+def read_features(*command: str | Path) -> set[str]:
+    return set(call(*command, *sorted(FEATURES), "none-such").split())
+
+
+def test_the_reader_agrees_with_the_system(reader: Path) -> None:
+    assert read_features(reader) == FEATURES & processor_features()
+
+
+@pytest.mark.parametrize(
+    ("processor", "features"),
+    [
+        ("Nehalem", set()),
+        ("Haswell", {"avx2", "fma", "f16c"}),
+        ("Haswell,-f16c", {"avx2", "fma"}),
+        ("Haswell,-xsave", set()),  # a system that does not keep the registers
+    ],
+)
+def test_the_reader_on_other_processors(processor: str, features: set[str], reader: Path) -> None:
+    require_programs(QEMU)
+    assert read_features(QEMU, "-cpu", processor, reader) == features
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

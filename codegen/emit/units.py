@@ -55,13 +55,16 @@ def weights_texts(name: str, packed: PackedModel) -> Iterator[tuple[Source, Blob
             yield Source(f"{blob.name}_weights.cpp", _render("weights.cpp", name, packed, blob=blob)), blob
 
 
-def library_text(name: str, packed: PackedModel, isas: tuple[ISA, ...], version: str, tokenizer_size: int) -> Source:
-    """What the model is, for the C ABI; compiled once, with the flags of no ISA."""
+def library_text(
+    name: str, packed: PackedModel, isas: tuple[ISA, ...], known: tuple[ISA, ...], version: str, tokenizer_size: int
+) -> Source:
+    """What the model is, for the C ABI; compiled once, with the flags of no ISA. Of the `known` ISAs it has `isas`."""
     text = _render(
         "library.cpp",
         name,
         packed,
         isas=isas,
+        known=known,
         isa_names=",".join(isa.name for isa in isas),
         version=version,
         tokenizer_size=tokenizer_size,

@@ -20,19 +20,14 @@ extern const SamplingCode sampling;
 
 namespace {
 
-//% for isa in isas
-bool has_GEN(isa.name)() {
-//% for feature in isa.cpu
-  if (!KAOKEN_CPU_HAS(GEN(feature))) return false;
-//% endfor
-  return true;
-}
-//% endfor
-
 const kaoken::Code codes[] = {
-//% for isa in isas
-    {"GEN(isa.name)", has_GEN(isa.name), kaoken::GEN(isa.name)::model_GEN(name)::forward,
+//% for isa in known
+//% if isa in isas
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", kaoken::GEN(isa.name)::model_GEN(name)::forward,
      &kaoken::GEN(isa.name)::model_GEN(name)::sampling},
+//% else
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", nullptr, nullptr},
+//% endif
 //% endfor
 };
 
@@ -55,7 +50,7 @@ const kaoken::Model model = {
         GEN(spec.blocks | length),
     },
     codes,
-    GEN(isas | length),
+    GEN(known | length),
     GEN(spec.n_embd | round_up),
     GEN(attention_width),
     GEN(inner_width),

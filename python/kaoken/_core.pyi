@@ -59,6 +59,9 @@ class Session:
     @property
     def isa(self) -> str: ...
     @property
+    def isa_reason(self) -> str:
+        """Why it runs that instruction set and no better one, in a sentence."""
+    @property
     def executed_isa(self) -> str:
         """The tag left by the code that ran the last pass; "" before the first."""
     def rewind(self, length: int) -> None:

@@ -338,6 +338,7 @@ def _describe(model: BakedGPT2) -> list[str]:
         "dtype": _dtypes(info),
         "kernels": info.kernels,
         "isa": f"{info.isa} (of {', '.join(info.isas)})",
+        "choice": info.isa_reason,
         "kaoken": info.kaoken_version,
         "settings": ", ".join(f"{name} {_setting(value)}" for name, value in info.settings.items()),
         "shape": f"{config.n_layer} layers, n_embd {config.n_embd}, {_blocks(config.blocks)}",

@@ -55,10 +55,10 @@ class GPT2Config:
 class ModelInfo:
     """Where a baked model came from and how it was built.
 
-    `isa` is the instruction set in use, `isas` those inside the library, best last; `revision` is the hub's commit,
-    None for a local directory; `tensor_dtypes` are the types of matrices that differ from `dtype`, by pattern;
-    `statistics` is the JSON that the build left beside the library (processes, seconds, peak bytes), None where
-    there is none.
+    `isa` is the instruction set in use, `isa_reason` the sentence that says why no better one is, `isas` those inside
+    the library, best last; `revision` is the hub's commit, None for a local directory; `tensor_dtypes` are the types
+    of matrices that differ from `dtype`, by pattern; `statistics` is the JSON that the build left beside the library
+    (processes, seconds, peak bytes), None where there is none.
     """
 
     name: str
@@ -70,6 +70,7 @@ class ModelInfo:
     kernels: str
     tensor_dtypes: dict[str, str]
     isa: str
+    isa_reason: str
     isas: tuple[str, ...]
     kaoken_version: str
     settings: dict[str, Any]
@@ -190,11 +191,11 @@ def _check_machine(path: Path) -> None:
         raise LibraryError(f"{path} is for {machine} and this machine is {here}: bake the checkpoint again without CXX")
 
 
-def describe(library: _core.Library, path: Path, isa: str) -> tuple[GPT2Config, ModelInfo]:
+def describe(library: _core.Library, path: Path, session: _core.Session) -> tuple[GPT2Config, ModelInfo]:
     """The model's configuration and origin, from the JSON inside the library and the one beside it."""
     try:
         description = json.loads(library.description)
-        return _config(description["config"]), _info(description, library, path, isa)
+        return _config(description["config"]), _info(description, library, path, session)
     except (ValueError, TypeError, LookupError) as error:
         raise LibraryError(
             f"{path} describes itself wrongly ({type(error).__name__}: {error}): bake the checkpoint again"
@@ -213,7 +214,7 @@ def _known(kind: type[GPT2Config] | type[BlockConfig], description: dict[str, An
     return {field.name: description[field.name] for field in fields(kind)}
 
 
-def _info(description: dict[str, Any], library: _core.Library, path: Path, isa: str) -> ModelInfo:
+def _info(description: dict[str, Any], library: _core.Library, path: Path, session: _core.Session) -> ModelInfo:
     return ModelInfo(
         name=description["name"],
         source=description["source"],
@@ -223,7 +224,8 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, isa: 
         cache_dtype=description["cache_dtype"],
         kernels=description["kernels"],
         tensor_dtypes=description["tensor_dtypes"],
-        isa=isa,
+        isa=session.isa,
+        isa_reason=session.isa_reason,
         isas=tuple(library.isas.split(",")),
         kaoken_version=library.kaoken_version,
         settings=description["settings"],

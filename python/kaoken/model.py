@@ -171,8 +171,7 @@ class BakedGPT2(metaclass=_Explaining):
         self._threads = thread_count(threads)
         path = default_library() if model is None else file_path("model", model)
         self._library = open_library(path)
-        isa = self._library.session(1, self._threads).isa
-        self.config, self.info = describe(self._library, path, isa)
+        self.config, self.info = describe(self._library, path, self._library.session(1, self._threads))
 
     def logits(self, ids: TokenIds) -> NDArray[np.float32]:
         """Logits at every position: ids [batch, sequence] to float32 [batch, sequence, vocab_size].

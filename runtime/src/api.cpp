@@ -74,6 +74,7 @@ void session_destroy(kaoken_session *session) { delete session; }
 int64_t session_length(const kaoken_session *session) { return session->length(); }
 int32_t session_threads(const kaoken_session *session) { return session->threads(); }
 const char *session_isa(const kaoken_session *session) { return session->isa(); }
+const char *session_isa_reason(const kaoken_session *session) { return session->isa_reason(); }
 const char *session_executed_isa(const kaoken_session *session) { return session->executed_isa(); }
 
 kaoken_status session_rewind(kaoken_session *session, int64_t length) {
@@ -130,22 +131,10 @@ kaoken_status session_create(const Model &model, const kaoken_session_options *o
 
 kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
   return {
-      sizeof(kaoken_model_api),
-      KAOKEN_ABI_VERSION,
-      &model.info,
-      last_error,
-      create,
-      session_destroy,
-      session_length,
-      session_threads,
-      session_isa,
-      session_executed_isa,
-      session_rewind,
-      session_append,
-      generation_create,
-      generation_next,
-      generation_destroy,
-      set_cores,
+      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION, &model.info,       last_error,      create,
+      session_destroy,          session_length,     session_threads,   session_isa,     session_executed_isa,
+      session_rewind,           session_append,     generation_create, generation_next, generation_destroy,
+      session_isa_reason,       set_cores,
   };
 }
 

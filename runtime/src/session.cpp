@@ -1,7 +1,6 @@
 #include "session.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -17,41 +16,6 @@ namespace kaoken {
 namespace {
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-const Code *find_code(const Model &model, const std::string &isa) {
-  for (int32_t i = 0; i < model.code_count; ++i) {
-    if (isa == model.codes[i].isa) return &model.codes[i];
-  }
-  return nullptr;
-}
-
-const Code &best_code(const Model &model) {
-  for (int32_t i = model.code_count; i-- > 0;) {
-    if (model.codes[i].supported()) return model.codes[i];
-  }
-  throw Error(KAOKEN_UNSUPPORTED_ISA, std::string("this library holds code for ") + model.info.isas +
-                                          ", and this machine has none of it; bake the model again with isa=portable");
-}
-
-const Code &choose_code(const Model &model, const char *isa) {
-  const char *origin = "isa";
-  if (!isa) {
-    isa = getenv("KAOKEN_ISA");
-    origin = "KAOKEN_ISA";
-  }
-  if (!isa || !*isa) return best_code(model);
-  const Code *code = find_code(model, isa);
-  if (!code) {
-    throw Error(KAOKEN_UNSUPPORTED_ISA, std::string(origin) + " is \"" + isa + "\", but this library holds code for " +
-                                            model.info.isas + "; choose one of those, or bake the model for it");
-  }
-  if (!code->supported()) {
-    throw Error(KAOKEN_UNSUPPORTED_ISA,
-                std::string(origin) + " is \"" + isa +
-                    "\", which this machine does not have; unset it to use the best that it has");
-  }
-  return *code;
-}
 
 // Bytes of scratch for each row of a pass.
 int64_t scratch_bytes(const Model &model) {
@@ -142,7 +106,7 @@ Arena::~Arena() {
 
 Session::Session(const Model &model, int64_t batch, int threads, const char *isa)
     : model_(model),
-      code_(choose_code(model, isa)),
+      choice_(choose_code(model, isa)),
       batch_(checked_batch(batch)),
       capacity_(round_up(model.info.n_positions, kAttentionTile)),
       pass_rows_(std::max(kPassRows, batch)),
@@ -239,7 +203,7 @@ void Session::run(Pass &pass) {
   struct Job {
     const Code &code;
     Pass &pass;
-  } job = {code_, pass};
+  } job = {choice_.code, pass};
   compute(
       [](void *context, const Worker &worker) {
         const Job &job = *static_cast<Job *>(context);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "isa.h"
 #include "kaoken/pass.h"
 #include "team.h"
 
@@ -44,8 +45,9 @@ class Session {
   int64_t batch() const { return batch_; }
   int64_t length() const { return length_; }
   int threads() const { return team_.size(); }
-  const SamplingCode &sampling() const { return *code_.sampling; }
-  const char *isa() const { return code_.isa; }
+  const SamplingCode &sampling() const { return *choice_.code.sampling; }
+  const char *isa() const { return choice_.code.isa; }
+  const char *isa_reason() const { return choice_.reason.c_str(); }
   const char *executed_isa() const { return executed_isa_; }
 
  private:
@@ -54,7 +56,7 @@ class Session {
   void run(Pass &pass);
 
   const Model &model_;
-  const Code &code_;
+  const Choice choice_;
   const int64_t batch_;
   const int64_t capacity_;  // cache positions, a multiple of kAttentionTile
   const int64_t pass_rows_;

@@ -181,6 +181,7 @@ void test_each_isa_runs_when_it_is_asked_for() {
     }
     const Logits logits = session.append(ids, 20);
     CHECK(isa == api->session_isa(session.handle));
+    CHECK(isa + ": isa asks for it" == api->session_isa_reason(session.handle));
     CHECK(isa == api->session_executed_isa(session.handle));
     for (size_t i = 0; i < logits.size(); ++i) CHECK(std::abs(logits[i] - expected[i]) < 1e-3f);
   }

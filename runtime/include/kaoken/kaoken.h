@@ -114,6 +114,10 @@ typedef struct kaoken_model_api {
   kaoken_status (*generation_next)(kaoken_generation *generation, int64_t *tokens, int32_t *done);
   void (*generation_destroy)(kaoken_generation *generation);
 
+  /* Why the session runs its instruction set and no better one, as a sentence that lives as long as the session:
+   * "avx2: avx512 needs avx512f, avx512bw, which this machine lacks". */
+  const char *(*session_isa_reason)(const kaoken_session *session);
+
   /* A call takes as many threads as its session has, less where other calls of this library compute at the same time.
    * Libraries of one process that are given the same cores, once, before their first session, count each other's calls
    * too. */

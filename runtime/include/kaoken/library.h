@@ -3,18 +3,6 @@
 
 #include "kaoken/pass.h"
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#define KAOKEN_HWCAP_asimddp ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0)
-#define KAOKEN_HWCAP_i8mm ((getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0)
-#define KAOKEN_CPU_HAS(feature) KAOKEN_HWCAP_##feature
-#elif defined(__aarch64__)
-#define KAOKEN_CPU_HAS(feature) true  // every Mac that Kaoken compiles for has asimddp; isas.json's others need Linux
-#else
-#define KAOKEN_CPU_HAS(feature) __builtin_cpu_supports(#feature)
-#endif
-
 #define KAOKEN_PUBLIC __attribute__((visibility("default")))
 
 namespace kaoken {

@@ -66,8 +66,8 @@ struct SamplingCode {
 // One ISA's copy of a model.
 struct Code {
   const char *isa;
-  bool (*supported)();
-  void (*forward)(Pass &pass, const Worker &worker);
+  const char *features;  // of the processor that it needs, as cmake/isas.json spells them, with spaces between
+  void (*forward)(Pass &pass, const Worker &worker);  // null: the ISA would help the model, but was not baked in
   const SamplingCode *sampling;
 };
 
