@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.exploded import check_kernels
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.memory import make_budget
-from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError, LibraryError
+from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError, LibraryError
 from kaoken.inputs import integer
 from kaoken.library import check_file
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
@@ -182,6 +183,7 @@ def _memory(size: int | str | None) -> int:
 def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options: _Options) -> _Bake:
     """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
     from kaoken.codegen.checkpoint import open_checkpoint
+    from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
     from kaoken.codegen.spec import read_spec
 
@@ -189,6 +191,9 @@ def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options:
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.directory)
     read_spec(opened)
+    warning = read_generation(opened).warning()
+    if warning:
+        warnings.warn(warning, GenerationConfigWarning, stacklevel=3)
     return _Bake(source, opened, options, find_compiler())
 
 
