@@ -20,6 +20,7 @@ from .emit.environment import TEMPLATES
 from .errors import CheckpointError, InputError, KaokenError
 from .exploded import check_kernels
 from .files import write_if_changed
+from .generation import read_generation
 from .hub import resolve_model
 from .identity import STATE, same, state
 from .isa import TABLE, canonical_machine, resolve
@@ -85,6 +86,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     files = dict.fromkeys((*NAMES, *(path.name for path in open_checkpoint(source.directory).files)))
     planned = state(directory, files)
     baked = bake(source.directory, options)
+    warning = read_generation(baked.checkpoint).warning()
+    if warning:
+        print(f"kaoken: warning: {warning}", file=sys.stderr)
     check_reach(baked.packed.nbytes, canonical_machine(arguments.machine))
     arguments.out.mkdir(parents=True, exist_ok=True)
     saved = {"checkpoint": directory, **asdict(options)}

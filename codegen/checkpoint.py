@@ -26,15 +26,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
+from .tokenizer import tokenizer_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
+# What a tokenizer.json is made from where there is none; the last three may be absent.
+TOKENIZER_PARTS = (VOCAB, MERGES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # All files that a checkpoint may consist of, beside the shards that an index names.
-NAMES = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER)
+NAMES = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS)
 
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -99,7 +103,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]  # names without "transformer.": "wte.weight", "h.0.attn.c_attn.weight"
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
-    tokenizer: bytes | None  # tokenizer.json as found
+    tokenizer: bytes | None  # tokenizer.json as found, or made of TOKENIZER_PARTS
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or a range of its rows (axis 0, step 1), as C-contiguous float32.
@@ -143,12 +147,12 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
     config = _read_json(directory / CONFIG)[1]
     _, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
-    tokenizer, _ = _read_optional_json(directory / TOKENIZER)
+    tokenizer, parts = _read_tokenizer(directory)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
     if _stores_head_only(config, tensors):
         tensors["wte.weight"] = tensors["lm_head.weight"]
-    others = (CONFIG, GENERATION_CONFIG, TOKENIZER, *([INDEX] if index else []))
+    others = (CONFIG, GENERATION_CONFIG, *parts, *([INDEX] if index else []))
     files = (*(directory / name for name in others if (directory / name).exists()), *weight_files)
     return Checkpoint(directory, config, generation_config, tensors, files, weight_files, tokenizer)
 
@@ -264,6 +268,24 @@ def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
     return _read_json(path) if os.path.lexists(path) else (None, {})
+
+
+def _read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
+    """tokenizer.json, or what the files before it become, and the names of those that may be there."""
+    present = [os.path.lexists(directory / name) for name in (VOCAB, MERGES)]
+    if os.path.lexists(directory / TOKENIZER) or not all(present):
+        return _read_optional_json(directory / TOKENIZER)[0], (TOKENIZER,)
+    vocab, config, special, added = (
+        _read_optional_json(directory / name)[1] for name in TOKENIZER_PARTS if name != MERGES
+    )
+    size = _file_size(directory / MERGES)
+    if size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{directory / MERGES} has {size} bytes; expected at most {_MAX_JSON_BYTES}: {_AGAIN}")
+    try:
+        merges = _read_bytes(directory / MERGES, size)
+        return tokenizer_json(vocab, merges, config, special, added), TOKENIZER_PARTS
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
 
 
 # Weights

@@ -34,3 +34,7 @@ class ISAError(KaokenError):
 
 class InputError(KaokenError, ValueError):
     """Token ids or options outside what the model accepts."""
+
+
+class GenerationConfigWarning(UserWarning):
+    """A checkpoint's generation_config.json asks for what Kaoken's generate does not do."""

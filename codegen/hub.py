@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from .checkpoint import INDEX, conversion_line, quoted
+from .checkpoint import INDEX, TOKENIZER, TOKENIZER_PARTS, conversion_line, quoted
 from .errors import CheckpointError, HubError
 
 # All that is ever fetched. Pickles, other frameworks' weights and other folders' copies stay where they are.
@@ -22,9 +22,8 @@ ALLOW_PATTERNS = (
     "generation_config.json",
     "model*.safetensors",
     INDEX,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER,
+    *TOKENIZER_PARTS,
 )
 IGNORE_PATTERNS = ("*/*",)
 

@@ -17,6 +17,7 @@ from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import Source
 from .files import write_if_changed
+from .generation import read_generation
 from .graph import build_graph
 from .isa import table
 from .memory import MemoryBudget
@@ -74,6 +75,7 @@ class Baked:
     def description(self) -> str:
         """The JSON that a library carries about itself (kaoken_model_info.description)."""
         options = self.options
+        generation = read_generation(self.checkpoint)
         return json.dumps(
             {
                 "name": options.name,
@@ -86,6 +88,8 @@ class Baked:
                 "tensor_dtypes": dict(options.types.overrides),
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
                 "config": self.packed.graph.spec.to_config(),
+                "generation_defaults": generation.defaults,
+                "ignored_generation_options": generation.ignored,
             }
         )
 

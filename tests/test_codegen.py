@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -128,8 +127,7 @@ def test_hostile_strings_reach_no_generated_code(tmp_path: Path) -> None:
         if path.suffix in (".cpp", ".h"):
             assert b"system" not in path.read_bytes().replace(b"system_true", b""), path
     plan = (out / "plan.cmake").read_text()
-    assert re.search(r"\[=+\[[^\]]*system[^\]]*\]=+\]", plan)  # the path of an input, in a bracket argument
-    assert "system(" not in re.sub(r"\[(=+)\[.*?\]\1\]", "", plan)
+    assert "system" not in plan.replace("system_true", "")
 
 
 def graph_of(checkpoint: Path) -> Graph:

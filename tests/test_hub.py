@@ -36,12 +36,14 @@ REPOSITORY = {
     "tokenizer.json": True,
     "tokenizer_config.json": True,
     "special_tokens_map.json": True,
+    "added_tokens.json": True,
+    "merges.txt": True,
+    "vocab.json": True,
     ".gitattributes": False,
     "64-8bits.tflite": False,
     "README.md": False,
     "adapter_model.safetensors": False,
     "flax_model.msgpack": False,
-    "merges.txt": False,
     "modeling_gpt2.py": False,
     "models/copy.safetensors": False,
     "model_old/model.safetensors": False,
@@ -51,7 +53,6 @@ REPOSITORY = {
     "pytorch_model-00001-of-00002.bin": False,
     "rust_model.ot": False,
     "tf_model.h5": False,
-    "vocab.json": False,
 }
 
 Download = Callable[..., str]

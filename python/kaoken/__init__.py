@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kaoken.errors import (
         BuildError,
         CheckpointError,
+        GenerationConfigWarning,
         HubError,
         InputError,
         ISAError,
@@ -36,6 +37,7 @@ __all__ = [
     "BuildError",
     "CheckpointError",
     "GPT2Config",
+    "GenerationConfigWarning",
     "HubError",
     "ISAError",
     "InputError",

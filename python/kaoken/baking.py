@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from kaoken.codegen.exploded import check_kernels
 from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
-from kaoken.errors import BuildError, CheckpointError, InputError, KaokenError
+from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError
 from kaoken.inputs import file_path, integer
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
 
@@ -193,6 +194,7 @@ def _memory(size: int | str | None) -> int:
 def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options: _Options) -> _Bake:
     """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
     from kaoken.codegen.checkpoint import open_checkpoint
+    from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
     from kaoken.codegen.spec import read_spec
 
@@ -202,6 +204,9 @@ def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options:
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.directory)
     read_spec(opened)
+    warning = read_generation(opened).warning()
+    if warning:
+        warnings.warn(warning, GenerationConfigWarning, stacklevel=3)
     compiler = find_compiler()
     return _Bake(source, opened, options, compiler, resolve(options.isa, compiler.machine, options.types.used()))
 

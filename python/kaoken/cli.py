@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,7 +35,8 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
 _GENERATE = """\
 Continue PROMPT: print it and its completion, piece by piece as tokens are made.
 
-Without sampling options the likeliest token is taken each time, so the text is always the same. Any of
+Without sampling options the model's own are used, where its generation_config.json has some; else the likeliest token
+is taken each time, so the text is always the same. Any of
 --do-sample, --temperature, --top-k, --top-p and --seed turns sampling on. Generation ends at the model's
 end token, after --max-new-tokens, or where the model's context is full.
 
@@ -245,7 +247,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     sampling = parser.add_argument_group("sampling (any of these turns it on)")
-    sampling.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the likeliest")
+    sampling.add_argument(
+        "--do-sample",
+        action=argparse.BooleanOptionalAction,
+        help="draw tokens, or take the likeliest (default: as the model's generation_config.json, else the likeliest)",
+    )
     sampling.add_argument("--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)")
     sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest; 0: all (default: 50)")
     sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)")
@@ -315,7 +321,8 @@ def _load(model: str | None, threads: int | None = None) -> BakedGPT2:
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     names = ("temperature", "top_k", "top_p", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return {"do_sample": options.do_sample or bool(given), **given}
+    sample = True if given and options.do_sample is None else options.do_sample
+    return given if sample is None else {"do_sample": sample, **given}
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -345,6 +352,10 @@ def _describe(model: BakedGPT2) -> list[str]:
         "tokens": f"vocabulary {config.vocab_size}, context {config.n_positions}",
         "build": _build(info.statistics),
     }
+    if info.generation_defaults:
+        lines["defaults"] = ", ".join(f"{name} {value}" for name, value in info.generation_defaults.items())
+    if info.ignored_generation_options:
+        lines["ignored"] = f"{', '.join(info.ignored_generation_options)} of generation_config.json"
     return [f"{name:10}{text}" for name, text in lines.items()]
 
 
@@ -393,17 +404,19 @@ def _verify(options: argparse.Namespace) -> None:
 def _bake(options: argparse.Namespace) -> None:
     from kaoken.baking import bake
 
-    path = bake(
-        options.checkpoint,
-        dtype=options.dtype,
-        tensor_dtypes=",".join(options.tensor_dtype),
-        cache_dtype=options.cache_dtype,
-        kernels=options.kernels,
-        isa=options.isa,
-        out=options.out,
-        revision=options.revision,
-        jobs=options.jobs,
-        compile_memory=options.compile_memory,
-    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"kaoken: warning: {message}", file=sys.stderr)
+        path = bake(
+            options.checkpoint,
+            dtype=options.dtype,
+            tensor_dtypes=",".join(options.tensor_dtype),
+            cache_dtype=options.cache_dtype,
+            kernels=options.kernels,
+            isa=options.isa,
+            out=options.out,
+            revision=options.revision,
+            jobs=options.jobs,
+            compile_memory=options.compile_memory,
+        )
     _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
     _print(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kaoken.codegen.errors import (
     BuildError,
     CheckpointError,
+    GenerationConfigWarning,
     HubError,
     InputError,
     ISAError,
@@ -16,6 +17,7 @@ from kaoken.codegen.errors import (
 __all__ = [
     "BuildError",
     "CheckpointError",
+    "GenerationConfigWarning",
     "HubError",
     "ISAError",
     "InputError",

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class ModelInfo:
     `isa` is the instruction set in use, `isa_reason` the sentence that says why no better one is, `isas` those inside
     the library, best last; `revision` is the hub's commit, None for a local directory; `tensor_dtypes` are the types
     of matrices that differ from `dtype`, by pattern; `statistics` is the JSON that the build left beside the library
-    (processes, seconds, peak bytes), None where there is none.
+    (processes, seconds, peak bytes), None where there is none. `generation_defaults` are the options of
+    `generate` that the checkpoint's generation_config.json sets, `ignored_generation_options` those that Kaoken lacks.
     """
 
     name: str
@@ -75,6 +76,8 @@ class ModelInfo:
     kaoken_version: str
     settings: dict[str, Any]
     statistics: dict[str, Any] | None
+    generation_defaults: dict[str, Any] = field(default_factory=dict)
+    ignored_generation_options: tuple[str, ...] = ()
 
 
 def default_library() -> Path:
@@ -230,6 +233,8 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         kaoken_version=library.kaoken_version,
         settings=description["settings"],
         statistics=_statistics(path.with_name(path.name + ".json")),
+        generation_defaults=description.get("generation_defaults", {}),
+        ignored_generation_options=tuple(description.get("ignored_generation_options", ())),
     )
 
 

@@ -18,6 +18,7 @@ from kaoken.inputs import (
     EosTokenId,
     GenerationOptions,
     TokenIds,
+    _ModelDefault,
     batch_size,
     check_length,
     explains_options,
@@ -189,11 +190,11 @@ class BakedGPT2(metaclass=_Explaining):
     def generate(
         self,
         ids: TokenIds,
-        max_new_tokens: int = 20,
-        do_sample: bool = False,
-        temperature: float | None = 1.0,
-        top_k: int | None = 50,
-        top_p: float | None = 1.0,
+        max_new_tokens: int | _ModelDefault = MODEL_DEFAULT,
+        do_sample: bool | _ModelDefault = MODEL_DEFAULT,
+        temperature: float | _ModelDefault | None = MODEL_DEFAULT,
+        top_k: int | _ModelDefault | None = MODEL_DEFAULT,
+        top_p: float | _ModelDefault | None = MODEL_DEFAULT,
         eos_token_id: EosTokenId = MODEL_DEFAULT,
         pad_token_id: int | None = None,
         seed: int | None = None,
@@ -203,6 +204,8 @@ class BakedGPT2(metaclass=_Explaining):
         Options mean what they mean in transformers' `GenerationMixin.generate`; greedy results are the same
         tokens, sampled ones have the same distribution from other draws. It ends when every sequence has
         finished, after max_new_tokens, or at n_positions; a prompt that long comes back as it is.
+        Options that are not given are the model's own (`info.generation_defaults`), else transformers' defaults: 20 new
+        tokens, do_sample False, temperature 1.0, top_k 50, top_p 1.0.
 
         Args:
             ids: As for `logits`.
@@ -219,16 +222,15 @@ class BakedGPT2(metaclass=_Explaining):
 
         Raises InputError for ids or options outside these ranges. Ctrl-C stops it between two tokens.
         """
-        options = generation_options(
-            self.config,
-            max_new_tokens,
-            do_sample,
-            temperature,
-            top_k,
-            top_p,
-            eos_token_id,
-            pad_token_id,
-            seed,
+        options = self._options(
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            seed=seed,
         )
         prompt = self._prompt(ids)
         return np.concatenate([prompt, *(step[:, None] for step in self._steps(prompt, options))], axis=1)
@@ -240,7 +242,7 @@ class BakedGPT2(metaclass=_Explaining):
         Options and errors as for `generate`; a batch of several sequences is an InputError. Arguments are
         checked at once, before the first token is asked for.
         """
-        checked = generation_options(self.config, **options)
+        checked = self._options(**options)
         prompt = self._prompt(ids)
         if len(prompt) != 1:
             raise InputError(f"stream takes one sequence, not {len(prompt)}: use generate, or stream each of them")
@@ -279,6 +281,11 @@ class BakedGPT2(metaclass=_Explaining):
         prompt = token_ids(ids, self.config.vocab_size)
         check_length(prompt.shape[1], self.config.n_positions)
         return prompt
+
+    def _options(self, **options: Any) -> GenerationOptions:
+        """Those given, on top of the model's own."""
+        given = {name: value for name, value in options.items() if value is not MODEL_DEFAULT}
+        return generation_options(self.config, **{**self.info.generation_defaults, **given})
 
     def _session(self, batch: int) -> _core.Session:
         return self._library.session(batch, self._threads, self.info.isa)
