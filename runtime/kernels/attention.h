@@ -218,7 +218,7 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
 // of its own, or there is one new position; so it needs no barrier before that.
 template <class Type, int64_t Heads, int64_t HeadDim>
 void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
-  constexpr int64_t dim = cache.kDim;
+  constexpr int64_t dim = BlockCache<Type, Heads, HeadDim>::kDim;
   constexpr int64_t width = Heads * dim;
   constexpr int64_t step = Type::Step::kStep;
   const int64_t heads = part.heads.end - part.heads.begin;
@@ -267,7 +267,7 @@ KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
 // that the longer ones at the end of a prompt are spread over all.
 template <class Type, int64_t Heads, int64_t HeadDim>
 void attention(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
-  constexpr int64_t dim = cache.kDim;
+  constexpr int64_t dim = BlockCache<Type, Heads, HeadDim>::kDim;
   constexpr int64_t width = Heads * dim;
   const int64_t heads = part.heads.end - part.heads.begin;
   if (pass.count > 1) barrier(part.worker);

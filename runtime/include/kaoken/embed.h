@@ -11,7 +11,10 @@
 #define KAOKEN_EMBED_SYMBOL(symbol) "_" #symbol
 #define KAOKEN_EMBED_HIDE(symbol) ".private_extern _" #symbol "\n"
 #elif defined(__ELF__)
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__clang__)
+// Clang's assembler knows no "l" before version 17, but the same number: SHF_X86_64_LARGE and SHF_ALLOC.
+#define KAOKEN_EMBED_SECTION ".lrodata,\"0x10000002\",%progbits"
+#elif defined(__x86_64__)
 #define KAOKEN_EMBED_SECTION ".lrodata,\"al\",%progbits"
 #else
 #define KAOKEN_EMBED_SECTION ".rodata.kaoken,\"a\",%progbits"
