@@ -172,6 +172,8 @@ def test_sampling(library: ctypes.CDLL, count: int, workers: int) -> None:
 
     least = np.sort(row)[count // 2]
     kept = np.where(row < least, 0, row)
+    library.count_weights.restype = ctypes.c_int64
+    assert library.count_weights(pointer(row), shape[0], ctypes.c_float(least)) == (row >= least).sum()
     library.keep_weights(workers, pointer(row), *shape, ctypes.c_float(least), pointer(sums))
     assert row.tolist() == kept.tolist()
     np.testing.assert_allclose(sums, np.pad(kept, (0, 64 * blocks - count)).reshape(blocks, 64).sum(axis=1), rtol=2e-6)

@@ -9,7 +9,7 @@
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
-const SamplingCode sampling = {block_maxima, weigh, keep};
+const SamplingCode sampling = {block_maxima, weigh, count_from, keep};
 
 void forward(Pass &pass, const Worker &worker) {
   if (worker.index == 0) pass.executed_isa = KAOKEN_STRING(KAOKEN_ISA);

@@ -55,6 +55,19 @@ inline void weigh(float *logits, int64_t count, int64_t first, int64_t end, floa
   });
 }
 
+inline int64_t count_from(const float *weights, int64_t count, float least) {
+  const Vec zero = broadcast(0.0f), one = broadcast(1.0f), bound = broadcast(least);
+  Vec counts[] = {zero, zero};  // each lane within 2^24, where floats count
+  for (int64_t i = 0; i < count; i += 2 * kLanes) {
+    for (int chain = 0; chain < 2; ++chain) {
+      const int64_t at = i + chain * kLanes;
+      if (at >= count) break;
+      counts[chain] = add(counts[chain], select_less(load_within(weights, at, count, -1.0f), bound, zero, one));
+    }
+  }
+  return static_cast<int64_t>(reduce_add(add(counts[0], counts[1])));
+}
+
 inline void keep(float *weights, int64_t count, int64_t first, int64_t end, float least, float *sums) {
   const Vec zero = broadcast(0.0f), bound = broadcast(least);
   map_and_sum(weights, count, first, end, sums,

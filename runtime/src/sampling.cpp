@@ -20,22 +20,6 @@ int64_t blocks(int64_t count) { return (count + kSampleBlock - 1) / kSampleBlock
 // A row's block of a worker's share.
 int64_t boundary(int64_t blocks, int index, int count) { return blocks * index / count; }
 
-// A weight's place in three digits of its distance below 1, in the order of floats. The first is fine enough, 64 to an
-// octave, that few weights share it; those below 2^-32 share the last.
-constexpr uint32_t kDigits = 2048;
-
-struct Digit {
-  int shift;
-  uint32_t mask;
-  uint32_t operator()(float weight) const {
-    constexpr uint32_t one = 0x3f800000;
-    uint32_t bits;
-    memcpy(&bits, &weight, sizeof bits);
-    return std::min((bits < one ? one - bits : 0) >> shift & mask, kDigits - 1);
-  }
-};
-constexpr Digit kFirstDigit = {17, ~0u}, kOtherDigits[] = {{6, kDigits - 1}, {0, 63}};
-
 double total(const float *sums, int64_t count) {
   double sum = 0;
   for (int64_t block = 0; block < blocks(count); ++block) sum += sums[block];
@@ -44,10 +28,9 @@ double total(const float *sums, int64_t count) {
 
 }  // namespace
 
-double uniform(uint64_t seed, uint64_t row, uint64_t position) {
+double uniform(uint64_t seed, uint64_t row, uint32_t position, uint32_t attempt) {
   uint32_t key[] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  uint32_t x[] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), static_cast<uint32_t>(row),
-                  static_cast<uint32_t>(row >> 32)};
+  uint32_t x[] = {position, attempt, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t even = uint64_t{0xd2511f53} * x[0], odd = uint64_t{0xcd9e8d57} * x[2];
     const uint32_t next[] = {static_cast<uint32_t>(odd >> 32) ^ x[1] ^ key[0], static_cast<uint32_t>(odd),
@@ -59,60 +42,15 @@ double uniform(uint64_t seed, uint64_t row, uint64_t position) {
   return static_cast<double>((uint64_t{x[0]} << 32 | x[1]) >> 11) * 0x1p-53;
 }
 
+// A few candidates of a row, and room to look for them.
 struct Sampler::Scratch {
   explicit Scratch(int64_t vocab_size)
       : tokens(new int32_t[static_cast<size_t>(vocab_size)]),
         weights(new float[static_cast<size_t>(vocab_size)]),
         spare(new float[static_cast<size_t>(vocab_size)]) {}
 
-  // What top-k and top-p leave of `weights`: those from `least` on, of its equals the first `equals`.
-  struct Cut {
-    float least;
-    int64_t equals;
-  };
-
-  // The largest values until what they measure, each itself or (Count) 1, reaches `target`.
-  template <bool Count>
-  Cut cut(const float *values, int64_t count, double target) {
-    double above = 0;
-    uint32_t border = narrow<Count>(kFirstDigit, values, count, target, above);
-    if (border == kDigits - 1) return {0, count};
-    for (const Digit digit : kOtherDigits) narrow<Count>(digit, values, count, target, above);
-    int64_t equals = 1;
-    while (equals < count && above + equals * (Count ? 1.0 : values[0]) < target) ++equals;
-    return {values[0], equals};
-  }
-
   const std::unique_ptr<int32_t[]> tokens;
   const std::unique_ptr<float[]> weights, spare;
-
- private:
-  // Leaves those values whose digit is where the target is reached, in `spare`, and adds what is larger to `above`.
-  template <bool Count>
-  uint32_t narrow(Digit digit, const float *&values, int64_t &count, double target, double &above) {
-    memset(measures, 0, sizeof measures);
-    for (int64_t i = 0; i < count; ++i) measures[i & 1][digit(values[i])] += Count ? 1.0 : values[i];
-    uint32_t border = 0;
-    double larger = above;
-    for (uint32_t i = 0; i < kDigits; ++i) {  // rounding may keep the sum below its target: the last that occurs, then
-      const double here = measures[0][i] + measures[1][i];
-      if (here == 0) continue;
-      border = i;
-      above = larger;
-      larger += here;
-      if (larger >= target) break;
-    }
-    int64_t left = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      spare[left] = values[i];
-      left += digit(values[i]) == border;
-    }
-    values = spare.get();
-    count = left;
-    return border;
-  }
-
-  double measures[2][kDigits];  // two, as adding twice in a row to the same one would wait
 };
 
 Sampler::Sampler(const kaoken_generation_options &options, int64_t batch, int64_t vocab_size, int workers)
@@ -127,7 +65,7 @@ Sampler::Sampler(const kaoken_generation_options &options, int64_t batch, int64_
       rows_(static_cast<size_t>(batch)),
       maxima_(rows_.size() * static_cast<size_t>(blocks_)),
       sums_(do_sample_ ? maxima_.size() : 0) {
-  for (int64_t i = 0; do_sample_ && i < std::min<int64_t>(workers, batch); ++i) {
+  for (int64_t i = 0; few_ && i < std::min<int64_t>(workers, batch); ++i) {
     scratch_.push_back(std::make_unique<Scratch>(vocab_size));
   }
 }
@@ -136,6 +74,7 @@ Sampler::~Sampler() = default;
 
 void Sampler::choose(Session &session, float *logits, const std::vector<bool> &finished, int64_t position,
                      int64_t *tokens) {
+  position_ = static_cast<uint32_t>(position);
   open_ = 0;
   for (size_t row = 0; row < finished.size(); ++row) {
     if (finished[row]) continue;
@@ -143,8 +82,8 @@ void Sampler::choose(Session &session, float *logits, const std::vector<bool> &f
     rows_[open_++] = {logits + static_cast<int64_t>(row) * vocab_size_,
                       maxima_.data() + block,
                       do_sample_ ? sums_.data() + block : nullptr,
+                      row,
                       0,
-                      do_sample_ ? uniform(seed_, row, static_cast<uint64_t>(position)) : 0,
                       0};
   }
   struct Job {
@@ -187,7 +126,7 @@ void Sampler::work(const SamplingCode &code, const Worker &worker) {
   }
   barrier(worker);
   for (size_t i = own; i < open_; i += step) {
-    if (std::isfinite(rows_[i].largest)) draw_from_all(code, rows_[i], *scratch_[own]);
+    if (std::isfinite(rows_[i].largest)) draw_from_all(code, rows_[i]);
   }
 }
 
@@ -231,28 +170,51 @@ void Sampler::draw_from_few(const SamplingCode &code, Row &row, Scratch &scratch
     count = kept;
   }
   code.weigh(scratch.weights.get(), count, 0, blocks(count), row.largest, scale_, row.sums);
-  draw(code, row, scratch.weights.get(), count, scratch.tokens.get(), scratch);
+  row.token = scratch.tokens[draw(code, row, scratch.weights.get(), count)];
 }
 
-void Sampler::draw_from_all(const SamplingCode &code, Row &row, Scratch &scratch) const {
-  if (top_k_ > 0) {
-    const float least = scratch.cut<true>(row.logits, vocab_size_, static_cast<double>(top_k_)).least;
-    code.keep(row.logits, vocab_size_, 0, blocks_, least, row.sums);
-  }
-  draw(code, row, row.logits, vocab_size_, nullptr, scratch);
+void Sampler::draw_from_all(const SamplingCode &code, Row &row) const {
+  if (top_k_ > 0) code.keep(row.logits, vocab_size_, 0, blocks_, kth_largest_weight(code, row.logits), row.sums);
+  row.token = draw(code, row, row.logits, vocab_size_);
 }
 
-// From weights [count], whose sums by block are the row's; they stand for `tokens`, or for all tokens where it is null.
-void Sampler::draw(const SamplingCode &code, Row &row, float *weights, int64_t count, const int32_t *tokens,
-                   Scratch &scratch) const {
-  if (top_p_ < 1) {
-    auto [least, equals] = scratch.cut<false>(weights, count, top_p_ * total(row.sums, count));
-    for (int64_t i = 0; i < count; ++i) {
-      if (weights[i] == least && --equals < 0) weights[i] = 0;
-    }
-    code.keep(weights, count, 0, blocks(count), least, row.sums);
+// A number that just the top_k largest weights reach, and those that equal the last of them; by bisection of its bits.
+float Sampler::kth_largest_weight(const SamplingCode &code, const float *weights) const {
+  const auto as_float = [](uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+  };
+  uint32_t reached = 0, missed = 0x3f800001;  // the bits of 0, and of what follows 1
+  while (missed - reached > 1) {
+    const uint32_t middle = reached + (missed - reached) / 2;
+    const int64_t count = code.count(weights, vocab_size_, as_float(middle));
+    if (count == top_k_) return as_float(middle);
+    (count > top_k_ ? reached : missed) = middle;
   }
-  double target = row.uniform * total(row.sums, count);
+  return as_float(reached);
+}
+
+// Draws from weights [count], whose sums by block are the row's, until a token is among the largest that together reach
+// top_p. One that is not is taken out with all that come behind it by size, and by number where they are equal: what is
+// left still holds those that are wanted, each as likely beside the others as before.
+int64_t Sampler::draw(const SamplingCode &code, const Row &row, float *weights, int64_t count) const {
+  const double limit = top_p_ * total(row.sums, count);
+  for (uint32_t attempt = 0;; ++attempt) {
+    const int64_t token = pick(row, weights, count, uniform(seed_, row.number, position_, attempt));
+    if (top_p_ >= 1) return token;
+    const float weight = weights[token];
+    const int64_t block = token / kSampleBlock, end = std::min((block + 1) * kSampleBlock, count);
+    for (int64_t i = token; i < end; ++i) weights[i] = weights[i] > weight ? weights[i] : 0;
+    code.keep(weights, count, 0, block + 1, weight, row.sums);
+    code.keep(weights, count, block + 1, blocks(count), std::nextafter(weight, 2.0f), row.sums);
+    if (total(row.sums, count) < limit) return token;
+  }
+}
+
+// The token at `uniform` of the sum of all weights.
+int64_t Sampler::pick(const Row &row, const float *weights, int64_t count, double uniform) const {
+  double target = uniform * total(row.sums, count);
   int64_t block = 0, last = 0;  // of those that weigh anything, where rounding leads past all of them
   for (int64_t i = 0; i < blocks(count); ++i) {
     if (row.sums[i] == 0) continue;
@@ -266,7 +228,7 @@ void Sampler::draw(const SamplingCode &code, Row &row, float *weights, int64_t c
     target -= weights[i];
     if (target < 0) break;
   }
-  row.token = tokens ? tokens[last] : last;
+  return last;
 }
 
 }  // namespace kaoken

@@ -10,14 +10,14 @@
 
 namespace kaoken {
 
-// A number in [0, 1) that depends on the three alone: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
-// as 1, 2, 3", SC 2011) with the seed as its key.
-double uniform(uint64_t seed, uint64_t row, uint64_t position);
+// A number in [0, 1) that depends on these alone: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
+// 1, 2, 3", SC 2011) with the seed as its key.
+double uniform(uint64_t seed, uint64_t row, uint32_t position, uint32_t attempt);
 
 // The first of the largest logits where do_sample is off; else a draw from softmax(logits / temperature) after top-k,
 // then top-p (Holtzman et al., arXiv:1904.09751). Ties at the k-th logit are all kept. A NaN counts as -infinity, and
-// the first logit of +infinity is taken in any case. top_k beyond one in kSampleBlock tokens, and top_p, tell weights
-// below 2^-32 of the largest not apart: all of them are kept, or none.
+// the first logit of +infinity is taken in any case. Where top_k is more than one in kSampleBlock tokens, logits are
+// tied whose weights round to the same float.
 class Sampler {
  public:
   Sampler(const kaoken_generation_options &options, int64_t batch, int64_t vocab_size, int workers);
@@ -29,11 +29,11 @@ class Sampler {
 
  private:
   struct Row {
-    float *logits;  // [vocab_size], then weights
-    float *maxima;  // [blocks]
-    float *sums;    // [blocks], of the weights
+    float *logits;    // [vocab_size], then weights
+    float *maxima;    // [blocks]
+    float *sums;      // [blocks], of the weights
+    uint64_t number;  // in the batch
     float largest;
-    double uniform;  // of this step's draw
     int64_t token;
   };
   struct Scratch;  // of one worker
@@ -41,9 +41,10 @@ class Sampler {
   void work(const SamplingCode &code, const Worker &worker);
   bool decided(Row &row) const;
   void draw_from_few(const SamplingCode &code, Row &row, Scratch &scratch) const;
-  void draw_from_all(const SamplingCode &code, Row &row, Scratch &scratch) const;
-  void draw(const SamplingCode &code, Row &row, float *weights, int64_t count, const int32_t *tokens,
-            Scratch &scratch) const;
+  void draw_from_all(const SamplingCode &code, Row &row) const;
+  float kth_largest_weight(const SamplingCode &code, const float *weights) const;
+  int64_t draw(const SamplingCode &code, const Row &row, float *weights, int64_t count) const;
+  int64_t pick(const Row &row, const float *weights, int64_t count, double uniform) const;
 
   const int64_t vocab_size_;
   const int64_t blocks_;
@@ -54,7 +55,8 @@ class Sampler {
   const uint64_t seed_;
   const bool few_;  // so few tokens are kept that most blocks hold none of them
   std::vector<Row> rows_;
-  size_t open_ = 0;  // rows in use
+  size_t open_ = 0;        // rows in use
+  uint32_t position_ = 0;  // of the tokens to choose
   std::vector<float> maxima_, sums_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
 };

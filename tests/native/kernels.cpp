@@ -196,6 +196,9 @@ EXPORT void weigh_logits(int workers, float *logits, int64_t count, int64_t bloc
     weigh(logits, count, part.begin, part.end, largest, scale, sums);
   }
 }
+EXPORT int64_t count_weights(const float *weights, int64_t count, float least) {
+  return count_from(weights, count, least);
+}
 EXPORT void keep_weights(int workers, float *weights, int64_t count, int64_t blocks, float least, float *sums) {
   for (int index = 0; index < workers; ++index) {
     const Share part = share(blocks, {index, workers, nullptr});

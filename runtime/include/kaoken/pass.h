@@ -59,6 +59,8 @@ struct SamplingCode {
   void (*block_maxima)(const float *logits, int64_t count, int64_t first, int64_t end, float *maxima);
   // Logits become weights e^((logit - largest) * scale), 0 for a NaN; sums[b] = the sum over block b.
   void (*weigh)(float *logits, int64_t count, int64_t first, int64_t end, float largest, float scale, float *sums);
+  // How many weights of the row are at least `least`.
+  int64_t (*count)(const float *weights, int64_t count, float least);
   // Weights below `least` become 0; sums[b] = the sum over block b.
   void (*keep)(float *weights, int64_t count, int64_t first, int64_t end, float least, float *sums);
 };
