@@ -18,6 +18,13 @@ namespace {
 constexpr int kSpins = 2000;
 constexpr int kYields = 200;  // turns given to other threads before sleeping
 
+// Where a barrier took longer than that, others use the processors, and whoever spins keeps them from those waited for:
+// so many of the next waits go without.
+constexpr int kPatience = 256;
+std::atomic<int> patience{0};
+
+int spins_now(int spins) { return patience.load(std::memory_order_relaxed) > 0 ? 0 : spins; }
+
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -35,19 +42,20 @@ void Signal::raise() {
   wake_.notify_all();
 }
 
-void Signal::wait_past(uint32_t seen, int spins) {
+bool Signal::wait_past(uint32_t seen, int spins) {
   for (int i = 0; i < spins; ++i) {
-    if (value() != seen) return;
+    if (value() != seen) return true;
     pause();
   }
   for (int i = 0; i < kYields; ++i) {
-    if (value() != seen) return;
+    if (value() != seen) return false;
     std::this_thread::yield();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   wake_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  return false;
 }
 
 // It touches nothing of a team once it has raised `finished`.
@@ -67,7 +75,7 @@ struct Helper {
       const FloatMode mode;
       int wait = 0;
       for (uint32_t seen = 0;; ++seen) {
-        work.wait_past(seen, wait);
+        work.wait_past(seen, spins_now(wait));
         if (!task) return;
         wait = spins;
         task(context, worker);
@@ -193,15 +201,20 @@ void Team::run(void (*task)(void *, const Worker &), void *context) {
     helper->work.raise();
   }
   task(context, Worker{0, count_, this});
-  for (Helper *helper : helpers_) helper->finished.wait_past(helper->before, spins_);
+  for (Helper *helper : helpers_) helper->finished.wait_past(helper->before, spins_now(spins_));
   pool.give(helpers_);
 }
 
 void Team::wait_at_barrier() {
   const uint32_t seen = barrier_.value();
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count_) return barrier_.wait_past(seen, spins_);
-  arrived_.store(0, std::memory_order_relaxed);
-  barrier_.raise();
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    return barrier_.raise();
+  }
+  const int spins = spins_now(spins_);
+  const bool was_short = barrier_.wait_past(seen, spins);
+  if (spins > 0 && !was_short) patience.store(kPatience, std::memory_order_relaxed);
+  if (spins == 0) patience.fetch_sub(patience.load(std::memory_order_relaxed) > 0, std::memory_order_relaxed);
 }
 
 void barrier(const Worker &worker) {

@@ -16,7 +16,8 @@ class Signal {
  public:
   uint32_t value() const { return value_.load(std::memory_order_acquire); }
   void raise();
-  void wait_past(uint32_t seen, int spins);
+  // Returns whether spinning was enough.
+  bool wait_past(uint32_t seen, int spins);
 
  private:
   std::atomic<uint32_t> value_{0};
