@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "crowd.h"
 #include "float_mode.h"
 #include "machine.h"
 #include "share.h"
@@ -17,13 +18,6 @@ namespace {
 // Pauses before giving up the processor, where each thread has one: some 20 to 120 microseconds.
 constexpr int kSpins = 2000;
 constexpr int kYields = 200;  // turns given to other threads before sleeping
-
-// Where a barrier took longer than that, others use the processors, and whoever spins keeps them from those waited for:
-// so many of the next waits go without.
-constexpr int kPatience = 256;
-std::atomic<int> patience{0};
-
-int spins_now(int spins) { return patience.load(std::memory_order_relaxed) > 0 ? 0 : spins; }
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -42,20 +36,19 @@ void Signal::raise() {
   wake_.notify_all();
 }
 
-bool Signal::wait_past(uint32_t seen, int spins) {
+void Signal::wait_past(uint32_t seen, int spins) {
   for (int i = 0; i < spins; ++i) {
-    if (value() != seen) return true;
+    if (value() != seen) return;
     pause();
   }
   for (int i = 0; i < kYields; ++i) {
-    if (value() != seen) return false;
+    if (value() != seen) return;
     std::this_thread::yield();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   wake_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
-  return false;
 }
 
 // It touches nothing of a team once it has raised `finished`.
@@ -75,7 +68,7 @@ struct Helper {
       const FloatMode mode;
       int wait = 0;
       for (uint32_t seen = 0;; ++seen) {
-        work.wait_past(seen, spins_now(wait));
+        work.wait_past(seen, wait);
         if (!task) return;
         wait = spins;
         task(context, worker);
@@ -171,6 +164,7 @@ Team::Team(int size)
     : size_(size),
       cores_(usable_cores()),
       processors_(allowed_processors()),
+      fits_(size > 1 && size <= cores_),
       spins_(static_cast<size_t>(size) <= processors_.size() ? kSpins : 0) {
   helpers_.reserve(static_cast<size_t>(size));
 }
@@ -181,9 +175,15 @@ Team::~Team() {
 
 void Team::run(void (*task)(void *, const Worker &), void *context) {
   const FloatMode mode;
-  const ShareOfCores share(size_, cores_);
+  const ShareOfCores share(fits_ && is_crowded() ? 1 : size_, cores_);
   count_ = share.threads();
   if (count_ == 1) return task(context, Worker{0, 1, this});
+  if (!fits_) return run_together(task, context);
+  const CrowdWatch watch;
+  run_together(task, context);
+}
+
+void Team::run_together(void (*task)(void *, const Worker &), void *context) {
   Pool &pool = process_pool.get();
   try {
     pool.take(count_ - 1, processors_, helpers_);
@@ -201,20 +201,15 @@ void Team::run(void (*task)(void *, const Worker &), void *context) {
     helper->work.raise();
   }
   task(context, Worker{0, count_, this});
-  for (Helper *helper : helpers_) helper->finished.wait_past(helper->before, spins_now(spins_));
+  for (Helper *helper : helpers_) helper->finished.wait_past(helper->before, spins_);
   pool.give(helpers_);
 }
 
 void Team::wait_at_barrier() {
   const uint32_t seen = barrier_.value();
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    return barrier_.raise();
-  }
-  const int spins = spins_now(spins_);
-  const bool was_short = barrier_.wait_past(seen, spins);
-  if (spins > 0 && !was_short) patience.store(kPatience, std::memory_order_relaxed);
-  if (spins == 0) patience.fetch_sub(patience.load(std::memory_order_relaxed) > 0, std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count_) return barrier_.wait_past(seen, spins_);
+  arrived_.store(0, std::memory_order_relaxed);
+  barrier_.raise();
 }
 
 void barrier(const Worker &worker) {

@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "crowd.h"
 #include "kaoken/kaoken.h"
 #include "machine.h"
 #include "sampling.h"
@@ -428,6 +429,32 @@ void test_calls_share_the_cores() {
   CHECK((calls.now & 0xffff) == 1 && (others.now & 0xffff) == 5);
 }
 
+void test_a_crowd_is_noticed_and_forgotten() {
+  constexpr int64_t ms = 1000000;
+  kaoken::Crowd crowd;
+  int64_t now = 0;
+  const auto calls = [&](int count, int64_t computed, int64_t preemptions) {
+    for (int i = 0; i < count && !crowd.is_here(now); ++i)
+      crowd.observe(now += 10 * ms, 10 * ms, computed, preemptions);
+  };
+  calls(100, 10 * ms, 1);  // all of the time
+  calls(100, 2 * ms, 0);   // waiting, but for no other process
+  calls(1, 0, 5);          // once
+  calls(100, 7 * ms, 3);   // a little
+  CHECK(!crowd.is_here(now));
+  for (int64_t pause = 100; pause < 5000; pause *= 2) {  // longer and longer
+    const int64_t before = now;
+    calls(100, 2 * ms, 3);
+    CHECK(now - before <= 60 * ms);
+    const int64_t end = now + std::min<int64_t>(pause, 1600) * ms;
+    CHECK(crowd.is_here(end - 1) && !crowd.is_here(end));
+    now = end;
+  }
+  calls(100, 10 * ms, 0);
+  calls(100, 2 * ms, 3);
+  CHECK(crowd.is_here(now + 99 * ms) && !crowd.is_here(now + 100 * ms));
+}
+
 void test_many_callers_keep_their_bits() {
   const Ids ids = random_ids(50, 19);
   const Logits expected = logits_of(ids, 1);
@@ -482,6 +509,7 @@ const Test tests[] = {
     TEST(available_memory_is_the_least_that_anything_leaves),
     TEST(a_batch_that_memory_cannot_hold_is_refused_untouched),
     TEST(calls_share_the_cores),
+    TEST(a_crowd_is_noticed_and_forgotten),
     TEST(many_callers_keep_their_bits),
 };
 
