@@ -463,9 +463,11 @@ def test_the_default_number_of_threads_respects_affinity() -> None:
 
 TASKS = """
 import os, kaoken
-def tasks(threads):
-    kaoken.BakedGPT2(threads=threads).logits([1])
+def tasks():
     return {int(task) for task in os.listdir("/proc/self/task")}
+def use(threads):
+    kaoken.BakedGPT2(threads=threads).logits([1])
+cores = kaoken.BakedGPT2().session().threads
 """
 
 tasks = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this system does not list threads")
@@ -473,18 +475,30 @@ tasks = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this s
 
 @tasks
 def test_the_next_session_has_the_threads_of_the_last() -> None:
-    assert run_python(f"{TASKS}print(tasks(3) == tasks(3))") == "True"
-    assert run_python(f"{TASKS}print(len(tasks(4)) - len(tasks(2)))") == "2", "threads of a past session stay"
+    """As many as there are cores: those beyond leave with their session."""
+    code = (
+        "before = tasks()\n"
+        "use(cores)\n"
+        "kept = tasks()\n"
+        "use(cores + 3)\n"
+        "use(cores)\n"
+        "print(len(kept - before) - cores, len(tasks()) - len(kept))"
+    )
+    assert run_python(TASKS + code) == "-1 0"
+    assert run_python(f"{TASKS}use(cores); kept = tasks(); use(cores); print(tasks() == kept)") == "True"
 
 
 @tasks
 @pytest.mark.skipif(not AFFINITY or len(os.sched_getaffinity(0)) < 2, reason="needs two processors, and affinity")
 def test_threads_of_a_past_session_do_not_keep_its_affinity() -> None:
     code = (
-        "first = tasks(3)\n"
+        "use(2)\n"
+        "first = tasks()\n"
         "one = {min(os.sched_getaffinity(0))}\n"
         "os.sched_setaffinity(0, one)\n"
-        "new = tasks(3) - first\n"
+        "session = kaoken.BakedGPT2(threads=3).session()\n"
+        "session.append([1])\n"
+        "new = tasks() - first\n"
         "print(len(new), all(os.sched_getaffinity(task) == one for task in new))"
     )
     assert run_python(TASKS + code) == "2 True"
