@@ -18,6 +18,7 @@ does nothing else.
   python -m benchmarks peers --model gpt2         decode, prefill, cold start and build beside every peer
   python -m benchmarks layers                     single layers beside PyTorch
   python -m benchmarks kernels                    every kernel beside the machine's limits
+  python -m benchmarks service                    what choosing tokens costs, and many callers
   python -m benchmarks exploded                   straight-line code beside the packed kernels, dense and pruned
   python -m benchmarks report                     what these left in --out as Markdown and plots
 """
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_layers(_command(commands, "layers", "single layers beside PyTorch eager"))
     _add_kernels(_command(commands, "kernels", "GB/s and TOP/s of every kernel beside the machine's limits"))
     _add_exploded(_command(commands, "exploded", "packed kernels beside kernels=exploded, dense and pruned"))
+    _add_service(_command(commands, "service", "what choosing tokens costs, and what many callers reach together"))
     _add_report(_command(commands, "report", "the JSON files of runs as Markdown and plots"))
     return parser
 
@@ -130,6 +132,20 @@ def _exploded(options: argparse.Namespace, arguments: list[str]) -> None:
     from benchmarks import exploded
 
     exploded.run(options)
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument("--model", choices=MODELS, default="gpt2", help="random weights, or the bundled model")
+    parser.add_argument("--dtype", choices=PEERS, default="int8")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
+    parser.set_defaults(run=_service)
+
+
+def _service(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import service
+
+    service.run(options, arguments, say)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

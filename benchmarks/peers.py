@@ -165,6 +165,9 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
         if rows or "context" in plan.rows:
             _measure_rows(plan, checkpoint, prepared, rows, results, seeds, say)
         if "cold" in plan.rows and dtype == "int8":
+            torch = get_entry("torch float32")  # for a whole generate() of transformers
+            if plan.wants(torch.name) and (path := ready(torch, checkpoint, plan, results, say)):
+                prepared[torch] = path
             results.cold = measure_cold(prepared, checkpoint, plan.rounds, plan.threads, plan.out, say)
             results.weights_bytes[dtype] = float(checkpoint.parameters())  # a byte each
         if "build" in plan.rows:
@@ -191,7 +194,7 @@ def _measure_rows(
         if not children or not children[0].engine.startswith("kaoken"):
             raise SystemExit("Kaoken itself does not load: see the log")
         for row in rows:
-            peers = children[1:]
+            peers = [child for child in children[1:] if child.engine.startswith(row.peers)]
             take_turns(children[0], peers, row, plan.rounds, results, seeds, say)
             _say_medians(children[0].engine, row, results, say)
         if "context" in plan.rows:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import Document, kernels_sections, layers_sections, peers_sections
+from benchmarks.tables import Document, kernels_sections, layers_sections, peers_sections, service_sections
 
 SECTIONS: dict[str, Callable[[Document], list[str]]] = {
     "peers": peers_sections,
     "layers": layers_sections,
     "kernels": kernels_sections,
+    "service": service_sections,
 }
 
 
@@ -35,7 +36,7 @@ def write_report(directory: Path, plots: bool = True) -> list[Path]:
 
 
 def _plot(kind: str, document: Document, path: Path) -> list[Path]:
-    if kind == "layers":
+    if kind in ("layers", "service"):
         return []
     from benchmarks import plots
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work for one request to a worker. Lengths are positions; `steps` are decode steps, or prompts."""
+    """One kind of work for one request to a worker. Lengths are positions; `steps` counts steps, tokens, or prompts."""
 
     name: str
     request: str
@@ -16,10 +16,11 @@ class Row:
     length: int
     steps: int
     title: str
+    peers: str = ""  # what the names of those that have it begin with
 
     def positions(self) -> int:
         """The room that it needs in a KV cache."""
-        return self.length + (self.steps + 1 if self.request == "decode" else 0)
+        return self.length + (0 if self.request == "prefill" else self.steps + 1)
 
     def fields(self, seed: int) -> dict[str, Any]:
         """The request's."""
@@ -39,6 +40,7 @@ ROWS = {
         Row("decode-batch8", "decode", 8, 128, 24, "decode step, batch 8"),
         Row("prefill-128", "prefill", 1, 128, 3, "prefill of 128 tokens"),
         Row("prefill-512", "prefill", 1, 512, 2, "prefill of 512 tokens"),
+        Row("generate", "generate", 1, 16, 64, "a whole generate(): 64 tokens behind a prompt of 16", "torch "),
     )
 }
 

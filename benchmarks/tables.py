@@ -177,6 +177,41 @@ def _notes(document: Document) -> list[str]:
     return sections
 
 
+def service_sections(document: Document) -> list[str]:
+    """The report of a run of `service`."""
+    choosing = [
+        [
+            f"{record['choice']}, batch {record['batch']}",
+            _spread(summarize(record["append_seconds"]).scaled(1e3), 2),
+            _spread(summarize(ratios(record["generate_seconds"], record["append_seconds"])), 3),
+        ]
+        for record in document["choosing"]
+    ]
+    calls = [
+        [
+            f"{record['callers']} threads",
+            _spread(summarize(record["calls_per_second"]), 0),
+            _spread(_over(record["calls_per_second"], record["single_thread_calls_per_second"]), 3),
+        ]
+        for record in document["callers"]
+    ]
+    processes = document["processes"]
+    together, one = processes["together_calls_per_second"], processes["one_calls_per_second"]
+    row = [f"{processes['processes']} processes", _spread(summarize(together), 0), _spread(_over(together, one), 3)]
+    return [
+        f"# Choosing tokens, and many callers: {document['model']}, {document['dtype']}\n",
+        header_lines(document),
+        "## A step of generate over one of Session.append\n",
+        markdown_table(["choice", "append (ms, quartiles)", "ratio (quartiles)"], choosing),
+        "## Calls of logits a second, over those with KAOKEN_THREADS=1; of processes, over those of one process\n",
+        markdown_table(["callers", "calls/s (quartiles)", "ratio (quartiles)"], [*calls, row]),
+    ]
+
+
+def _over(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
+    return summarize(ratios(ours, theirs))
+
+
 def layers_sections(document: Document) -> list[str]:
     """The report of a run of `layers`, in microseconds."""
     rows = []

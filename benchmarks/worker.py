@@ -59,6 +59,11 @@ class Worker:
         engine = self._ready(batch, positions)
         return {"seconds": engine.time_decode(self._ids((batch, length), seed), steps)}
 
+    def generate(self, batch: int, length: int, steps: int, positions: int, seed: int) -> dict[str, Any]:
+        """Seconds of a whole generation of `steps` tokens, twice."""
+        engine = self._ready(batch, positions)
+        return {"seconds": [engine.time_generate(self._ids((batch, length), seed + i), steps) for i in range(2)]}
+
     def cold_script(self, engine: str, checkpoint: dict[str, str], prepared: str, threads: int) -> dict[str, Any]:
         """The source of a program that prints the first token."""
         entry = get_entry(engine)

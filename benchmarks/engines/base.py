@@ -64,6 +64,10 @@ class Engine(ABC):
             seconds.append(time.perf_counter() - begin)
         return seconds
 
+    def time_generate(self, ids: Ids, steps: int) -> float:
+        """Seconds of the library's own `generate`, called once for `steps` new tokens behind ids [batch, count]."""
+        raise NotImplementedError(f"{type(self).__name__} has no generate")
+
     @classmethod
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
         """Python source that loads the model and prints one token, or None where that is not measured."""

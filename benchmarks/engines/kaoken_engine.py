@@ -58,6 +58,11 @@ class Kaoken(Engine):
         stamps += [time.perf_counter() for _ in stream]
         return [after - before for before, after in pairwise(stamps)]
 
+    def time_generate(self, ids: Ids, steps: int) -> float:
+        begin = time.perf_counter()
+        self._model.generate(ids, max_new_tokens=steps, eos_token_id=None)
+        return time.perf_counter() - begin
+
     @classmethod
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
         return f"""

@@ -7,6 +7,7 @@
 #include <thread>
 #include <utility>
 
+#include "crowd.h"
 #include "float_mode.h"
 #include "machine.h"
 #include "share.h"
@@ -163,6 +164,7 @@ Team::Team(int size)
     : size_(size),
       cores_(usable_cores()),
       processors_(allowed_processors()),
+      fits_(size > 1 && size <= cores_),
       spins_(static_cast<size_t>(size) <= processors_.size() ? kSpins : 0) {
   helpers_.reserve(static_cast<size_t>(size));
 }
@@ -173,9 +175,15 @@ Team::~Team() {
 
 void Team::run(void (*task)(void *, const Worker &), void *context) {
   const FloatMode mode;
-  const ShareOfCores share(size_, cores_);
+  const ShareOfCores share(fits_ && is_crowded() ? 1 : size_, cores_);
   count_ = share.threads();
   if (count_ == 1) return task(context, Worker{0, 1, this});
+  if (!fits_) return run_together(task, context);
+  const CrowdWatch watch;
+  run_together(task, context);
+}
+
+void Team::run_together(void (*task)(void *, const Worker &), void *context) {
   Pool &pool = process_pool.get();
   try {
     pool.take(count_ - 1, processors_, helpers_);

@@ -39,16 +39,19 @@ class Team {
 
   // Runs task(context, worker) on some workers, this thread being worker 0, and returns when all are done. Every worker
   // runs with round-to-nearest and denormals flushed to zero; the caller's own mode is restored. There are `size` of
-  // them unless other calls of the process compute (share.h). Helping threads are hired when they are first needed and
-  // wait for the next run of any team whose caller may use the same processors.
+  // them unless other calls of the process compute (share.h), or other processes do (crowd.h). Helping threads are
+  // hired when they are first needed and wait for the next run of any team whose caller may use the same processors.
   void run(void (*task)(void *context, const Worker &worker), void *context);
 
   void wait_at_barrier();
 
  private:
+  void run_together(void (*task)(void *context, const Worker &worker), void *context);
+
   const int size_;
   const int cores_;
   const std::vector<int> processors_;
+  const bool fits_;  // on the cores: others compute there, where it has to wait for its own workers
   const int spins_;  // of a wait: none where threads share processors
   int count_ = 1;    // workers of this run
   Signal barrier_;   // raised by the last to arrive

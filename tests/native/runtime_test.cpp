@@ -5,17 +5,21 @@
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
+#include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "crowd.h"
 #include "kaoken/kaoken.h"
 #include "machine.h"
 #include "sampling.h"
@@ -369,6 +373,102 @@ void test_cgroup_limits_are_read() {
   std::filesystem::remove_all(root);
 }
 
+void test_available_memory_is_the_least_that_anything_leaves() {
+  const std::filesystem::path root = std::filesystem::temp_directory_path() / ("kaoken-" + std::to_string(getpid()));
+  const auto available = [&](const char *groups) {
+    write_file(root / "cgroup", groups);
+    return kaoken::available_memory(root / "meminfo", root / "cgroup", root);
+  };
+  write_file(root / "meminfo", "MemTotal: 4000 kB\nMemFree: 100 kB\nMemAvailable:  3000 kB\n");
+  CHECK(available("0::/a/b\n") == 3000 * 1024);
+  write_file(root / "a/memory.max", "1000000\n");
+  write_file(root / "a/memory.current", "700000\n");
+  write_file(root / "a/memory.stat", "anon 5\ninactive_file 50000\n");
+  write_file(root / "a/b/memory.max", "max\n");
+  CHECK(available("0::/a/b\n") == 350000);
+  write_file(root / "memory/c/memory.limit_in_bytes", "2000\n");
+  write_file(root / "memory/c/memory.usage_in_bytes", "2500\n");
+  CHECK(available("4:memory:/c/d\n") == 0);
+  CHECK(available("4:cpu:/c\n") == 3000 * 1024);
+  std::filesystem::remove_all(root);
+  CHECK(std::isinf(available("0::/\n")));
+  std::filesystem::remove_all(root);
+}
+
+void test_a_batch_that_memory_cannot_hold_is_refused_untouched() {
+  constexpr int64_t batch = 1 << 20;
+  Session session(batch);
+  const Ids ids = random_ids(batch, 18);
+  CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_NONE, nullptr) == KAOKEN_OUT_OF_MEMORY);
+  CHECK(message_has("a batch of 1048576 with 1 positions needs") && message_has("smaller batch"));
+  kaoken_generation *generation = nullptr;
+  const kaoken_generation_options options = greedy(30);
+  CHECK(api->generation_create(session.handle, ids.data(), 1, &options, &generation) == KAOKEN_OUT_OF_MEMORY);
+  CHECK(message_has("with 31 positions"));
+  CHECK(api->session_length(session.handle) == 0);
+}
+
+void test_calls_share_the_cores() {
+  using kaoken::ShareOfCores;
+  static kaoken::Calls calls, others;
+  kaoken::share_cores(&calls);
+  auto first = std::make_unique<ShareOfCores>(8, 8);
+  const ShareOfCores second(8, 8);
+  CHECK(first->threads() == 8);
+  CHECK(second.threads() == 1);  // its own: nothing is free
+  first = nullptr;
+  {
+    const ShareOfCores third(8, 8), narrow(1, 8), fourth(8, 8);
+    CHECK(third.threads() == 4);  // half, as there are two
+    CHECK(narrow.threads() == 1);
+    CHECK(fourth.threads() == 2);
+  }
+  kaoken::share_cores(&others);
+  const ShareOfCores more_than_there_are(5, 2);
+  CHECK(more_than_there_are.threads() == 5);
+  CHECK((calls.now & 0xffff) == 1 && (others.now & 0xffff) == 5);
+}
+
+void test_a_crowd_is_noticed_and_forgotten() {
+  constexpr int64_t ms = 1000000;
+  kaoken::Crowd crowd;
+  int64_t now = 0;
+  const auto calls = [&](int count, int64_t computed, int64_t preemptions) {
+    for (int i = 0; i < count && !crowd.is_here(now); ++i)
+      crowd.observe(now += 10 * ms, 10 * ms, computed, preemptions);
+  };
+  calls(100, 10 * ms, 1);  // all of the time
+  calls(100, 2 * ms, 0);   // waiting, but for no other process
+  calls(1, 0, 5);          // once
+  calls(100, 7 * ms, 3);   // a little
+  CHECK(!crowd.is_here(now));
+  for (int64_t pause = 100; pause < 5000; pause *= 2) {  // longer and longer
+    const int64_t before = now;
+    calls(100, 2 * ms, 3);
+    CHECK(now - before <= 60 * ms);
+    const int64_t end = now + std::min<int64_t>(pause, 1600) * ms;
+    CHECK(crowd.is_here(end - 1) && !crowd.is_here(end));
+    now = end;
+  }
+  calls(100, 10 * ms, 0);
+  calls(100, 2 * ms, 3);
+  CHECK(crowd.is_here(now + 99 * ms) && !crowd.is_here(now + 100 * ms));
+}
+
+void test_many_callers_keep_their_bits() {
+  const Ids ids = random_ids(50, 19);
+  const Logits expected = logits_of(ids, 1);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 6; ++caller) {
+    callers.emplace_back([&] {
+      for (int i = 0; i < 3; ++i) wrong += !same_bits(expected, logits_of(ids, 3));
+    });
+  }
+  for (std::thread &caller : callers) caller.join();
+  CHECK(wrong == 0);
+}
+
 void test_hardware_threads_of_a_core_count_once() {
   const std::filesystem::path root = std::filesystem::temp_directory_path() / ("kaoken-" + std::to_string(getpid()));
   const char *siblings[] = {"0,2\n", "1,3\n", "0,2\n", "1,3\n"};
@@ -406,6 +506,11 @@ const Test tests[] = {
     TEST(generation_options_are_checked),
     TEST(cgroup_limits_are_read),
     TEST(hardware_threads_of_a_core_count_once),
+    TEST(available_memory_is_the_least_that_anything_leaves),
+    TEST(a_batch_that_memory_cannot_hold_is_refused_untouched),
+    TEST(calls_share_the_cores),
+    TEST(a_crowd_is_noticed_and_forgotten),
+    TEST(many_callers_keep_their_bits),
 };
 
 bool chosen(const Test &test, int argc, char **argv) {
