@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from configurations import CONFIGURATIONS
-from native_build import configure_native_tests
-from native_kernels import ISAS, Kernels, build_kernels, processor_features
+from native_build import bake_together, configure_native_tests
+from native_kernels import BEST, ISAS, Kernels, build_kernels, processor_features
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 Checkpoints = Callable[[str], Path]
 Bake = Callable[..., Path]
 Baked = Callable[[str], "BakedGPT2"]
-BundledLibraries = dict[str, "Future[Path]"]
+BundledLibraries = dict[str, Path]
+LibraryOf = Callable[[str], Path]
 BakedBundled = Callable[[str], "BakedGPT2"]
 RecordError = Callable[[str, float], None]
 RecordPerplexity = Callable[[str, float, float], None]
@@ -111,31 +111,32 @@ def bake_checkpoint() -> Bake:
     return bake_checkpoint
 
 
-def wanted(session: pytest.Session) -> list[str]:
-    """The configurations that the selected tests bake, by their parameter `name`."""
-    baking = [item for item in session.items if "baked" in getattr(item, "fixturenames", ())]
-    names = {item.callspec.params.get("name") for item in baking if hasattr(item, "callspec")}
-    return [name for name in CONFIGURATIONS if name in names]
+def wanted(session: pytest.Session, fixture: str, parameter: str) -> set[Any]:
+    """The values of a parameter among the selected tests that use a fixture."""
+    users = [item for item in session.items if fixture in getattr(item, "fixturenames", ())]
+    return {item.callspec.params.get(parameter) for item in users if hasattr(item, "callspec")}
 
 
 @pytest.fixture(scope="session")
-def libraries(
-    request: pytest.FixtureRequest, checkpoints: Checkpoints, bake_checkpoint: Bake
-) -> dict[str, Future[Path]]:
-    """The configurations' libraries, baked side by side: one bake alone cannot fill several processors."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {name: pool.submit(bake_checkpoint, checkpoints(name), jobs=1) for name in wanted(request.session)}
+def library_of(
+    request: pytest.FixtureRequest, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> LibraryOf:
+    """`library_of(name)` is a configuration's library; those that the selected tests name are baked together."""
+    names = {"plain"} | wanted(request.session, "library_of", "name") & CONFIGURATIONS.keys()
+    models = {name: (checkpoints(name), "ISA native") for name in CONFIGURATIONS if name in names}
+    libraries = bake_together(tmp_path_factory.mktemp("together"), models)
+    return lambda name: libraries[name]
 
 
 @pytest.fixture(scope="session")
-def baked(libraries: dict[str, Future[Path]], checkpoints: Checkpoints, bake_checkpoint: Bake) -> Baked:
+def baked(library_of: LibraryOf) -> Baked:
     """`baked(name)` is a configuration's model."""
 
     @cache
     def baked(name: str) -> BakedGPT2:
         from kaoken import load
 
-        return load(libraries[name].result() if name in libraries else bake_checkpoint(checkpoints(name)))
+        return load(library_of(name))
 
     return baked
 
@@ -161,13 +162,11 @@ def bundled_directory() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundled_libraries(bundled_directory: Path, bake_checkpoint: Bake) -> BundledLibraries:
-    """The bundled model for every processor of this architecture, in each type, baked side by side."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {
-            dtype: pool.submit(bake_checkpoint, bundled_directory, dtype=dtype, isa="portable", jobs=1)
-            for dtype in DTYPES
-        }
+def bundled_libraries(bundled_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> BundledLibraries:
+    """The bundled model for every processor of this architecture, in each type, baked together."""
+    models = {dtype.replace("-", "_"): (bundled_directory, f"DTYPE {dtype} ISA portable") for dtype in DTYPES}
+    libraries = bake_together(tmp_path_factory.mktemp("bundled"), models)
+    return dict(zip(DTYPES, libraries.values(), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +177,7 @@ def baked_bundled(bundled_libraries: BundledLibraries) -> BakedBundled:
     def baked_bundled(dtype: str) -> BakedGPT2:
         from kaoken import load
 
-        return load(bundled_libraries[dtype].result())
+        return load(bundled_libraries[dtype])
 
     return baked_bundled
 
@@ -192,12 +191,12 @@ def native_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(native_tests: Path) -> Kernels:
-    """`kernels(isa)` is the library of an ISA's kernels; all are compiled, those this machine has are loaded."""
-    return build_kernels(native_tests)
+def kernels(request: pytest.FixtureRequest, native_tests: Path) -> Kernels:
+    """`kernels(isa)` is the library of an ISA's kernels; those of the selected tests are compiled, loaded or not."""
+    return build_kernels(native_tests, wanted(request.session, "library", "library"))
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=[isa if isa in (BEST, "scalar") else pytest.param(isa, marks=pytest.mark.ci) for isa in ISAS])
 def library(request: pytest.FixtureRequest, kernels: Kernels) -> ctypes.CDLL:
     """The kernels of one ISA of this machine."""
     from kaoken.codegen.isa import table

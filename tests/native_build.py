@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kaoken import codegen
 from kaoken.tools import find_cmake, find_ninja
 
 SOURCE = Path(__file__).parent.parent
+KAOKEN = Path(str(codegen.__file__)).parent.parent  # what is installed
 
 
 def call(*command: str | Path, **options: object) -> str:
@@ -35,6 +37,17 @@ def ninja(build: Path, *arguments: str) -> str:
 def configure_native_tests(build: Path, arguments: Iterable[str] = (), **values: object) -> None:
     """The project's own tests of the C ABI and of the kernels (tests/native)."""
     configure(SOURCE, build, arguments, KAOKEN_BUILD_PYTHON="OFF", KAOKEN_BUILD_TESTS="ON", **values)
+
+
+def bake_together(build: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, Path]:
+    """The libraries of targets, of each its checkpoint and arguments of kaoken_add_model(): one runtime serves all."""
+    lists = "cmake_minimum_required(VERSION 3.24)\nproject(together LANGUAGES CXX)\nfind_package(Kaoken REQUIRED)\n"
+    for target, (checkpoint, arguments) in models.items():
+        lists += f'kaoken_add_model({target} CHECKPOINT "{checkpoint}" {arguments})\n'
+    (build / "CMakeLists.txt").write_text(lists, encoding="utf-8")
+    configure(build, build / "build", Kaoken_DIR=KAOKEN / "cmake")
+    ninja(build / "build")
+    return {target: build / "build" / f"lib{target}.so" for target in models}
 
 
 def build_storyteller(build: Path, checkpoint: Path, isa: str, arguments: Iterable[str] = ()) -> Path:

@@ -21,6 +21,7 @@ Kernels = Callable[[str], ctypes.CDLL]
 Side = Literal["begin", "end"]  # of an array, at which it touches memory that is not its own
 
 ISAS = resolve("portable")
+BEST = resolve("native")[-1]
 REGISTRY = SOURCE / "runtime" / "kernels" / "kernels.inc"
 UNIT = 2.0**-24  # the largest relative error of one float32 rounding
 ROW_SCALE = np.dtype([("scale", "f4"), ("zero", "i4")])  # RowScale of pass.h
@@ -28,9 +29,9 @@ ROW_SCALE = np.dtype([("scale", "f4"), ("zero", "i4")])  # RowScale of pass.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def build_kernels(build: Path) -> Kernels:
-    """Compiles the kernels of every ISA in a configured build; the returned function loads one of them."""
-    ninja(build, *(f"kernels_{isa}" for isa in ISAS))
+def build_kernels(build: Path, isas: Iterable[str]) -> Kernels:
+    """Compiles the kernels of some ISAs in a configured build; the returned function loads one of them."""
+    ninja(build, *(f"kernels_{isa}" for isa in isas))
     return lambda isa: ctypes.CDLL(str(build / "tests" / "native" / f"libkernels_{isa}.so"))
 
 

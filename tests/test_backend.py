@@ -308,6 +308,7 @@ def test_packages_in_an_awkward_path_are_refused(hooks: Hooks, monkeypatch: pyte
 # ---- The real thing
 
 
+@pytest.mark.ci
 def test_a_wheel_from_an_awkward_path(tmp_path: Path, checkpoints: Checkpoints) -> None:
     """Source root, model and build directory with spaces, quotes and semicolons, from the hook to logits."""
     import kaoken

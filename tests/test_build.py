@@ -83,6 +83,7 @@ def test_the_toy_runs(project: Project, tmp_path: Path) -> None:
     assert np.abs(project.logits(tmp_path / "toy.so") - exact).max() < 1e-4
 
 
+@pytest.mark.ci
 def test_the_golden_text_runs(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "toy", GOLDEN_TOY)
     library = kaoken.bake(checkpoint, isa="portable", out=tmp_path / "toy.so")
@@ -139,6 +140,7 @@ def test_a_changed_kernel_rebuilds_the_code(project: Project) -> None:
     assert not any("weights" in name for name in rebuilt)
 
 
+@pytest.mark.ci
 def test_a_changed_config_is_planned_again(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.build()
@@ -147,7 +149,7 @@ def test_a_changed_config_is_planned_again(tmp_path: Path) -> None:
     assert kaoken.load(project.library).config.n_layer == 3
 
 
-@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.ci)])
 def test_a_checkpoint_replaced_by_an_older_one_is_baked_anew(layers: int, tmp_path: Path) -> None:
     """As mv, rsync -a or tar x leave it: the same names, times before the build. With equal and with other shapes."""
     project = Project(tmp_path)
@@ -180,6 +182,7 @@ def test_weights_changed_behind_their_time_and_size_are_baked_anew(project: Proj
     assert np.abs(project.logits(tmp_path / "after.so") - before).max() > 0
 
 
+@pytest.mark.ci
 def test_a_file_that_appears_in_a_checkpoint_is_planned(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.build()
@@ -193,6 +196,7 @@ def statistics(project: Project) -> dict[str, object]:
     return content
 
 
+@pytest.mark.ci
 def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: Path) -> None:
     layers = {"KAOKEN_MODEL": write_checkpoint(tmp_path / "deep", {**TOY, "n_layer": 10})}
     roomy = Project(tmp_path / "roomy", **layers, KAOKEN_COMPILE_MEMORY="1G")
@@ -206,6 +210,7 @@ def test_a_low_cap_makes_more_groups_and_every_process_stays_under_it(tmp_path: 
     np.testing.assert_array_equal(roomy.logits(tmp_path / "a.so"), tight.logits(tmp_path / "b.so"))
 
 
+@pytest.mark.ci
 def test_large_matrices_stay_under_a_low_cap(tmp_path: Path) -> None:
     """One block of 50 million parameters, the largest matrix near the limit of a blob, in AVX2, the largest code."""
     config = {"n_embd": 2048, "n_inner": 8192, "n_head": 16, "n_layer": 1}
@@ -216,6 +221,7 @@ def test_large_matrices_stay_under_a_low_cap(tmp_path: Path) -> None:
     assert over == []
 
 
+@pytest.mark.ci
 def test_libraries_are_reproducible(tmp_path: Path) -> None:
     """From two directories and with different numbers of jobs, the same bytes."""
     digests = set()
@@ -240,6 +246,7 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("isa", resolve("portable"))
 def test_an_isa_leaves_no_weak_symbol_that_another_could_pick(portable: Project, isa: str) -> None:
     """The linker keeps one copy of a weak symbol; one compiled for AVX-512 must not serve older machines."""
@@ -250,17 +257,20 @@ def test_an_isa_leaves_no_weak_symbol_that_another_could_pick(portable: Project,
         assert not match or match[2].startswith(f"_ZN6kaoken{len(isa)}{isa}"), line
 
 
+@pytest.mark.ci
 def test_a_library_exports_its_entry_points_alone(portable: Project) -> None:
     symbols = {line.split()[-1] for line in call("nm", "-D", "--defined-only", portable.library).splitlines()}
     assert symbols == {"kaoken_model", "kaoken_model_toy"}
 
 
+@pytest.mark.ci
 def test_a_library_needs_no_python(portable: Project) -> None:
     needed = re.findall(r"NEEDED.*\[(.+)\]", call("readelf", "-d", portable.library))
     assert needed
     assert all(re.match(r"lib(stdc\+\+|m|gcc_s|c|pthread)\.so|ld-linux", name) for name in needed)
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(resolve("portable")[-1] == "neon", reason="large sections are x86-64's")
 def test_weights_may_pass_2_gb(portable: Project) -> None:
     """They lie in a large section and are reached through 64-bit pointers, so 32-bit displacements never span them."""
@@ -271,6 +281,7 @@ def test_weights_may_pass_2_gb(portable: Project) -> None:
     assert not re.search(r"R_X86_64_(PC32|32S?)\b.*lrodata", relocations)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["a b;c'd", '"$HOME"#Ünï'])
 def test_checkpoints_and_outputs_in_awkward_places(name: str, tmp_path: Path) -> None:
     checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / name / name)
@@ -423,6 +434,7 @@ def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytes
     assert (info.source, info.revision) == ("someone/tiny", commit)
 
 
+@pytest.mark.ci
 def test_flags_of_the_user_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Link-time optimization would lose the blobs, fast maths the rounding that exp relies on.
 
@@ -441,6 +453,7 @@ def test_flags_of_the_user_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mon
         kaoken.load(flagged)
 
 
+@pytest.mark.ci
 def test_a_truncated_library_in_the_cache_is_baked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAOKEN_CACHE", str(tmp_path / "cache"))
     checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")

@@ -44,8 +44,10 @@ def bits(library: Path, ids: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.concatenate([model.logits(ids).ravel(), *(step.ravel() for step in steps)]).view(np.uint32)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["plain", "odd_width", "irregular", "heads_of_64"])
+@pytest.mark.parametrize("isa", [*(pytest.param(isa, marks=pytest.mark.ci) for isa in ISAS[:-1]), ISAS[-1]])
+@pytest.mark.parametrize(
+    "name", ["plain", *(pytest.param(name, marks=pytest.mark.ci) for name in ("odd_width", "irregular", "heads_of_64"))]
+)
 def test_exploded_is_packed_bit_for_bit(name: str, isa: str, tmp_path: Path) -> None:
     configuration = CONFIGURATIONS[name]
     checkpoint = prune(configuration, tmp_path / "model")
@@ -56,6 +58,7 @@ def test_exploded_is_packed_bit_for_bit(name: str, isa: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(bits(packed, configuration.ids()), bits(exploded, configuration.ids()))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in MULTIPLY_ADD])
 def test_zero_weights_leave_no_instruction(isa: str, tmp_path: Path) -> None:
     """Each function has a multiplication and a constant for each weight that is not zero, and no other."""
@@ -76,6 +79,7 @@ def test_zero_weights_leave_no_instruction(isa: str, tmp_path: Path) -> None:
             assert count(body, r"\tv?(fn?m|mul|add|sub)\w*") == expected * (2 if isa == "scalar" else 1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa == "avx2"])
 def test_shards_compile_under_a_low_cap(isa: str, tmp_path: Path) -> None:
     """A matrix of 16384 weights in lines, and a pruned one in single weights."""

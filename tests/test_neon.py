@@ -16,6 +16,8 @@ from conftest import Baked, Checkpoints, RecordError
 from emulation import IDS, LIMITS, error, require_programs, run_logits
 from native_build import SOURCE, build_storyteller, call, configure, configure_native_tests, ninja
 
+pytestmark = pytest.mark.ci
+
 LogitsOf = Callable[[str, str], NDArray[np.float32]]
 
 TOOLCHAIN = SOURCE / "cmake" / "toolchains" / "aarch64-linux-gnu.cmake"

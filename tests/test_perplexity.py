@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from conftest import BakedBundled, RecordPerplexity
 from native_build import SOURCE
 
+pytestmark = pytest.mark.ci
+
 Perplexity = Callable[[str], float]
 
 SHARED = Path(os.environ.get("KAOKEN_SHARED") or SOURCE.parent / "shared")
@@ -44,7 +46,7 @@ def loss(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
 
 
 @pytest.fixture(scope="module")
-def perplexity(baked_bundled: BakedBundled, text: NDArray[np.int64]) -> Perplexity:
+def perplexity(text: NDArray[np.int64], baked_bundled: BakedBundled) -> Perplexity:
     """`perplexity(dtype)` of the bundled model over all windows."""
 
     @cache

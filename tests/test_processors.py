@@ -66,6 +66,7 @@ def test_the_reader_on_other_processors(processor: str, features: set[str], read
     assert read_features(QEMU, "-cpu", processor, reader) == features
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_lesser_processor_runs_its_own_code(
@@ -76,7 +77,7 @@ def test_a_lesser_processor_runs_its_own_code(
     bundled_directory: Path,
     record_error: RecordError,
 ) -> None:
-    library = bundled_libraries[dtype].result()
+    library = bundled_libraries[dtype]
     isa, logits = run_logits([QEMU, "-cpu", processor, program], library, "best")
     assert isa == PROCESSORS[processor]
     deviation = error(logits, bundled_directory)

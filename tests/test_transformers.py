@@ -32,6 +32,8 @@ from test_sampling import require_distribution
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
 
+pytestmark = pytest.mark.ci
+
 Load = Callable[[Path], Any]
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bits import random_splits, require_decode_equals_prefill, require_same_bits
 from configurations import CONFIGURATIONS
-from conftest import Bake, Checkpoints
+from conftest import Checkpoints, wanted
+from native_build import bake_together
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -23,37 +22,41 @@ Load = Callable[..., "BakedGPT2"]
 NAME = "heads_of_64"
 
 # float32 is in test_model.py. The last has every kind of matrix in one block.
-TYPES: dict[str, dict[str, Any]] = {
-    "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"dtype": "int8"},
-    "int4": {"dtype": "int4"},
-    "int4-all": {"dtype": "int4-all"},
-    "float32, cache bfloat16": {"cache_dtype": "bfloat16"},
-    "float32, cache int8": {"cache_dtype": "int8"},
-    "mixed, cache float32": {
-        "dtype": "int4",
-        "tensor_dtypes": {"h.*.attn.c_attn": "bfloat16", "h.*.mlp.c_fc": "float32", "h.*.mlp.c_proj": "int8"},
-        "cache_dtype": "float32",
-    },
+TYPES = {
+    "bfloat16": "DTYPE bfloat16",
+    "int8": "DTYPE int8",
+    "int4": "DTYPE int4",
+    "int4-all": "DTYPE int4-all",
+    "float32, cache bfloat16": "CACHE_DTYPE bfloat16",
+    "float32, cache int8": "CACHE_DTYPE int8",
+    "mixed, cache float32": "DTYPE int4 CACHE_DTYPE float32 "
+    "TENSOR_DTYPES h.*.attn.c_attn=bfloat16 h.*.mlp.c_fc=float32 h.*.mlp.c_proj=int8",
 }
+ONLY_IN_CI = {"int4", "float32, cache bfloat16", "float32, cache int8"}
 
-types = pytest.mark.parametrize("types", TYPES)
+types = pytest.mark.parametrize(
+    "types", [pytest.param(types, marks=pytest.mark.ci) if types in ONLY_IN_CI else types for types in TYPES]
+)
 
 
 @pytest.fixture(scope="module")
-def typed(checkpoints: Checkpoints, bake_checkpoint: Bake) -> dict[str, Future[Path]]:
-    """The libraries of TYPES, baked side by side."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        directory = checkpoints(NAME)
-        return {types: pool.submit(bake_checkpoint, directory, jobs=1, **options) for types, options in TYPES.items()}
+def typed(
+    request: pytest.FixtureRequest, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The libraries of those TYPES that the selected tests use, baked together."""
+    selected = wanted(request.session, "types", "types")
+    types = [types for types in TYPES if types in selected]
+    models = {f"model_{number}": (checkpoints(NAME), f"ISA native {TYPES[each]}") for number, each in enumerate(types)}
+    libraries = bake_together(tmp_path_factory.mktemp("types"), models)
+    return dict(zip(types, libraries.values(), strict=True))
 
 
 @pytest.fixture
-def load(types: str, typed: dict[str, Future[Path]]) -> Load:
+def load(types: str, typed: dict[str, Path]) -> Load:
     """`load(**options)` opens the library of the types at hand."""
     import kaoken
 
-    return lambda **options: kaoken.load(typed[types].result(), **options)
+    return lambda **options: kaoken.load(typed[types], **options)
 
 
 @types
