@@ -273,19 +273,23 @@ def _checked_settings(
     return check_settings(own), passed
 
 
-def _hub_requirement(values: Mapping[str, str]) -> list[str]:
-    is_hub_id = "model" in values and not os.path.isabs(values["model"])
-    return ["huggingface_hub"] if is_hub_id else []
+def _model_requirements(values: Mapping[str, str]) -> list[str]:
+    """The packages that only some models need: those of the hub, and those without a tokenizer.json."""
+    model = values.get("model", "/")
+    if not os.path.isabs(model):
+        return ["huggingface_hub", "tokenizers"]
+    files = [os.path.lexists(os.path.join(model, name)) for name in ("vocab.json", "tokenizer.json")]
+    return ["tokenizers"] if files == [True, False] else []
 
 
 def get_requires_for_build_wheel(config_settings: Settings | None = None) -> list[str]:
     values, passed = _checked_settings(config_settings)
-    return [*skbuild.get_requires_for_build_wheel(passed), *_hub_requirement(values)]
+    return [*skbuild.get_requires_for_build_wheel(passed), *_model_requirements(values)]
 
 
 def get_requires_for_build_editable(config_settings: Settings | None = None) -> list[str]:
     values, passed = _checked_settings(config_settings)
-    return [*skbuild.get_requires_for_build_editable(passed), *_hub_requirement(values)]
+    return [*skbuild.get_requires_for_build_editable(passed), *_model_requirements(values)]
 
 
 def get_requires_for_build_sdist(config_settings: Settings | None = None) -> list[str]:

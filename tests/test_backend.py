@@ -239,12 +239,18 @@ def test_an_sdist_needs_no_model(hooks: Hooks, hook: str) -> None:
 
 
 @pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
-def test_the_hub_is_required_for_hub_ids_alone(hooks: Hooks, source: Path, hook: str) -> None:
+def test_packages_are_required_for_the_models_that_need_them(hooks: Hooks, source: Path, hook: str) -> None:
     hooks(hook)
     assert hooks.requires == ["cmake"]
     hooks(hook, model="gpt2")
-    assert hooks.requires == ["cmake", "huggingface_hub"]
+    assert hooks.requires == ["cmake", "huggingface_hub", "tokenizers"]
     (source / "gpt2").mkdir()
+    hooks(hook, model="gpt2")
+    assert hooks.requires == ["cmake"]
+    (source / "gpt2" / "vocab.json").touch()
+    hooks(hook, model="gpt2")
+    assert hooks.requires == ["cmake", "tokenizers"]
+    (source / "gpt2" / "tokenizer.json").touch()
     hooks(hook, model="gpt2")
     assert hooks.requires == ["cmake"]
 

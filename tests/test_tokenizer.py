@@ -78,9 +78,10 @@ def test_its_files_decide_the_library(tmp_path: Path) -> None:
         ("vocab.json", '{"a": -1}', "an id of its own"),
         ("vocab.json", "{}", "an id of its own"),
         ("vocab.json", "[", "not valid JSON"),
+        ("vocab.json", '{"a": 0}', "do not fit each other"),
         ("added_tokens.json", '{"<pad>": 3}', "an id of its own"),
         ("merges.txt", "h e\nh e l", "line 2"),
-        ("merges.txt", "h z", "line 1"),
+        ("merges.txt", "h z", "do not fit each other"),
         ("merges.txt", b"\xff", "UTF-8"),
     ],
 )
