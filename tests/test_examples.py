@@ -6,9 +6,14 @@ import subprocess
 from pathlib import Path
 
 from conftest import Baked, Checkpoints
-from native_build import build_storyteller, call
+from native_build import SOURCE, build_storyteller, call
 
 IDS = [3, 1, 4, 1, 5]
+
+
+def test_readme_shows_the_c_program() -> None:
+    program = (SOURCE / "examples" / "c" / "story.c").read_text(encoding="utf-8")
+    assert f"```c\n{program}```\n" in (SOURCE / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_c_program_generates_what_python_does(baked: Baked, checkpoints: Checkpoints, tmp_path: Path) -> None:
