@@ -39,7 +39,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 }
 CALLERS = (1, 2, 4, 16)
 LENGTH = 32  # of a caller's ids
-SECONDS = 2.0  # of a turn of callers
+SECONDS = 3.0  # of a turn of callers
 PROCESSES = 4
 
 Say = Callable[[str], None]
