@@ -99,7 +99,7 @@ class Checkpoint:
 
     directory: Path
     config: dict[str, Any]
-    generation_config: dict[str, Any]  # {} where the file is absent
+    generation_config: dict[str, Any] | None  # None where the file is absent
     tensors: dict[str, TensorInfo]  # names without "transformer.": "wte.weight", "h.0.attn.c_attn.weight"
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
@@ -146,7 +146,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not os.path.isdir(directory):
         raise CheckpointError(f"{directory} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
     config = _read_json(directory / CONFIG)[1]
-    _, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
+    generation_json, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
     tokenizer, parts = _read_tokenizer(directory)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
@@ -154,7 +154,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         tensors["wte.weight"] = tensors["lm_head.weight"]
     others = (CONFIG, GENERATION_CONFIG, *parts, *([INDEX] if index else []))
     files = (*(directory / name for name in others if (directory / name).exists()), *weight_files)
-    return Checkpoint(directory, config, generation_config, tensors, files, weight_files, tokenizer)
+    generation = None if generation_json is None else generation_config
+    return Checkpoint(directory, config, generation, tensors, files, weight_files, tokenizer)
 
 
 def conversion_line(model: str, directory: str) -> str:

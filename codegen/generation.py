@@ -30,7 +30,8 @@ APPLIED: dict[str, Callable[[Any], bool]] = {
     "top_p": lambda value: _is_positive(value, 1.0),
 }
 
-# What it lacks, with the value that changes nothing; null, false and empty change nothing either, whatever the option.
+# What it lacks, with the value that changes nothing. Null, false, [] and {} change nothing either, whatever the option;
+# 0 may well: as forced_eos_token_id it is a token.
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "typical_p"), 1.0),
     **dict.fromkeys(("diversity_penalty", "epsilon_cutoff", "eta_cutoff", "min_length", "min_p"), 0),
@@ -100,7 +101,7 @@ class Generation:
 
 def read_generation(checkpoint: Checkpoint) -> Generation:
     """The options of generation_config.json, or of config.json where there is none."""
-    if checkpoint.generation_config:
+    if checkpoint.generation_config is not None:
         fields = {name: value for name, value in checkpoint.generation_config.items() if name not in HARMLESS}
     else:
         known = APPLIED.keys() | NEUTRAL.keys()
@@ -111,7 +112,9 @@ def read_generation(checkpoint: Checkpoint) -> Generation:
 
 
 def _is_neutral(name: str, value: Any) -> bool:
-    return value in (None, False, [], {}) or (name in NEUTRAL and value == NEUTRAL[name])
+    if isinstance(value, bool):  # of which Python says that it equals 0 or 1
+        return not value
+    return value is None or value in ([], {}) or (name in NEUTRAL and value == NEUTRAL[name])
 
 
 def _shown(name: str) -> str:

@@ -289,7 +289,7 @@ def _resolve_aliases(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _special_tokens(checkpoint: Checkpoint, fields: _Fields) -> _Fields:
     """Where the special tokens stand: as in transformers, in generation_config.json alone if there is one."""
-    if not checkpoint.generation_config:
+    if checkpoint.generation_config is None:
         return fields
     absent = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
     return _Fields(absent | checkpoint.generation_config, str(checkpoint.directory / GENERATION_CONFIG))

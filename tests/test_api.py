@@ -277,6 +277,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"do_sample": True, "temperature": float("inf")}, "temperature"),
     ({"do_sample": True, "temperature": 1e-60}, "temperature"),
     ({"do_sample": True, "temperature": "1"}, "temperature"),
+    ({"do_sample": True, "temperature": np.ones(2)}, "temperature"),
+    ({"do_sample": True, "top_p": np.ones(2)}, "top_p"),
     ({"do_sample": True, "top_k": -1}, "top_k must be an integer of at least 0, not -1"),
     ({"do_sample": True, "top_k": 2.0}, "top_k"),
     ({"do_sample": True, "top_p": 0.0}, "top_p must be a number greater than 0 and at most 1, not 0.0"),
@@ -295,6 +297,11 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, bundled:
     for call in (bundled.generate, bundled.stream):
         with pytest.raises(kaoken.InputError, match=message):
             call(PROMPT, **options)
+
+
+def test_no_number_of_new_tokens_is_the_default_one(tiny_model: BakedGPT2) -> None:
+    tokens = tiny_model.generate([1], max_new_tokens=None, eos_token_id=None)
+    assert tokens.tolist() == tiny_model.generate([1], 20, eos_token_id=None).tolist()
 
 
 def test_huge_options_mean_no_limit(tiny_model: BakedGPT2) -> None:

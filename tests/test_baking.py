@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from kaoken.codegen.seal import seal
 import kaoken
 from checkpoints import TINY, make_tensors, write_checkpoint
 from kaoken import baking, building, tools
+from kaoken.cache import _check_not_replaceable
 
 if TYPE_CHECKING:
     from conftest import Bake, Checkpoints
@@ -584,6 +586,24 @@ def test_a_cache_of_another_user_is_refused(
     assert builds.commands == []
 
 
+@pytest.mark.parametrize("root", [0, 65534])
+def test_a_cache_in_a_directory_of_another_user_is_refused(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root itself may look like another user inside a container."""
+
+    def owned_by(user: int) -> os.stat_result:
+        return os.stat_result((stat.S_IFDIR | 0o1755, 0, 0, 1, user, 0, 0, 0, 0, 0))
+
+    def check(user: int) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", lambda _: owned_by(root))
+            _check_not_replaceable(Path("/above/cache"), Path("/above"), owned_by(user))
+
+    for user in (0, root, os.geteuid()):
+        check(user)
+    with pytest.raises(kaoken.BuildError, match=r"/above, which belongs to the user id 4321, who could replace it"):
+        check(4321)
+
+
 def test_a_cache_that_cannot_be_made(
     checkpoint: Path, tmp_path: Path, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -593,13 +613,15 @@ def test_a_cache_that_cannot_be_made(
         kaoken.bake(checkpoint)
 
 
-def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     from kaoken.cache import cache_directory
 
     monkeypatch.delenv("KAOKEN_CACHE")
+    request.addfinalizer(partial(os.umask, os.umask(0)))  # what it makes on the way is private all the same
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_directory() == tmp_path / ".cache" / "kaoken"
+    assert (tmp_path / ".cache").stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory() == tmp_path / "xdg" / "kaoken"
     monkeypatch.setenv("KAOKEN_CACHE", str(tmp_path / "own"))

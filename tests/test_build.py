@@ -532,6 +532,24 @@ def test_a_program_that_bakes_and_is_terminated_leaves_nothing(thread: bool, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
 
 
+@pytest.mark.parametrize("left", ["pass", "raise OSError", "sys.exit(3)"])
+def test_a_signal_whose_exception_is_lost_ends_the_program(left: str) -> None:
+    program = (
+        "import signal, sys\n"
+        "from kaoken.building import unwound\n"
+        "class Swallows:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "with unwound():\n"
+        "    Swallows()\n"
+        "    print('went on', flush=True)\n"
+        f"    {left}\n"
+        "print('was not ended')"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (-signal.SIGTERM, b"went on\n")
+
+
 def processes_of(directory: Path) -> list[str]:
     """The command lines that name a directory, of processes that run."""
     lines = []

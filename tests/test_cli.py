@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -168,17 +169,31 @@ def test_bake_prints_the_path(tiny_model: BakedGPT2, checkpoints: Checkpoints, c
     assert kaoken.load(path).config == tiny_model.config
 
 
-def test_bake_prints_a_path_that_is_no_utf8(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("command", "printed"), [("bake", b"\xff.so\n"), ("verify", b"\xff.so is whole: ")])
+def test_a_path_that_is_no_utf8_is_printed(command: str, printed: bytes) -> None:
     code = (
         "import sys\n"
-        "from pathlib import Path\n"
-        "from kaoken import baking, cli\n"
-        "baking.bake = lambda *_, **__: Path('\\udcff.so')\n"
-        "sys.argv = ['kaoken', 'bake', 'gpt2']\n"
+        "from kaoken import baking, cli, library\n"
+        "baking.bake = library.verify = lambda path, **_: path\n"
         "cli.main()"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
-    assert run.stdout == b"\xff.so\n"
+    arguments = [sys.executable, "-c", code, command, b"\xff.so"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    run = subprocess.run(arguments, env=environment, capture_output=True, timeout=60, check=True)
+    assert run.stdout.startswith(printed)
+
+
+@pytest.mark.parametrize(("handler", "status"), [("SIG_DFL", 128 + signal.SIGHUP), ("SIG_IGN", 0)])
+def test_a_signal_that_nohup_ignores_stays_ignored(handler: str, status: int) -> None:
+    code = (
+        "import signal, sys\n"
+        "from kaoken import baking, cli\n"
+        "baking.bake = lambda *_, **__: signal.raise_signal(signal.SIGHUP)\n"
+        f"signal.signal(signal.SIGHUP, signal.{handler})\n"
+        "sys.exit(cli.main())"
+    )
+    run = subprocess.run([sys.executable, "-c", code, "bake", "x"], capture_output=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (status, b"")
 
 
 def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -224,6 +239,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         ("generate x --threads 0", "threads"),
         (f"generate {'x' * 257}", "257 tokens"),
         ("info --model ./no.so", "no.so does not exist"),
+        ("verify nofile", "nofile does not exist, so no model can be loaded from it: make one with `kaoken bake"),
         ("bake ./no-checkpoint -o x.so", "no-checkpoint is not a directory"),
         ("bake ./no-checkpoint -o ./no/x.so", "the directory no does not exist"),
         ("bake ./no-checkpoint --dtype int5", "dtype='int5' is unknown; expected one of float32, bfloat16"),
@@ -260,6 +276,7 @@ def test_wrong_usage_exits_with_2(arguments: str, capsys: Capture) -> None:
         ("--bogus generate x", "kaoken: error: unrecognized arguments: --bogus"),
         ("generate --bogus", "kaoken generate: error: unrecognized arguments: --bogus"),
         ("generate -x --seed -1", "unrecognized arguments: -x (a text that starts with - goes behind --)"),
+        ("bake -omy.so", "kaoken bake: error: the following arguments are required: CHECKPOINT"),
         ("generate --seed -1", "kaoken generate: error: the following arguments are required: PROMPT"),
     ],
 )

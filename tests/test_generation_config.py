@@ -46,7 +46,7 @@ def test_options_are_applied_or_named(tmp_path: Path) -> None:
     assert ignored == ("new_option", "repetition_penalty", "suppress_tokens")
 
 
-@pytest.mark.parametrize("value", ["neutral", None, False, []])
+@pytest.mark.parametrize("value", ["neutral", None, False, [], {}])
 def test_neutral_values_are_not_named(value: Any, tmp_path: Path) -> None:
     options = {name: neutral if value == "neutral" else value for name, neutral in NEUTRAL.items()}
     assert read(tmp_path, options) == ({}, ())
@@ -59,10 +59,23 @@ def test_values_that_generate_would_refuse_are_named(name: str, value: Any, tmp_
     assert read(tmp_path, {name: value}) == ({}, (name,))
 
 
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_zero_is_no_false(value: float, tmp_path: Path) -> None:
+    """As a token it is one like any other, and generate would refuse a temperature of it."""
+    names = ("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "max_new_tokens", "num_beams")
+    names += ("repetition_penalty", "temperature", "top_p")
+    assert read(tmp_path, dict.fromkeys((*names, "min_length"), value)) == ({}, names)
+
+
+def test_true_is_no_one(tmp_path: Path) -> None:
+    assert read(tmp_path, {"num_beams": True, "repetition_penalty": True}) == ({}, ("num_beams", "repetition_penalty"))
+
+
 def test_an_old_config_speaks_where_there_is_no_generation_config(tmp_path: Path) -> None:
     legacy = {"do_sample": True, "repetition_penalty": 1.2, "task_specific_params": {"text-generation": {"top_k": 1}}}
     assert read(tmp_path / "old", None, **legacy) == ({"do_sample": True}, ("repetition_penalty",))
     assert read(tmp_path / "new", {"eos_token_id": 3}, **legacy) == ({}, ())
+    assert read(tmp_path / "empty", {}, **legacy) == ({}, ())
 
 
 def test_no_option_stands_in_two_tables() -> None:
@@ -84,6 +97,7 @@ def test_a_bake_warns_and_generate_follows(tmp_path: Path, capfd: pytest.Capture
     greedy = model.generate([1, 2], do_sample=False, max_new_tokens=9)
     assert greedy[0, 2] == model.logits([1, 2])[0, -1].argmax()
     assert greedy.shape == (1, 11)
+    assert model.generate([1, 2], max_new_tokens=None).shape == (1, 22)
 
     assert main(["bake", str(checkpoint), "--isa", "scalar"]) == 0
     assert capfd.readouterr().err.count("kaoken: warning: Kaoken does not follow new_option") == 1

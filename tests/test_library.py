@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from kaoken.codegen.seal import seal
 
 import kaoken
-from kaoken.library import default_library
+from kaoken.library import default_library, describe
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2
@@ -55,6 +58,8 @@ def test_a_hub_id_is_to_be_baked_first(path: str | Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kaoken.LibraryError, match=rf"hub id, bake it first, as in kaoken.load\(kaoken.bake\('{path}'"):
         kaoken.load(path)
+    with pytest.raises(kaoken.LibraryError, match=r"from it: make one with `kaoken bake"):
+        kaoken.verify(path)
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -124,6 +129,12 @@ def change_a_byte(library: bytes) -> bytes:
     return library[:middle] + bytes([library[middle] ^ 1]) + library[middle + 1 :]
 
 
+def sealed_text(_: bytes) -> bytes:
+    with tempfile.NamedTemporaryFile() as file:
+        seal(file.name)
+        return file.read()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +144,7 @@ def change_a_byte(library: bytes) -> bytes:
         (lambda library: library + b"x", "has no digest recorded"),
         (lambda library: b"text", "has no digest recorded"),
         (lambda library: library[:9999], "truncated"),
+        (sealed_text, "fits the digest recorded in it, but is no model library"),
     ],
 )
 def test_verify_finds_damage(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
@@ -165,8 +177,9 @@ def test_a_library_is_named_by_a_path(given: Any) -> None:
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
 def test_an_impossible_path(name: str, tmp_path: Path) -> None:
-    with pytest.raises(kaoken.LibraryError, match=r"cannot be read .*(null byte|File name too long)"):
+    with pytest.raises(kaoken.LibraryError, match=r"cannot be read .*(null byte|File name too long)") as caught:
         kaoken.load(tmp_path / name)
+    assert str(caught.value).isprintable()
 
 
 def test_bytes_that_are_no_utf8_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,3 +244,14 @@ def test_statistics_are_optional(tiny_model: BakedGPT2, tmp_path: Path) -> None:
     assert kaoken.load(path).info.statistics is None
     (tmp_path / "model.so.json").write_text('{"wall_seconds": 2.5}')
     assert kaoken.load(path).info.statistics == {"wall_seconds": 2.5}
+
+
+def test_options_of_a_newer_kaoken_are_ignored(tiny_model: BakedGPT2) -> None:
+    description = json.loads(tiny_model._library.description)
+    description["generation_defaults"] = {"top_k": 3, "min_p": 0.1}
+    description["ignored_generation_options"] = ["num_beams"]
+    library = SimpleNamespace(description=json.dumps(description), isas="scalar", kaoken_version="9")
+    session: Any = SimpleNamespace(isa="scalar", isa_reason="")
+    _, info = describe(cast(Any, library), library_of(tiny_model), session)
+    assert info.generation_defaults == {"top_k": 3}
+    assert info.ignored_generation_options == ("num_beams", "min_p")

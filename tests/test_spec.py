@@ -30,13 +30,13 @@ from configurations import CONFIGURATIONS
 DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 
 
-def spec_of(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
+def spec_of(config: Mapping[str, Any], generation: dict[str, Any] | None = None) -> ModelSpec:
     """The spec of a config whose tensors are all as it says; nothing is written, so it may be of any size."""
     named = {ALIASES.get(name, name): value for name, value in config.items()}
     shapes = tensor_shapes({**DEFAULTS, **named})
     file = Path("/checkpoint/model.safetensors")
     tensors = {name: TensorInfo("F32", shape, file, 0, 4 * math.prod(shape)) for name, shape in shapes.items()}
-    return read_spec(Checkpoint(file.parent, dict(config), dict(generation or {}), tensors, (), (), None))
+    return read_spec(Checkpoint(file.parent, dict(config), generation, tensors, (), (), None))
 
 
 def spec_in(directory: Path) -> ModelSpec:
@@ -322,20 +322,21 @@ def test_to_config_is_the_whole_of_the_model() -> None:
 @pytest.mark.parametrize(
     ("config", "generation", "eos", "bos", "pad"),
     [
-        ({}, {}, (), None, None),  # 50256 is no token of a small vocabulary
-        ({"vocab_size": 50257}, {}, (50256,), 50256, None),
-        ({"eos_token_id": 5, "bos_token_id": 4, "pad_token_id": 3}, {}, (5,), 4, 3),
-        ({"eos_token_id": [5, 7, 5, 99, -1]}, {}, (5, 7), None, None),
-        ({"eos_token_id": None, "vocab_size": 50257}, {}, (), 50256, None),
+        ({}, None, (), None, None),  # 50256 is no token of a small vocabulary
+        ({"vocab_size": 50257}, None, (50256,), 50256, None),
+        ({"eos_token_id": 5, "bos_token_id": 4, "pad_token_id": 3}, None, (5,), 4, 3),
+        ({"eos_token_id": [5, 7, 5, 99, -1]}, None, (5, 7), None, None),
+        ({"eos_token_id": None, "vocab_size": 50257}, None, (), 50256, None),
         ({"eos_token_id": 5}, {"eos_token_id": 7}, (7,), None, None),
         ({"eos_token_id": 5}, {"eos_token_id": [8, 7]}, (8, 7), None, None),
         ({"eos_token_id": 5}, {"eos_token_id": None}, (), None, None),
         ({"eos_token_id": 5, "pad_token_id": 1}, {"bos_token_id": 3}, (), 3, None),
-        ({"eos_token_id": 61, "bos_token_id": 60, "pad_token_id": -1}, {}, (), 60, None),
+        ({"eos_token_id": 61, "bos_token_id": 60, "pad_token_id": -1}, None, (), 60, None),
+        ({"eos_token_id": 5, "vocab_size": 50257}, {}, (), None, None),
     ],
 )
 def test_special_tokens(
-    config: dict[str, Any], generation: dict[str, Any], eos: tuple[int, ...], bos: int | None, pad: int | None
+    config: dict[str, Any], generation: dict[str, Any] | None, eos: tuple[int, ...], bos: int | None, pad: int | None
 ) -> None:
     """As transformers: generation_config.json, where there is one, is the only word."""
     spec = spec_of({**TINY, **config}, generation)

@@ -76,6 +76,7 @@ class _Terminated(BaseException):
 def unwound() -> Iterator[None]:
     """Within it a SIGTERM or SIGHUP that would end this process at once ends it only when the context has been left.
 
+    It does so even where the exception that the signal raises was lost, as in a __del__, or another took its place.
     Handlers of the program's own stay as they are, and outside the main thread nothing can be done.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -83,21 +84,23 @@ def unwound() -> Iterator[None]:
         return
     endings = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
 
+    received: list[int] = []
+
     def end(number: int, _: object) -> None:
+        received.append(number)
         for ending in endings:
             signal.signal(ending, signal.SIG_IGN)  # a second one must not interrupt the cleaning
         raise _Terminated(number)
 
-    for ending in endings:
-        signal.signal(ending, end)
     try:
+        for ending in endings:
+            signal.signal(ending, end)
         yield
-    except _Terminated as terminated:
-        signal.signal(terminated.args[0], signal.SIG_DFL)
-        os.kill(os.getpid(), terminated.args[0])
     finally:
         for ending in endings:
             signal.signal(ending, signal.SIG_DFL)
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 def run(

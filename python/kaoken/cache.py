@@ -24,7 +24,10 @@ def cache_directory() -> Path:
     """
     directory = _cache_path()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in reversed(directory.parents):  # with parents=True their modes would be left to the umask
+            if not parent.exists():
+                parent.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
         status = directory.stat()
         above = {parent: parent.stat() for parent in (*directory.parents, *directory.resolve().parents)}
     except OSError as error:
@@ -71,7 +74,13 @@ def _check_private(directory: Path, status: os.stat_result) -> None:
 
 
 def _check_not_replaceable(directory: Path, parent: Path, status: os.stat_result) -> None:
-    """Whoever may write to a directory may rename what is in it, unless it is sticky as /tmp is."""
+    """A directory's owner may rename what is in it, as may whoever may write to it unless it is sticky, as /tmp is."""
+    # In a container without a mapping for root, what is root's belongs to a number such as 65534.
+    if status.st_uid not in (0, os.geteuid(), os.stat("/").st_uid):
+        raise BuildError(
+            f"the cache directory {directory} lies in {parent}, which belongs to the user id {status.st_uid}, who "
+            "could replace it: set KAOKEN_CACHE to a directory of your own"
+        )
     # Where each user has a group of the same number, as most Linux systems set up, it has no other member.
     own_group = status.st_gid == os.getegid() == os.geteuid()
     others = stat.S_IWOTH if own_group else stat.S_IWGRP | stat.S_IWOTH

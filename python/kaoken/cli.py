@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (default: sys.argv); returns the exit code. argparse itself exits, with 0 or 2."""
     if arguments is None:  # this process is the command: a bake ends its compilers on the way out
         for ending in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ending, _end)
+            if signal.getsignal(ending) is signal.SIG_DFL:  # nohup has one ignored
+                signal.signal(ending, _end)
         _reopen_closed_streams()
     try:
         options = _parser().parse_args(_separated(sys.argv[1:] if arguments is None else arguments))
@@ -130,6 +131,11 @@ def _print_what_does_not_encode(errors: str) -> None:
     """As Python's name of a way to handle such characters says."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=errors)
+
+
+def _print_path(text: object) -> None:
+    _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
+    _print(text)
 
 
 def _discard_output() -> None:
@@ -184,7 +190,8 @@ class _Parser(argparse.ArgumentParser):
         unknown = [
             given
             for given in options
-            if re.match("--?[A-Za-z]", given) and given.split("=")[0] not in self._option_string_actions
+            if re.match("--?[A-Za-z]", given)
+            and not {given.split("=")[0], given[:2]} & self._option_string_actions.keys()
         ]
         if unknown and message.startswith("the following arguments are required"):
             message = f"unrecognized arguments: {' '.join(unknown)} (a text that starts with - goes behind --)"
@@ -197,7 +204,7 @@ class _CMakeDirectory(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         from kaoken import codegen
 
-        _print(os.path.abspath(os.path.join(str(codegen.__file__), "..", "..", "cmake")))
+        _print_path(os.path.abspath(os.path.join(str(codegen.__file__), "..", "..", "cmake")))
         parser.exit()
 
 
@@ -398,7 +405,7 @@ def _verify(options: argparse.Namespace) -> None:
 
     path = options.file or default_library()
     verify(path)
-    _print(f"{path} is whole: it fits the digest that its build recorded in it")
+    _print_path(f"{path} is whole: it fits the digest that its build recorded in it")
 
 
 def _bake(options: argparse.Namespace) -> None:
@@ -418,5 +425,4 @@ def _bake(options: argparse.Namespace) -> None:
             jobs=options.jobs,
             compile_memory=options.compile_memory,
         )
-    _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
-    _print(path)
+    _print_path(path)

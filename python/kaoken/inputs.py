@@ -193,7 +193,7 @@ _GREEDY = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
 def generation_options(
     config: GPT2Config,
-    max_new_tokens: int = 20,
+    max_new_tokens: int | None = 20,
     do_sample: bool = False,
     temperature: float | None = 1.0,
     top_k: int | None = 50,
@@ -206,14 +206,17 @@ def generation_options(
     if not isinstance(do_sample, (bool, np.bool_)):
         raise InputError(f"do_sample must be True or False, not {do_sample!r}")
     eos = _eos_token_ids(config, eos_token_id)
+    new_tokens = 20 if max_new_tokens is None else integer("max_new_tokens", max_new_tokens, minimum=1)
     return GenerationOptions(
-        max_new_tokens=min(integer("max_new_tokens", max_new_tokens, minimum=1), config.n_positions),
+        max_new_tokens=min(new_tokens, config.n_positions),
         do_sample=bool(do_sample),
         eos_token_ids=eos,
         pad_token_id=_pad_token_id(config, pad_token_id, eos),
         **(_sampling(config, temperature, top_k, top_p, seed) if do_sample else _GREEDY),
     )
 
+
+OPTION_NAMES = tuple(signature(generation_options).parameters)[1:]
 
 # What transformers' generate takes and this one does not, and what to do instead.
 _LACKING = """
@@ -239,23 +242,22 @@ _INSTEAD = {
 def explains_options(method: Callable[P, R]) -> Callable[P, R]:
     """A method that takes generation options; a keyword that it lacks becomes an InputError that says what to write."""
     own = {each.name for each in signature(method).parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD}
-    known = list(signature(generation_options).parameters)[1:]
 
     @wraps(method)
     def checked(*args: P.args, **options: P.kwargs) -> R:
         for name in options:
-            if name not in own and name not in known:
-                raise InputError(f"{method.__name__} has no option {_explain_option(name, known)}")
+            if name not in own and name not in OPTION_NAMES:
+                raise InputError(f"{method.__name__} has no option {_explain_option(name)}")
         return method(*args, **options)
 
     return checked
 
 
-def _explain_option(name: str, known: Sequence[str]) -> str:
+def _explain_option(name: str) -> str:
     if name in _INSTEAD:
         return f"{name}, which transformers has: {_INSTEAD[name]}"
-    nearest = get_close_matches(name, known, 1)
-    return f"{name!r}: " + (f"did you mean {nearest[0]}?" if nearest else f"it takes {', '.join(known)}")
+    nearest = get_close_matches(name, OPTION_NAMES, 1)
+    return f"{name!r}: " + (f"did you mean {nearest[0]}?" if nearest else f"it takes {', '.join(OPTION_NAMES)}")
 
 
 def _sampling(
@@ -274,7 +276,7 @@ def _temperature(value: float) -> float:
     try:
         return _positive("temperature", value)
     except InputError as error:
-        if value == 0:
+        if isinstance(value, (int, float, np.number)) and value == 0:
             raise InputError(
                 f"{error}: for the likeliest token each time, leave sampling off (do_sample=False)"
             ) from None
@@ -285,7 +287,7 @@ def _positive(name: str, value: float, maximum: float = float(np.finfo(np.float3
     """A number in (0, maximum] that is still above 0 as the float32 that the library takes."""
     try:
         number = float("nan") if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch's, for a tensor of several
         number = float("nan")
     smallest = float(np.finfo(np.float32).tiny)
     if not smallest <= number <= maximum:

@@ -14,7 +14,7 @@ from typing import Any
 from kaoken import _core
 from kaoken.codegen.seal import is_intact
 from kaoken.errors import LibraryError
-from kaoken.inputs import file_path
+from kaoken.inputs import OPTION_NAMES, file_path
 
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
@@ -96,7 +96,7 @@ def open_library(path: Path) -> _core.Library:
 
     Raises LibraryError if the file is missing, truncated, not a model library, or of an incompatible Kaoken.
     """
-    status = check_file(path)
+    status = check_file(path, _how_to_make(path))
     _check_machine(path)
     identity = (status.st_dev, status.st_ino)
     stamp = (status.st_size, status.st_mtime_ns)
@@ -127,7 +127,7 @@ def _fresh_name(path: Path) -> str:
     return os.path.join(directory, "./" * repeat + name)
 
 
-def check_file(path: Path) -> os.stat_result:
+def check_file(path: Path, how_to_make: str = _HOW_TO_MAKE_ONE) -> os.stat_result:
     """Refuses what is no whole file before dlopen sees it; raises LibraryError."""
     try:
         if path.exists() and not path.is_file():
@@ -137,8 +137,10 @@ def check_file(path: Path) -> os.stat_result:
             header = file.read(_ELF64_HEADER.size)
             status = os.fstat(file.fileno())
     except FileNotFoundError:
-        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {_how_to_make(path)}") from None
-    except (OSError, ValueError) as error:
+        raise LibraryError(f"{path} does not exist, so no model can be loaded from it: {how_to_make}") from None
+    except ValueError as error:  # a NUL inside
+        raise LibraryError(f"{str(path)!r} cannot be read ({error}): check its spelling") from error
+    except OSError as error:
         raise LibraryError(f"{path} cannot be read ({error}): check its permissions and its path") from error
     _check_whole(path, header, status.st_size)
     return status
@@ -183,12 +185,19 @@ def verify(path: str | os.PathLike[str] | None = None) -> None:
             f"{library} does not fit the digest recorded in it, so it was damaged or changed after its build: "
             "bake or copy it again"
         )
+    if not _start(library).startswith(_ELF64_LITTLE_ENDIAN):
+        raise LibraryError(f"{library} fits the digest recorded in it, but is no model library: {_HOW_TO_MAKE_ONE}")
+
+
+def _start(path: Path) -> bytes:
+    """Of the ELF header, up to the machine."""
+    with path.open("rb") as file:
+        return file.read(20)
 
 
 def _check_machine(path: Path) -> None:
     """Refuses a library of another architecture, of which dlopen says that the file does not exist."""
-    with path.open("rb") as file:
-        header = file.read(20)
+    header = _start(path)
     machine, here = _ELF_MACHINES.get(int.from_bytes(header[18:], "little")), os.uname().machine
     if header.startswith(_ELF64_LITTLE_ENDIAN) and machine not in (None, here):
         raise LibraryError(f"{path} is for {machine} and this machine is {here}: bake the checkpoint again without CXX")
@@ -218,6 +227,9 @@ def _known(kind: type[GPT2Config] | type[BlockConfig], description: dict[str, An
 
 
 def _info(description: dict[str, Any], library: _core.Library, path: Path, session: _core.Session) -> ModelInfo:
+    """A newer Kaoken of the same ABI may have more options: this one does not follow them."""
+    defaults = description.get("generation_defaults", {})
+    unknown = sorted(defaults.keys() - set(OPTION_NAMES))
     return ModelInfo(
         name=description["name"],
         source=description["source"],
@@ -233,8 +245,8 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         kaoken_version=library.kaoken_version,
         settings=description["settings"],
         statistics=_statistics(path.with_name(path.name + ".json")),
-        generation_defaults=description.get("generation_defaults", {}),
-        ignored_generation_options=tuple(description.get("ignored_generation_options", ())),
+        generation_defaults={name: value for name, value in defaults.items() if name not in unknown},
+        ignored_generation_options=(*description.get("ignored_generation_options", ()), *unknown),
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class GenerateOptions(TypedDict, total=False):
     """The keyword options of `BakedGPT2.generate`, which documents them."""
 
-    max_new_tokens: int
+    max_new_tokens: int | None
     do_sample: bool
     temperature: float | None
     top_k: int | None
@@ -190,7 +190,7 @@ class BakedGPT2(metaclass=_Explaining):
     def generate(
         self,
         ids: TokenIds,
-        max_new_tokens: int | _ModelDefault = MODEL_DEFAULT,
+        max_new_tokens: int | _ModelDefault | None = MODEL_DEFAULT,
         do_sample: bool | _ModelDefault = MODEL_DEFAULT,
         temperature: float | _ModelDefault | None = MODEL_DEFAULT,
         top_k: int | _ModelDefault | None = MODEL_DEFAULT,
@@ -209,7 +209,7 @@ class BakedGPT2(metaclass=_Explaining):
 
         Args:
             ids: As for `logits`.
-            max_new_tokens: At least 1.
+            max_new_tokens: At least 1; None is 20, as in transformers, whatever the model's own.
             do_sample: False takes the likeliest token and ignores the next three options, which None turns off, and
                 the seed.
             temperature: Divides the logits; greater than 0.
