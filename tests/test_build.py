@@ -334,6 +334,7 @@ int main(void) {
 """
 
 
+@pytest.mark.ci
 def test_another_project_links_and_installs_models(tmp_path: Path) -> None:
     """A project in C has two models in its program, and another project in C links what it has installed."""
     theirs, users, installed = tmp_path / "theirs", tmp_path / "users", tmp_path / "installed"
@@ -425,6 +426,7 @@ def test_no_process_is_left_when_ninja_is_missing(tmp_path: Path) -> None:
     assert "-G Ninja" in ran.stderr
 
 
+@pytest.mark.ci
 def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the download, whose place a snapshot on the disk takes."""
     commit = "c0ffee" + "0" * 34

@@ -398,6 +398,10 @@ void test_available_memory_is_the_least_that_anything_leaves() {
 void test_a_batch_that_memory_cannot_hold_is_refused_untouched() {
   constexpr int64_t batch = 1 << 20;
   Session session(batch);
+#if defined(__SANITIZE_THREAD__)  // which cannot map so large an arena
+  if (session.status == KAOKEN_OUT_OF_MEMORY) return;
+#endif
+  CHECK(session.status == KAOKEN_OK);
   const Ids ids = random_ids(batch, 18);
   CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_NONE, nullptr) == KAOKEN_OUT_OF_MEMORY);
   CHECK(message_has("a batch of 1048576 with 1 positions needs") && message_has("smaller batch"));
