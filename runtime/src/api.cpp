@@ -1,6 +1,5 @@
 // The C ABI: C++ exceptions end here, as status codes and messages.
 #include <new>
-#include <system_error>
 
 #include "errors.h"
 #include "generation.h"
@@ -43,8 +42,6 @@ kaoken_status guard(Action action) noexcept {
     return fail(error.status, error.what());
   } catch (const std::bad_alloc &) {
     return fail(KAOKEN_OUT_OF_MEMORY, "not enough memory for this batch; use a smaller one");
-  } catch (const std::system_error &error) {
-    return fail(KAOKEN_OUT_OF_MEMORY, "cannot start threads: ", error.what());
   } catch (const std::invalid_argument &error) {
     return fail(KAOKEN_INVALID_ARGUMENT, error.what());
   } catch (const std::exception &error) {

@@ -59,13 +59,13 @@ Generation::Generation(Session &session, const int64_t *ids, int64_t count, cons
       logits_(static_cast<size_t>(session.batch() * session.model().info.vocab_size)),
       tokens_(static_cast<size_t>(session.batch())),
       finished_(static_cast<size_t>(session.batch()), false) {
-  session.append(ids, count, KAOKEN_LOGITS_LAST, logits_.data());
+  session.append(ids, count, KAOKEN_LOGITS_LAST, logits_.data(), false);
 }
 
 bool Generation::next(int64_t *tokens) {
   if (left_ == 0) throw Error(KAOKEN_INVALID_ARGUMENT, "this generation is done; start another");
   if (!tokens) throw Error(KAOKEN_INVALID_ARGUMENT, "tokens is null");
-  if (pending_) session_.append(tokens_.data(), 1, KAOKEN_LOGITS_LAST, logits_.data());
+  if (pending_) session_.append(tokens_.data(), 1, KAOKEN_LOGITS_LAST, logits_.data(), false);
   pending_ = false;
   const int64_t left = left_ - 1;
   left_ = 0;

@@ -44,8 +44,9 @@ std::vector<std::string> groups(const std::string &cgroup_file, const std::strin
     if (!version_2 && ("," + controllers + ",").find("," + controller + ",") == std::string::npos) continue;
     const std::string root = version_2 ? mount : mount + "/" + controller;
     directories.push_back(root);
-    for (std::string path = line.substr(second + 1); path.size() > 1; path.resize(path.rfind('/'))) {
-      directories.push_back(root + path);
+    std::string path = line.substr(second + 1);
+    for (size_t end = path.size(); end != std::string::npos && end > 1; end = path.rfind('/', end - 1)) {
+      directories.push_back(root + path.substr(0, end));
     }
   }
   return directories;
@@ -101,6 +102,21 @@ std::vector<int> allowed_processors() {
   return allowed;
 }
 
+void use_processors(const std::vector<int> &processors) {
+#if defined(__linux__)
+  const int capacity = processors.back() + 1;
+  cpu_set_t *set = CPU_ALLOC(capacity);
+  if (!set) return;
+  const size_t size = CPU_ALLOC_SIZE(capacity);
+  CPU_ZERO_S(size, set);
+  for (const int processor : processors) CPU_SET_S(processor, size, set);
+  sched_setaffinity(0, size, set);
+  CPU_FREE(set);
+#else
+  (void)processors;
+#endif
+}
+
 int cores(const std::vector<int> &processors, const std::string &cpu_directory) {
   std::set<std::string> siblings;  // as Linux lists the threads of a core
   for (const int processor : processors) {
@@ -130,8 +146,11 @@ double available_memory(const std::string &meminfo, const std::string &cgroup_fi
   for (const std::string &group : groups(cgroup_file, mount, "memory")) {
     const double limit = number(group + "/memory.max", number(group + "/memory.limit_in_bytes", kUnlimited));
     const double used = number(group + "/memory.current", number(group + "/memory.usage_in_bytes", 0));
-    const double cached = field(group + "/memory.stat", "inactive_file", 0);  // given back when it is needed
-    least = std::min(least, std::max(0.0, limit - used + cached));
+    double kept = 0;  // for speed alone, and given back when it is needed
+    for (const char *name : {"inactive_file", "active_file", "slab_reclaimable"}) {
+      kept += field(group + "/memory.stat", name, 0);
+    }
+    least = std::min(least, std::max(0.0, limit - used + kept));
   }
   return least;
 }

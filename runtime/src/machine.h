@@ -10,6 +10,9 @@ namespace kaoken {
 // The processors that affinity allows this thread; at least one.
 std::vector<int> allowed_processors();
 
+// Keeps this thread to them, where the system lets it.
+void use_processors(const std::vector<int> &processors);
+
 // On how many cores they are, by /sys/devices/system/cpu; hardware threads of one core share what a kernel needs.
 int cores(const std::vector<int> &processors, const std::string &cpu_directory);
 

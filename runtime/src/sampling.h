@@ -16,8 +16,9 @@ double uniform(uint64_t seed, uint64_t row, uint32_t position, uint32_t attempt)
 
 // The first of the largest logits where do_sample is off; else a draw from softmax(logits / temperature) after top-k,
 // then top-p (Holtzman et al., arXiv:1904.09751). Ties at the k-th logit are all kept. A NaN counts as -infinity, and
-// the first logit of +infinity is taken in any case. Where top_k is more than one in kSampleBlock tokens, logits are
-// tied whose weights round to the same float.
+// the first logit of +infinity is taken in any case. Logits whose weights round to the same
+// float are tied for top_p, and for a top_k of more than one in kSampleBlock tokens; top_p then keeps the first of
+// them.
 class Sampler {
  public:
   Sampler(const kaoken_generation_options &options, int64_t batch, int64_t vocab_size, int workers);

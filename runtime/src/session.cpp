@@ -137,12 +137,10 @@ void Session::check_memory(int64_t count, int64_t rows) const {
                                         " are available; use a smaller batch or shorter sequences");
 }
 
-void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
+void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits, bool fresh) {
   check(ids, count, which, logits);
-  if (length_ + count > touched_) {
-    check_memory(count, which == KAOKEN_LOGITS_ALL ? count : 0);
-    touched_ = round_up(length_ + count, kAttentionTile);
-  }
+  check_memory(count, !fresh || which == KAOKEN_LOGITS_NONE ? 0 : which == KAOKEN_LOGITS_ALL ? count : 1);
+  touched_ = std::max(touched_, round_up(length_ + count, kAttentionTile));
   const int64_t vocab_size = model_.info.vocab_size;
   const int64_t step = std::max<int64_t>(1, pass_rows_ / batch_);
   Pass pass = lay_out();

@@ -32,7 +32,8 @@ class Session {
 
   // Appends ids [batch, count] to every sequence and writes the logits that `which` asks for (kaoken.h). Everything is
   // checked before anything changes. Raises Error.
-  void append(const int64_t *ids, int64_t count, int32_t which, float *logits);
+  // `fresh` logits are memory that may not have been touched yet.
+  void append(const int64_t *ids, int64_t count, int32_t which, float *logits, bool fresh = true);
   void rewind(int64_t length);
 
   // Raises Error where the memory is not available for `count` more positions and for the logits of `rows` of them.

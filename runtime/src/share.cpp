@@ -36,11 +36,11 @@ uint64_t most_calls(std::atomic<uint64_t> &recent, uint64_t calls) {
       static_cast<uint64_t>(time.tv_sec) * 1000 + static_cast<uint64_t>(time.tv_nsec) / 1000000;
   const uint64_t window = static_cast<uint32_t>(milliseconds / kWindow);
   for (uint64_t word = recent.load(std::memory_order_relaxed);;) {
-    const uint64_t passed = window - (word >> 32);
+    const uint64_t passed = window > word >> 32 ? window - (word >> 32) : 0;  // another thread's clock may be ahead
     const uint64_t most = word >> 16 & kFieldMask;
     const uint64_t before = passed == 0 ? word & kFieldMask : passed == 1 ? most : 0;
     const uint64_t here = std::max(calls, passed == 0 ? most : 0);
-    const uint64_t next = window << 32 | here << 16 | before;
+    const uint64_t next = std::max(window, word >> 32) << 32 | here << 16 | before;
     if (word == next || recent.compare_exchange_weak(word, next, std::memory_order_relaxed))
       return std::max(here, before);
   }

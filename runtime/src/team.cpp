@@ -3,6 +3,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <exception>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -65,6 +66,7 @@ struct Helper {
 
   void start() {
     thread = std::thread([this] {
+      use_processors(processors);  // whoever hires it may have others by now than its team had
       const FloatMode mode;
       int wait = 0;
       for (uint32_t seen = 0;; ++seen) {
@@ -91,8 +93,8 @@ class Pool {
  public:
   const pid_t process = getpid();
 
-  // Moves up to `count` helpers on these processors to the end of `helpers`, hiring those that are missing. Raises
-  // std::system_error where the system refuses a thread; what it has moved stays.
+  // Moves up to `count` helpers on these processors to the end of `helpers`, hiring those that are missing. Where the
+  // system refuses a thread there are fewer: a run keeps its bits.
   void take(int count, const std::vector<int> &processors, std::vector<Helper *> &helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -103,11 +105,14 @@ class Pool {
         --count;
       }
     }
-    for (; count > 0; --count) {
-      auto helper = std::make_unique<Helper>();
-      helper->processors = processors;
-      helper->start();
-      helpers.push_back(helper.release());
+    try {
+      for (; count > 0; --count) {
+        auto helper = std::make_unique<Helper>();
+        helper->processors = processors;
+        helper->start();
+        helpers.push_back(helper.release());
+      }
+    } catch (const std::exception &) {
     }
   }
 
@@ -185,12 +190,8 @@ void Team::run(void (*task)(void *, const Worker &), void *context) {
 
 void Team::run_together(void (*task)(void *, const Worker &), void *context) {
   Pool &pool = process_pool.get();
-  try {
-    pool.take(count_ - 1, processors_, helpers_);
-  } catch (...) {
-    pool.give(helpers_);
-    throw;
-  }
+  pool.take(count_ - 1, processors_, helpers_);
+  count_ = 1 + static_cast<int>(helpers_.size());
   int index = 0;
   for (Helper *helper : helpers_) {
     helper->task = task;

@@ -1,4 +1,5 @@
 // The runtime through its C ABI: errors, determinism, threads, fork, generation. Run under each sanitizer.
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@
 #include <fstream>
 #include <memory>
 #include <random>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -383,7 +385,7 @@ void test_available_memory_is_the_least_that_anything_leaves() {
   CHECK(available("0::/a/b\n") == 3000 * 1024);
   write_file(root / "a/memory.max", "1000000\n");
   write_file(root / "a/memory.current", "700000\n");
-  write_file(root / "a/memory.stat", "anon 5\ninactive_file 50000\n");
+  write_file(root / "a/memory.stat", "anon 5\ninactive_file 20000\nactive_file 25000\nslab_reclaimable 5000\n");
   write_file(root / "a/b/memory.max", "max\n");
   CHECK(available("0::/a/b\n") == 350000);
   write_file(root / "memory/c/memory.limit_in_bytes", "2000\n");
@@ -403,6 +405,8 @@ void test_a_batch_that_memory_cannot_hold_is_refused_untouched() {
 #endif
   CHECK(session.status == KAOKEN_OK);
   const Ids ids = random_ids(batch, 18);
+  float none = 0;  // of logits that memory cannot hold either, and that are not touched
+  CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_LAST, &none) == KAOKEN_OUT_OF_MEMORY);
   CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_NONE, nullptr) == KAOKEN_OUT_OF_MEMORY);
   CHECK(message_has("a batch of 1048576 with 1 positions needs") && message_has("smaller batch"));
   kaoken_generation *generation = nullptr;
@@ -473,6 +477,34 @@ void test_many_callers_keep_their_bits() {
   CHECK(wrong == 0);
 }
 
+#if defined(__linux__)
+std::set<std::vector<int>> processors_of_threads() {
+  std::set<std::vector<int>> found;
+  for (const auto &task : std::filesystem::directory_iterator("/proc/self/task")) {
+    cpu_set_t set;
+    if (sched_getaffinity(std::stoi(task.path().filename()), sizeof set, &set) != 0) continue;
+    std::vector<int> processors;
+    for (int i = 0; i < CPU_SETSIZE; ++i) {
+      if (CPU_ISSET(i, &set)) processors.push_back(i);
+    }
+    found.insert(processors);
+  }
+  return found;
+}
+
+void test_helpers_may_use_what_their_session_may() {
+  const std::vector<int> allowed = kaoken::allowed_processors();
+  if (allowed.size() < 2) return;
+  Session session(1, 7);  // more than any test before has hired
+  const Ids ids = random_ids(20, 20);
+  std::thread([&] {
+    kaoken::use_processors({allowed[0]});
+    session.append(ids, 20);
+  }).join();
+  CHECK(processors_of_threads() == std::set<std::vector<int>>{allowed});
+}
+#endif
+
 void test_hardware_threads_of_a_core_count_once() {
   const std::filesystem::path root = std::filesystem::temp_directory_path() / ("kaoken-" + std::to_string(getpid()));
   const char *siblings[] = {"0,2\n", "1,3\n", "0,2\n", "1,3\n"};
@@ -510,6 +542,9 @@ const Test tests[] = {
     TEST(generation_options_are_checked),
     TEST(cgroup_limits_are_read),
     TEST(hardware_threads_of_a_core_count_once),
+#if defined(__linux__)
+    TEST(helpers_may_use_what_their_session_may),
+#endif
     TEST(available_memory_is_the_least_that_anything_leaves),
     TEST(a_batch_that_memory_cannot_hold_is_refused_untouched),
     TEST(calls_share_the_cores),
