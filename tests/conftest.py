@@ -119,13 +119,16 @@ def wanted(session: pytest.Session, fixture: str, parameter: str) -> set[Any]:
 
 @pytest.fixture(scope="session")
 def library_of(
-    request: pytest.FixtureRequest, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    checkpoints: Checkpoints,
+    bake_checkpoint: Bake,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> LibraryOf:
     """`library_of(name)` is a configuration's library; those that the selected tests name are baked together."""
-    names = {"plain"} | wanted(request.session, "library_of", "name") & CONFIGURATIONS.keys()
+    names = wanted(request.session, "library_of", "name")
     models = {name: (checkpoints(name), "ISA native") for name in CONFIGURATIONS if name in names}
     libraries = bake_together(tmp_path_factory.mktemp("together"), models)
-    return lambda name: libraries[name]
+    return lambda name: libraries[name] if name in libraries else bake_checkpoint(checkpoints(name))
 
 
 @pytest.fixture(scope="session")

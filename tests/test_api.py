@@ -545,6 +545,7 @@ def _lacking(row: ISA) -> list[str]:
     return [feature for feature in row.cpu if feature not in features]
 
 
+@pytest.mark.ci
 def test_the_reason_names_what_was_not_baked_in(checkpoints: Checkpoints, bake_checkpoint: Bake) -> None:
     info = kaoken.load(bake_checkpoint(checkpoints("plain"), isa="scalar")).info
     absent = table()[resolve("portable", dtypes=["float32"])[1]]  # avx2 or neon

@@ -375,6 +375,7 @@ def test_an_editable_install_opens_the_python_directory_alone(tmp_path: Path) ->
     assert {path for path in paths if not path.startswith("import ")} == {str((tmp_path / "python").resolve())}
 
 
+@pytest.mark.ci
 def test_a_project_with_kaoken_in_its_build_requirements(tmp_path: Path, checkpoints: Checkpoints) -> None:
     import kaoken
 

@@ -115,6 +115,7 @@ def no_process(*_: Any, **__: Any) -> None:
 # In earnest
 
 
+@pytest.mark.ci
 def test_awkward_paths_bake_the_same_library(
     tiny_model: BakedGPT2, checkpoints: Checkpoints, bake_checkpoint: Bake, tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_a_changed_weight_rebuilds_its_blob_and_changes_the_logits(project: Proj
     assert np.abs(after - exact).max() < 1e-4
 
 
+@pytest.mark.ci
 def test_a_changed_template_rebuilds_the_code_and_no_weights(project: Project) -> None:
     project.build()
     template = project.root / "codegen" / "templates" / "block.cpp"
@@ -131,6 +132,7 @@ def test_a_changed_template_rebuilds_the_code_and_no_weights(project: Project) -
     assert not any("weights" in name for name in rebuilt)
 
 
+@pytest.mark.ci
 def test_a_changed_kernel_rebuilds_the_code(project: Project) -> None:
     project.build()
     kernel = project.root / "runtime" / "kernels" / "tile.h"
@@ -149,7 +151,8 @@ def test_a_changed_config_is_planned_again(tmp_path: Path) -> None:
     assert kaoken.load(project.library).config.n_layer == 3
 
 
-@pytest.mark.parametrize("layers", [2, pytest.param(3, marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("layers", [2, 3])
 def test_a_checkpoint_replaced_by_an_older_one_is_baked_anew(layers: int, tmp_path: Path) -> None:
     """As mv, rsync -a or tar x leave it: the same names, times before the build. With equal and with other shapes."""
     project = Project(tmp_path)
@@ -334,6 +337,7 @@ int main(void) {
 """
 
 
+@pytest.mark.ci
 def test_another_project_links_and_installs_models(tmp_path: Path) -> None:
     """A project in C has two models in its program, and another project in C links what it has installed."""
     theirs, users, installed = tmp_path / "theirs", tmp_path / "users", tmp_path / "installed"
@@ -425,6 +429,7 @@ def test_no_process_is_left_when_ninja_is_missing(tmp_path: Path) -> None:
     assert "-G Ninja" in ran.stderr
 
 
+@pytest.mark.ci
 def test_a_hub_model_is_baked_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the download, whose place a snapshot on the disk takes."""
     commit = "c0ffee" + "0" * 34

@@ -19,7 +19,7 @@ from kaoken.cli import main
 from kaoken.library import default_library
 
 if TYPE_CHECKING:
-    from conftest import Bake, Checkpoints
+    from conftest import Checkpoints, LibraryOf
     from kaoken import BakedGPT2
 
 Capture = pytest.CaptureFixture[str]
@@ -137,13 +137,11 @@ def test_info_for_programs(bundled: BakedGPT2, capsys: Capture) -> None:
     assert facts["statistics"] == bundled.info.statistics
 
 
-def test_info_of_differing_blocks_and_no_statistics(
-    checkpoints: Checkpoints, bake_checkpoint: Bake, tmp_path: Path, capsys: Capture
-) -> None:
-    library = tmp_path / "pruned.so"
-    library.write_bytes(bake_checkpoint(checkpoints("pruned")).read_bytes())
+def test_info_of_differing_blocks_and_no_statistics(library_of: LibraryOf, tmp_path: Path, capsys: Capture) -> None:
+    library = tmp_path / "irregular.so"
+    library.write_bytes(library_of("irregular").read_bytes())
     text = succeed(capsys, "info", "--model", str(library))
-    assert "1 heads of 16, n_inner 5; 2 heads of 16, n_inner 80" in text
+    assert "1 heads of 7, n_inner 5; 3 heads of 8, n_inner 160" in text
     assert "no statistics" in text
 
 

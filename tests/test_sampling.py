@@ -169,6 +169,7 @@ def test_top_k_keeps_all_that_equal_the_last(options: dict[str, Any], ties: Path
     require_distribution(tokens, distribution(logits, **options))
 
 
+@pytest.mark.ci
 def test_top_p_cuts_among_equals(tmp_path: Path, bake_checkpoint: Bake) -> None:
     """With 67 equal logits, 0.5 keeps 34 of them, whichever, each as likely as another."""
     from kaoken import load

@@ -400,6 +400,10 @@ void test_available_memory_is_the_least_that_anything_leaves() {
 void test_a_batch_that_memory_cannot_hold_is_refused_untouched() {
   constexpr int64_t batch = 1 << 20;
   Session session(batch);
+#if defined(__SANITIZE_THREAD__)  // which cannot map so large an arena
+  if (session.status == KAOKEN_OUT_OF_MEMORY) return;
+#endif
+  CHECK(session.status == KAOKEN_OK);
   const Ids ids = random_ids(batch, 18);
   float none = 0;  // of logits that memory cannot hold either, and that are not touched
   CHECK(api->session_append(session.handle, ids.data(), 1, KAOKEN_LOGITS_LAST, &none) == KAOKEN_OUT_OF_MEMORY);
