@@ -52,7 +52,7 @@ typedef struct kaoken_generation kaoken_generation;
 typedef struct kaoken_session_options {
   size_t size;     /* sizeof(kaoken_session_options) of the caller */
   int64_t batch;   /* sequences side by side, at least 1 */
-  int32_t threads; /* 0: KAOKEN_THREADS, else one a core that this process may use */
+  int32_t threads; /* at most; 0: KAOKEN_THREADS, else one a core that this process may use */
   const char *isa; /* NULL: KAOKEN_ISA, else the best that this machine has */
 } kaoken_session_options;
 
@@ -118,7 +118,8 @@ typedef struct kaoken_model_api {
    * "avx2: avx512 needs avx512f, avx512bw, which this machine lacks". */
   const char *(*session_isa_reason)(const kaoken_session *session);
 
-  /* A call takes as many threads as its session has, less where other calls of this library compute at the same time.
+  /* A call takes as many threads as its session has, be they more than there are cores, and fewer where other calls of
+   * this library compute at the same time or other processes take the cores; its own thread always.
    * Libraries of one process that are given the same cores, once, before their first session, count each other's calls
    * too. */
   void (*share_cores)(kaoken_cores *cores);
