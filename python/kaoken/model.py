@@ -218,7 +218,8 @@ class BakedGPT2(metaclass=_Explaining):
             eos_token_id: One token or several that finish a sequence; None for none; by default the model's,
                 if it has one.
             pad_token_id: Fills the rows that have finished; by default the model's, else the first end token.
-            seed: Any integer from 0; the same seed gives the same tokens. None draws one.
+            seed: Any integer from 0; None draws one. A draw depends on the seed, the row of the batch and the position
+                alone: the same call gives the same tokens, and row 1 other ones than the same prompt alone.
 
         Raises InputError for ids or options outside these ranges. Ctrl-C stops it between two tokens.
         """
