@@ -166,7 +166,7 @@ def test_the_files_that_a_bake_depends_on(tmp_path: Path) -> None:
 def test_what_is_optional_may_be_absent(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path))
     assert checkpoint.tokenizer is None
-    assert checkpoint.generation_config == {}
+    assert checkpoint.generation_config is None
     assert [file.name for file in checkpoint.files] == ["config.json", "model.safetensors"]
 
 
