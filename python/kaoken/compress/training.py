@@ -1,0 +1,298 @@
+"""Training by transformers' Trainer, with the losses of distillation, from where a killed run has left off."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from kaoken.compress.corpus import Corpus, Samples
+from kaoken.compress.run import write_json
+from kaoken.errors import InputError
+
+# What computes a batch's loss: (the model, its inputs [B, T], targets [B, T] and whatever else the collator added).
+Loss = Callable[[nn.Module, dict[str, Any]], Tensor]
+Collate = Callable[[list[int]], dict[str, Any]]
+
+_DONE = "result.json"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and how: AdamW with a linear warm-up and a cosine, clipped at a gradient norm of 1.
+
+    Exactly one of `epochs` and `max_steps` counts; steps are of the optimizer. The learning rate ends at
+    `min_learning_rate`. Matrices decay by `weight_decay`. `bf16` computes products in bfloat16.
+    """
+
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int = 16  # samples that go through the model together
+    accumulate: int = 1  # such batches a step
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    beta2: float = 0.99
+    seed: int = 0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise InputError("expected one of epochs and max_steps: say how long to train in one way")
+        limits = {
+            "epochs": (self.epochs is None or self.epochs > 0, "above 0"),
+            "max_steps": (self.max_steps is None or self.max_steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
+            "min_learning_rate": (0 <= self.min_learning_rate <= self.learning_rate, "from 0 to learning_rate"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "beta2": (0 < self.beta2 < 1, "between 0 and 1"),
+            "seed": (0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
+        }
+        for name, (holds, expected) in limits.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number {expected}")
+
+    def steps(self, samples: int) -> int:
+        """Steps of the optimizer over so many samples."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * samples / (self.batch_size * self.accumulate)))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training took."""
+
+    steps: int
+    tokens: int  # that went through the model
+    seconds: float  # over all runs, when it was interrupted
+    loss: float  # the mean of the last steps that were logged
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a model on a text it has not seen, in windows that do not overlap."""
+
+    loss: float  # mean, in nats a token
+    bits_per_byte: float
+    accuracy: float  # share of tokens that were the likeliest
+    tokens: int
+
+
+def plain_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy with the text: training without a teacher."""
+    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    return functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
+
+
+def collate(samples: Samples) -> Collate:
+    """Makes a batch of the samples' numbers: input_ids and targets, int64 [B, T]."""
+
+    def batch(indices: list[int]) -> dict[str, Any]:
+        inputs, targets = samples.gather(np.asarray(indices, np.int64))
+        return {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+
+    return batch
+
+
+def train_model(
+    model: nn.Module,
+    samples: Samples,
+    schedule: Schedule,
+    work: Path,
+    loss: Loss = plain_loss,
+    batches: Collate | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    what: str = "training",
+) -> Trained:
+    """Trains `model` in place (it ends on the CPU, in eval mode), or loads what an earlier call has left in `work`.
+
+    The same seed, machine and number of threads give the same weights, also after a kill. `work` holds checkpoints, of
+    which the last whole one is gone on from; it stays the caller's.
+    """
+    done = work / _DONE
+    arguments = _arguments(schedule, len(samples), work)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of writing a file; the Trainer's own stays
+    trainer = _Trainer(
+        model, arguments, _Numbers(len(samples)), loss, batches or collate(samples), callbacks or [], what
+    )
+    checkpoint = _last_checkpoint(work)
+    clock = _Clock(work)
+    trainer.add_callback(clock)
+    if done.exists() and checkpoint is not None:
+        load_model(model, checkpoint / "model.safetensors")
+        result = Trained(**json.loads(done.read_text(encoding="utf-8")))
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        steps = trainer.state.global_step
+        tokens = steps * schedule.batch_size * schedule.accumulate * samples.context
+        result = Trained(steps, tokens, clock.seconds, trainer.last_loss())
+        write_json(done, asdict(result))
+    model.to("cpu").eval()
+    return result
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, corpus: Corpus, context: int, batch_size: int = 16) -> Evaluation:
+    """The model on every whole window of `context` tokens of a text. InputError where the text is shorter."""
+    samples = corpus.samples(context)
+    model.eval()
+    device = next(model.parameters()).device
+    total, right, count = 0.0, 0, 0
+    for start in range(0, len(samples), batch_size):
+        indices = np.arange(start, min(start + batch_size, len(samples)))
+        inputs, targets = (torch.from_numpy(array).to(device) for array in samples.gather(indices))
+        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        total += float(functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        right += int((logits.argmax(-1) == targets).sum())
+        count += targets.numel()
+    nats = total / count
+    return Evaluation(nats, nats / math.log(2) * len(corpus.tokens) / corpus.size, right / count, count)
+
+
+class _Trainer(Trainer):
+    """Trainer over numbers of samples, which the collator turns into batches, with a loss of ours."""
+
+    # The loss is a mean over the batch, so the Trainer divides it by the batches of a step.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        arguments: TrainingArguments,
+        numbers: Dataset[int],
+        loss: Loss,
+        batches: Collate,
+        callbacks: list[TrainerCallback],
+        what: str,
+    ) -> None:
+        super().__init__(model, arguments, data_collator=batches, train_dataset=numbers, callbacks=callbacks)
+        self.model_accepts_loss_kwargs = False
+        self._loss = loss
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Progress(what))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        return self._loss(model, inputs)
+
+    def last_loss(self) -> float:
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        return float(losses[-1]) if losses else math.nan
+
+
+class _Numbers(Dataset[int]):
+    """The numbers of all samples."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+
+class _Progress(ProgressCallback):
+    """transformers' bar with the loss beside the time left, in place of a line for each log."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self._what)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+class _Clock(TrainerCallback):
+    """Seconds of training, over all runs: those up to each checkpoint are kept beside the checkpoints."""
+
+    def __init__(self, work: Path) -> None:
+        self._file = work / "seconds.json"
+        self._before = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begin
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step and self._file.exists():
+            self._before = json.loads(self._file.read_text(encoding="utf-8")).get(str(state.global_step), 0.0)
+        self._begin = time.perf_counter()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        write_json(self._file, {str(state.global_step): self.seconds})
+
+
+def _arguments(schedule: Schedule, samples: int, work: Path) -> TrainingArguments:
+    steps = schedule.steps(samples)
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulate,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": schedule.min_learning_rate},
+        warmup_steps=min(schedule.warmup_steps, steps // 2),
+        weight_decay=schedule.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=schedule.beta2,
+        max_grad_norm=1.0,
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+        bf16=schedule.bf16,
+        gradient_checkpointing=schedule.gradient_checkpointing,
+        logging_steps=max(1, min(20, steps // 10)),
+        save_strategy="steps",
+        save_steps=max(1, min(500, steps // 5)),
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_drop_last=samples >= schedule.batch_size,
+        report_to="none",
+    )
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """The last checkpoint that was written to its end, which is the state of the Trainer."""
+    return next(iter(sorted(_whole_checkpoints(work), key=lambda path: -int(path.name.rsplit("-")[-1]))), None)
+
+
+def _whole_checkpoints(work: Path) -> Iterator[Path]:
+    for state in work.glob("checkpoint-*/trainer_state.json"):
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        yield state.parent
