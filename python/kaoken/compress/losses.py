@@ -22,7 +22,7 @@ from kaoken.errors import InputError
 
 LOSSES = ("kl", "reverse-kl", "mse")
 
-# A probability of 0 that the other side contradicts counts as e^-10000, so that the divergence stays finite.
+# A probability of 0 counts as e^-10000, which is 0 too but has a logarithm: so divergences and gradients stay finite.
 _LEAST = -1e4
 
 
@@ -98,9 +98,9 @@ def whole_labels(logits: Tensor) -> SoftLabels:
 
 def top_k_labels(logits: Tensor, k: int, temperature: float) -> SoftLabels:
     """The k likeliest tokens, the likeliest first, and the remaining mass. They hold for this temperature alone."""
-    log_p = (_wide(logits) / temperature).log_softmax(-1)
+    log_p = _divided(_wide(logits), temperature).log_softmax(-1)
     values, ids = log_p.topk(k)
-    return SoftLabels(values, ids, _mass_outside(log_p, ids), temperature)
+    return SoftLabels(values, ids, _outside(log_p, ids), temperature)
 
 
 def ensemble(logits: Sequence[Tensor]) -> Tensor:
@@ -133,7 +133,7 @@ def soft_loss(logits: Tensor, labels: SoftLabels, objective: Objective) -> Tenso
     _check_labels(logits, labels, objective)
     if objective.loss == "mse":
         return _mse(_wide(logits), labels)
-    teacher, student = _log_probabilities(_wide(logits) / objective.temperature, labels, objective.temperature)
+    teacher, student = _log_probabilities(_divided(_wide(logits), objective.temperature), labels, objective.temperature)
     first, second = (teacher, student) if objective.loss == "kl" else (student, teacher)
     return _divergence(first, second).mean() * objective.temperature**2
 
@@ -158,25 +158,28 @@ def _log_probabilities(scaled: Tensor, labels: SoftLabels, temperature: float) -
 
     The teacher's are normalised anew, as they may have been rounded to float16.
     """
-    values, student = _wide(labels.values), scaled.log_softmax(-1)
+    values = _wide(labels.values)
     if labels.ids is None:
-        return (values / temperature).log_softmax(-1), student
+        return _divided(values, temperature).log_softmax(-1), scaled.log_softmax(-1)
     assert labels.rest is not None
-    teacher = torch.cat([values, _wide(labels.rest)[..., None]], -1).log_softmax(-1)
-    outside = _mass_outside(student, labels.ids)[..., None]
-    return teacher, torch.cat([student.gather(-1, labels.ids), outside], -1)
+    teacher = torch.cat([values, _wide(labels.rest)[..., None]], -1)
+    student = torch.cat([scaled.gather(-1, labels.ids), _outside(scaled, labels.ids)[..., None]], -1)
+    return teacher.log_softmax(-1), student.log_softmax(-1)
 
 
-def _mass_outside(log_p: Tensor, ids: Tensor) -> Tensor:
-    """The log of all other tokens' probability, [B, T]: summed, as 1 less that of `ids` would lose its digits."""
-    return log_p.scatter(-1, ids, -math.inf).logsumexp(-1)
+def _outside(logits: Tensor, ids: Tensor) -> Tensor:
+    """The log of what all tokens but `ids` weigh, [B, T]: summed, as 1 less what `ids` have would lose its digits."""
+    return logits.scatter(-1, ids, -math.inf).logsumexp(-1)
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) of each row. Where p is 0 the term and its gradient are 0, even where q is 0 too."""
-    finite_p = log_p.masked_fill(log_p == -math.inf, 0)
-    finite_q = log_q.masked_fill(log_q == -math.inf, _LEAST)
-    return (log_p.exp() * (finite_p - finite_q)).sum(-1)
+    """KL(p || q) of each row."""
+    log_p, log_q = log_p.clamp(min=_LEAST), log_q.clamp(min=_LEAST)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _mse(logits: Tensor, labels: SoftLabels) -> Tensor:
