@@ -210,11 +210,19 @@ def checked_export(module: nn.Module, example: tuple[Tensor, ...], names: Names,
         raise KaokenError(f"onnxruntime differs from torch by {found:.2g} on {path.name}: try other versions of them")
 
 
-def difference(module: nn.Module, example: tuple[Tensor, ...], names: Names, path: Path) -> float:
-    """The largest absolute difference between the first outputs of an ONNX file in onnxruntime and of the module."""
+def difference(
+    module: nn.Module, example: tuple[Tensor, ...], names: Names, path: Path, *, rewrites: bool = True
+) -> float:
+    """The largest absolute difference between the first outputs of an ONNX file in onnxruntime and of the module.
+
+    `rewrites` lets onnxruntime optimize the graph first, as it does by default.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if not rewrites:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     inputs = dict(zip(names.inputs, (tensor.numpy() for tensor in example), strict=True))
     computed = torch.from_numpy(session.run(names.outputs[:1], inputs)[0])
     with torch.no_grad():
