@@ -158,14 +158,20 @@ def test_outputs_that_cannot_be(checkpoints: Checkpoints, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="is a directory"):
         write_graph(checkpoints("plain"), tmp_path, format="dot")
     assert os.listdir(tmp_path) == []
+    with pytest.raises(KaokenError, match=r"/proc/graph\.dot cannot be written"):
+        write_graph(checkpoints("plain"), "/proc/graph.dot")
+
+
+def require_exporters() -> None:
+    if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
+        for name in ("torch", "onnx", "onnxruntime", "onnxscript"):
+            pytest.importorskip(name)
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what --onnx writes of blocks of differing sizes, one of them with padded heads."""
-    if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
-        for name in ("torch", "onnx", "onnxruntime", "onnxscript"):
-            pytest.importorskip(name)
+    require_exporters()
     out = tmp_path_factory.mktemp("exported") / "graph.dot"
     written = write_graph(checkpoints("irregular"), out, onnx=True)
     names = ["graph.dot"] + [f"graph.{each}.{end}" for each in ("torchscript", "dynamo") for end in ("onnx", "dot")]
@@ -201,3 +207,32 @@ def test_pictures_of_exports_have_their_ops(exported: Path) -> None:
         titles = sorted(lines[0] for name, lines in labels(text).items() if name.startswith("op "))
         assert titles == sorted(node.op_type for node in graph.node if node.op_type != "Constant")
         assert {f'label="block {index}"' for index in range(4)} <= set(re.findall(r'label="block \d"', text))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("export", RuntimeError("no such op\nmore"), r"torchscript.onnx could not be made \(no such op\): try other"),
+        ("difference", 0.5, "onnxruntime differs from torch by 0.5 on torchscript.onnx"),
+    ],
+)
+def test_a_failed_export_leaves_nothing(
+    name: str,
+    answer: float | Exception,
+    message: str,
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_exporters()
+
+    def answered(*_: object, **__: object) -> float:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(f"kaoken.onnx_export.{name}", answered)
+    with pytest.raises(KaokenError, match=message):
+        write_graph(checkpoints("plain"), tmp_path / "graph.dot", onnx=True)
+    assert os.listdir(tmp_path) == []

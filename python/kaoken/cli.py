@@ -445,6 +445,7 @@ def _graph(options: argparse.Namespace) -> None:
     names = ("format", "before", "all_blocks", "onnx", "revision")
     drawn = write_graph(options.checkpoint, options.out, **{name: getattr(options, name) for name in names})
     if isinstance(drawn, str):
+        _print_what_does_not_encode("replace")
         _print(drawn, end="")
     else:
         for path in drawn:

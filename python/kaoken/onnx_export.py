@@ -203,9 +203,15 @@ def _quiet() -> Iterator[None]:
 
 
 def checked_export(module: nn.Module, example: tuple[Tensor, ...], names: Names, path: Path, *, dynamo: bool) -> None:
-    """Exports in eval mode; raises KaokenError where onnxruntime computes other outputs from the file than torch."""
-    export(module, example, names, path, dynamo=dynamo)
-    found = difference(module, example, names, path)
+    """Exports in eval mode; raises KaokenError where that fails, or where onnxruntime and torch compute differently."""
+    try:
+        export(module, example, names, path, dynamo=dynamo)
+        found = difference(module, example, names, path)
+    except (KaokenError, MemoryError):
+        raise
+    except Exception as error:  # those of torch and of onnxruntime have no other base in common
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KaokenError(f"{path.name} could not be made ({reason}): try other versions of torch and onnx") from error
     if not found <= _TOLERANCE:
         raise KaokenError(f"onnxruntime differs from torch by {found:.2g} on {path.name}: try other versions of them")
 
