@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -277,3 +278,28 @@ def test_constants_that_repeat_others_are_counted(tmp_path: Path) -> None:
     graphs.count(row, tmp_path / "model.onnx")
     assert (row.nodes, row.shape_nodes, row.arrays, row.dropouts) == (4, 1, 4, 0)
     assert (row.bytes, row.twice) == (24 + 24 + 4 + 8, 24)
+
+
+def test_the_page_of_graphs_quotes_its_table() -> None:
+    page = (ROOT / "docs" / "onnx-graphs.md").read_text()
+    rows = json.loads((ROOT / "docs" / "graphs" / "graphs.json").read_text())["rows"]
+    shown = {
+        (row["subject"], row["maker"]): row
+        for row in rows
+        if (row["way"], row["mode"]) in (("", ""), ("traced", "eval"))
+    }
+    makers = ("torchscript", "dynamo", "Kaoken before passes", "Kaoken after passes", "Kaoken baked")
+    for label, subject, key in (
+        ("ops", "model", "nodes"),
+        ("of which move or measure tensors", "model", "shape_nodes"),
+        ("ops in a block", "block", "nodes"),
+        ("arrays", "model", "arrays"),
+        ("bytes of arrays", "model", "bytes"),
+        ("of which repeat another array", "model", "twice"),
+    ):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {label} |"))
+        quoted = [int(re.findall(r"\d+", cell)[0]) for cell in line.split("|")[2:7]]
+        assert quoted == [shown[subject, maker][key] for maker in makers]
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / "docs" / link).exists() and "results" not in link] == []
