@@ -20,6 +20,7 @@ does nothing else.
   python -m benchmarks kernels                    every kernel beside the machine's limits
   python -m benchmarks service                    what choosing tokens costs, and many callers
   python -m benchmarks exploded                   straight-line code beside the packed kernels, dense and pruned
+  python -m benchmarks graphs                     what the ONNX exporters make of GPT-2, beside Kaoken's graph
   python -m benchmarks report                     what these left in --out as Markdown and plots
 """
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_kernels(_command(commands, "kernels", "GB/s and TOP/s of every kernel beside the machine's limits"))
     _add_exploded(_command(commands, "exploded", "packed kernels beside kernels=exploded, dense and pruned"))
     _add_service(_command(commands, "service", "what choosing tokens costs, and what many callers reach together"))
+    _add_graphs(_command(commands, "graphs", "counts and pictures of ONNX exports, beside Kaoken's graph"))
     _add_report(_command(commands, "report", "the JSON files of runs as Markdown and plots"))
     return parser
 
@@ -146,6 +148,16 @@ def _service(options: argparse.Namespace, arguments: list[str]) -> None:
     from benchmarks import service
 
     service.run(options, arguments, say)
+
+
+def _add_graphs(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_graphs)
+
+
+def _graphs(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import graphs
+
+    graphs.run(options.out, say)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,64 @@ def test_bytes_of_a_token(dtype: str, overrides: dict[str, str], megabytes: floa
     config = SimpleNamespace(vocab_size=50257, n_embd=768, blocks=(block,) * 12)
     info = SimpleNamespace(dtype=dtype, tensor_dtypes=overrides, cache_dtype="float32")
     assert bytes_per_token(config, info) / 1e6 == pytest.approx(megabytes, abs=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.ci
+def test_the_page_of_graphs_shows_kaokens_as_they_are(tmp_path: Path) -> None:
+    for name in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(name)
+    from benchmarks import graphs
+
+    graphs.write_checkpoint(tmp_path / "two-blocks")
+    rows = [asdict(row) for row in graphs.own_rows(tmp_path / "two-blocks", tmp_path)]
+    committed = json.loads((ROOT / "docs" / "graphs" / "graphs.json").read_text())["rows"]
+    assert rows == [row for row in committed if row["maker"].startswith("Kaoken")]
+    for picture in ("model-Kaoken-before-passes.dot", "model-Kaoken-after-passes.dot"):
+        assert (tmp_path / picture).read_text() == (ROOT / "docs" / "graphs" / picture).read_text()
+
+
+@pytest.mark.ci
+def test_constants_that_repeat_others_are_counted(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    from benchmarks import graphs
+
+    matrix = onnx.helper.make_tensor("m", onnx.TensorProto.FLOAT, [2, 3], [1, 2, 3, 4, 5, 6])
+    turned = onnx.helper.make_tensor("t", onnx.TensorProto.FLOAT, [3, 2], [1, 4, 2, 5, 3, 6])
+    other = onnx.helper.make_tensor("o", onnx.TensorProto.FLOAT, [1], [1])
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    nodes = [("MatMul", ["m", "t"], ["a"]), ("Constant", [], ["c"]), ("Gather", ["a", "c"], ["b"])]
+    nodes += [("Gather", ["m", "c"], ["d"]), ("Dropout", ["d"], ["y"])]
+    index = onnx.helper.make_tensor("c", onnx.TensorProto.INT64, [1], [0])
+    made = [onnx.helper.make_node(op, *ends, **({"value": index} if op == "Constant" else {})) for op, *ends in nodes]
+    model = onnx.helper.make_model(onnx.helper.make_graph(made, "g", [], [value], [matrix, turned, other]))
+    onnx.save(model, tmp_path / "model.onnx")
+    row = graphs.Row("block", "mine")
+    graphs.count(row, tmp_path / "model.onnx")
+    assert (row.nodes, row.shape_nodes, row.arrays, row.dropouts) == (4, 1, 4, 0)
+    assert (row.bytes, row.twice) == (24 + 24 + 4 + 8, 24)
+
+
+def test_the_page_of_graphs_quotes_its_table() -> None:
+    page = (ROOT / "docs" / "onnx-graphs.md").read_text()
+    rows = json.loads((ROOT / "docs" / "graphs" / "graphs.json").read_text())["rows"]
+    shown = {
+        (row["subject"], row["maker"]): row
+        for row in rows
+        if (row["way"], row["mode"]) in (("", ""), ("traced", "eval"))
+    }
+    makers = ("torchscript", "dynamo", "Kaoken before passes", "Kaoken after passes", "Kaoken baked")
+    for label, subject, key in (
+        ("ops", "model", "nodes"),
+        ("of which move or measure tensors", "model", "shape_nodes"),
+        ("ops in a block", "block", "nodes"),
+        ("arrays", "model", "arrays"),
+        ("bytes of arrays", "model", "bytes"),
+        ("of which repeat another array", "model", "twice"),
+    ):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {label} |"))
+        quoted = [int(re.findall(r"\d+", cell)[0]) for cell in line.split("|")[2:7]]
+        assert quoted == [shown[subject, maker][key] for maker in makers]
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert len(links) > 8
+    assert [link for link in links if not (ROOT / "docs" / link).exists() and "results" not in link] == []

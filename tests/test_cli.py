@@ -221,6 +221,17 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     }
 
 
+# graph; test_graph.py has the rest
+
+
+def test_graph_prints_dot_or_the_path(checkpoints: Checkpoints, tmp_path: Path, capsys: Capture) -> None:
+    text = succeed(capsys, "graph", str(checkpoints("plain")), "--before", "--all-blocks")
+    assert text.startswith('digraph "plain: Kaoken\'s graph before its passes"')
+    out = tmp_path / "graph.txt"
+    arguments = ("graph", str(checkpoints("plain")), "-o", str(out), "--format", "dot", "--before", "--all-blocks")
+    assert (succeed(capsys, *arguments), out.read_text()) == (f"{out}\n", text)
+
+
 # Mistakes
 
 
@@ -245,6 +256,9 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         ("bake ./no-checkpoint --isa avx3", "avx3"),
         ("bake ./no-checkpoint --jobs 0", "jobs"),
         ("bake ./no-checkpoint --compile-memory much", "much"),
+        ("graph ./no-checkpoint", "no-checkpoint is not a directory"),
+        ("graph ./no-checkpoint -o graph.png", "pictures are dot or svg"),
+        ("graph ./no-checkpoint --onnx", "--onnx needs a file that the exports can lie beside"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: str, message: str, capsys: Capture) -> None:
@@ -355,6 +369,7 @@ def test_a_closed_pipe_is_quiet() -> None:
         ("generate --help", ("--seed", "turns sampling on", "standard input", "exit codes")),
         ("info --help", ("--json", "--model")),
         ("bake --help", ("CHECKPOINT", "kaoken[bake]", "--isa portable", "KAOKEN_CACHE")),
+        ("graph --help", ("CHECKPOINT", "kaoken[graph]", "kaoken[onnx]", "--before", "--all-blocks")),
     ],
 )
 def test_help_teaches(arguments: str, lessons: tuple[str, ...], capsys: Capture) -> None:

@@ -19,13 +19,11 @@ class OnnxRuntime(Engine):
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
-        import torch
+        from kaoken.onnx_export import ExportedGPT2, export
 
-        from benchmarks.engines.exported import ExportedGPT2
-
-        gpt2 = ExportedGPT2(checkpoint).eval()
+        gpt2 = ExportedGPT2(checkpoint.directory)
         plain = directory / "plain.onnx"
-        torch.onnx.export(gpt2, gpt2.example(), str(plain), dynamo=False, opset_version=17, **_names(gpt2))
+        export(gpt2, gpt2.example(), gpt2.names(), plain, dynamo=False)
         if variant == "float32":
             plain.rename(directory / "model.onnx")
             return
@@ -77,17 +75,6 @@ class OnnxRuntime(Engine):
         logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
         self._length += ids.shape[1]
         return np.asarray(logits.numpy().argmax(-1), np.int64)
-
-
-def _names(gpt2: Any) -> dict[str, Any]:
-    """The names of inputs and outputs, and their dynamic axes."""
-    names = gpt2.past_names()
-    inputs, outputs = ["ids", "positions", "mask", *names], ["logits", *[f"present.{name}" for name in names]]
-    axes = {"ids": {0: "batch", 1: "count"}, "positions": {1: "count"}, "mask": {2: "count", 3: "total"}}
-    axes |= {"logits": {0: "batch"}}
-    axes |= {name: {0: "batch", 2: "past"} for name in names}
-    axes |= {f"present.{name}": {0: "batch", 2: "total"} for name in names}
-    return {"input_names": inputs, "output_names": outputs, "dynamic_axes": axes}
 
 
 ENGINE = OnnxRuntime

@@ -74,9 +74,9 @@ def _convert(checkpoint: Checkpoint) -> Any:
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    from benchmarks.engines.exported import ExportedGPT2
+    from kaoken.onnx_export import ExportedGPT2
 
-    gpt2 = ExportedGPT2(checkpoint).eval()
+    gpt2 = ExportedGPT2(checkpoint.directory).eval()
     model = openvino.convert_model(gpt2, example_input=gpt2.example())
     names = gpt2.past_names()
     _name_ports(model, gpt2, names)
@@ -90,7 +90,8 @@ def _name_ports(model: Any, gpt2: Any, names: list[str]) -> None:
     """Names and shapes that say what is dynamic."""
     import openvino
 
-    cache = openvino.PartialShape([-1, gpt2.heads, -1, gpt2.width // gpt2.heads])
+    block = gpt2.spec.blocks[0]
+    cache = openvino.PartialShape([-1, block.n_head, -1, block.head_dim])
     shapes = [[-1, -1], [1, -1], [1, 1, -1, -1]]
     inputs = ["ids", "positions", "mask", *names]
     for port, name, shape in zip(model.inputs, inputs, [*shapes, *[cache] * len(names)], strict=True):

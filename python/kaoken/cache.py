@@ -132,7 +132,7 @@ def install(files: dict[Path, Path]) -> None:
 
 def write_error(path: Path, error: OSError) -> BuildError:
     if error.errno in _DISK_FULL:
-        return BuildError(f"the disk is full: {path} was not written; free some space there and bake again")
+        return BuildError(f"the disk is full: {path} was not written; free some space there and try again")
     return BuildError(f"{path} cannot be written ({error.strerror or error}): check the directory and its permissions")
 
 

@@ -30,6 +30,7 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
   kaoken generate "Hello" --model my.so     and run it
   kaoken bench                              how fast it is on this machine
   kaoken verify my.so                       whether a library is damaged
+  kaoken graph ./my-checkpoint -o graph.svg what Kaoken makes of a checkpoint, as a picture
 """
 
 _GENERATE = """\
@@ -79,6 +80,20 @@ A model that fits into the processor's cache can pass that limit.
 
   kaoken bench
   kaoken bench --model my.so --threads 2 --json
+"""
+
+_GRAPH = """\
+Draw the graph that a checkpoint is baked as: each op with its shapes, the checkpoint's tensors that its weights come
+from, and what Kaoken's passes have folded into it. No weights are read, so it is instant for a model of any size.
+Blocks that are alike are drawn once. Without -o the DOT text is printed; SVG needs `pip install "kaoken[graph]"`.
+
+--onnx exports the checkpoint with torch's TorchScript and dynamo exporters, checks both files with onnxruntime, and
+draws them too: OUT.svg gets OUT.torchscript.onnx, OUT.torchscript.svg, OUT.dynamo.onnx and OUT.dynamo.svg beside it.
+It needs `pip install "kaoken[onnx]"`.
+
+  kaoken graph ./my-checkpoint -o graph.svg
+  kaoken graph ./my-checkpoint -o graph.svg --onnx
+  kaoken graph ./my-checkpoint --before --all-blocks > before.dot
 """
 
 _EXIT_CODES = "exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted, 141 output closed early"
@@ -226,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
     _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
+    _add_graph(_command(commands, "graph", _graph, _GRAPH, "draw a checkpoint's graph"))
     return parser
 
 
@@ -273,6 +289,18 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="a baked library (default: the model in this wheel)")
+
+
+def _add_graph(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
+    parser.add_argument("-o", "--out", metavar="OUT", help="the file to write (default: DOT to standard output)")
+    parser.add_argument("--format", help="dot or svg (default: as OUT ends)")
+    parser.add_argument(
+        "--before", action="store_true", help="the graph as the checkpoint states it, before the passes"
+    )
+    parser.add_argument("--all-blocks", action="store_true", help="draw blocks that are alike one by one")
+    parser.add_argument("--onnx", action="store_true", help="put the ONNX exports and their pictures beside OUT")
+    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -406,6 +434,22 @@ def _verify(options: argparse.Namespace) -> None:
     path = options.file or default_library()
     verify(path)
     _print_path(f"{path} is whole: it fits the digest that its build recorded in it")
+
+
+def _graph(options: argparse.Namespace) -> None:
+    from kaoken.tools import check_packages
+
+    check_packages()
+    from kaoken.graphs import write_graph
+
+    names = ("format", "before", "all_blocks", "onnx", "revision")
+    drawn = write_graph(options.checkpoint, options.out, **{name: getattr(options, name) for name in names})
+    if isinstance(drawn, str):
+        _print_what_does_not_encode("replace")
+        _print(drawn, end="")
+    else:
+        for path in drawn:
+            _print_path(path)
 
 
 def _bake(options: argparse.Namespace) -> None:

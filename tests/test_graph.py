@@ -1,0 +1,238 @@
+"""`kaoken graph`: what the passes did, as DOT and SVG, and the exporters' ONNX files beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from checkpoints import write_checkpoint
+from configurations import blocks
+from conftest import Checkpoints
+from kaoken.errors import InputError, KaokenError
+from kaoken.graphs import Cluster, Node, Picture, dot, render, write_graph
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def labels(text: str) -> dict[str, list[str]]:
+    """The lines of each node of a DOT text, by its name."""
+    return {name: label.split(r"\n") for name, label in re.findall(r'"([^"]+)" \[label="([^"]*)"', text)}
+
+
+def drawn(directory: Path, **options: bool) -> str:
+    text = write_graph(directory, **options)
+    assert isinstance(text, str)
+    return text
+
+
+def test_before_the_passes_each_op_is_the_checkpoints(checkpoints: Checkpoints) -> None:
+    nodes = labels(drawn(checkpoints("plain"), before=True, all_blocks=True))
+    assert nodes["h.1.ln_1"] == ["LayerNorm ln_1", "weight [32] of h.1.ln_1.weight", "bias [32] of h.1.ln_1.bias"]
+    for part in ("query", "key", "value"):
+        title, *arrays = nodes[f"h.1.{part}"]
+        assert title == f"Linear {part} -> [T, 32]"
+        assert arrays == ["weight [32, 32] of h.1.attn.c_attn.weight", "bias [32] of h.1.attn.c_attn.bias"]
+    assert nodes["h.0.attention"] == ["Attention -> [T, 32]", "2 heads of 16, causal, scale 0.25"]
+    assert not any("fold_" in line for lines in nodes.values() for line in lines)
+
+
+def test_after_the_passes_each_op_says_what_they_did(checkpoints: Checkpoints) -> None:
+    nodes = labels(drawn(checkpoints("plain"), all_blocks=True))
+    assert nodes["h.1.ln_1"][1:] == ["no weight", "no bias", "fold_layer_norm: weight gone; bias gone"]
+    assert "weight [32, 32] of h.1.attn.c_attn.weight, h.1.ln_1.weight" in nodes["h.1.query"]
+    assert "fold_attention_scale: weight scaled; bias scaled" in nodes["h.1.query"]
+    assert "fold_attention_scale: scale 0.25 is now 1" in nodes["h.1.attention"]
+    for part, rewrite in (("key", "drop_key_bias"), ("value", "move_value_bias")):
+        assert {"no bias", f"{rewrite}: bias gone"} <= set(nodes[f"h.1.{part}"])
+    moved = next(line for line in nodes["h.1.attn_out"] if line.startswith("move_value_bias: bias takes in"))
+    assert "h.1.attn.c_attn.bias" in moved
+    assert nodes["ln_f"][1:] == ["weight [32] of ln_f.weight", "bias [32] of ln_f.bias"]  # the head is tied
+    assert "pad_heads" not in "".join(line for lines in nodes.values() for line in lines)
+
+
+def test_an_untied_head_takes_in_the_last_norm(checkpoints: Checkpoints) -> None:
+    nodes = labels(drawn(checkpoints("untied")))
+    assert nodes["ln_f"][1:3] == ["no weight", "no bias"]
+    assert "bias [67] of lm_head.weight, ln_f.bias" in nodes["head"]
+
+
+def test_padded_heads_say_so(checkpoints: Checkpoints) -> None:
+    nodes = labels(drawn(checkpoints("heads_of_12")))
+    assert nodes["h.0.key"][0] == "Linear key -> [T, 80]"
+    assert "pad_heads: weight was [60, 60]" in nodes["h.0.key"]
+    assert "5 heads of 16, causal, scale 1" in nodes["h.0.attention"]
+
+
+def test_blocks_of_differing_sizes(checkpoints: Checkpoints) -> None:
+    text = drawn(checkpoints("pruned"))
+    for label in ("block 0: 1 heads of 16, n_inner 5", "block 1: 2 heads of 16, n_inner 80"):
+        assert f'label="{label}"' in text
+
+
+def test_blocks_that_are_alike_are_drawn_once(tmp_path: Path) -> None:
+    sizes = [(2, 16, 40), (2, 16, 40), (2, 16, 40), (1, 16, 40)]
+    directory = write_checkpoint(tmp_path / "model", blocks(*sizes))
+    text = drawn(directory)
+    assert re.findall(r'label="(blocks? [^"]*)"', text) == [
+        "blocks 0 to 2, x 3: 2 heads of 16, n_inner 40",
+        "block 3: 1 heads of 16, n_inner 40",
+    ]
+    assert '"h.0.add_2" -> "h.3.ln_1"' in text
+    assert '"h.1.' not in text
+    assert len(re.findall(r"subgraph", drawn(directory, all_blocks=True))) == 4
+
+
+def test_a_scale_of_each_layers_own_keeps_blocks_apart(checkpoints: Checkpoints) -> None:
+    assert len(re.findall(r"subgraph", drawn(checkpoints("inverse_layer_scale")))) == 4
+
+
+def test_the_text_is_the_same_each_time_and_reads_no_weights(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "model", dtype="BF16")
+    first = drawn(directory)
+    weights = directory / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1000] + b"\xff" * 1000)  # NaN, which any read refuses
+    assert drawn(directory) == first
+
+
+NASTY = 'a "b" \\n \\G <i> &lt; \x1b \udcff'
+
+
+def test_names_are_escaped() -> None:
+    picture = Picture(NASTY, (Cluster(NASTY, (Node(NASTY, NASTY, (NASTY,)),)),), ((NASTY, NASTY),))
+    text = dot(picture)
+    assert r'"a \"b\" \\n \\G <i> &amp;lt; ? ?"' in text
+    text.encode()
+
+
+def test_svg_shows_names_as_they_are() -> None:
+    root = ElementTree.fromstring(render(Picture(NASTY, (Cluster(NASTY, (Node("x", NASTY),)),), ()), "svg"))
+    texts = ["".join(each.itertext()) for each in root.iter(f"{SVG}text")]
+    assert texts == ['a "b" \\n \\G <i> &lt; ? ?'] * 3
+
+
+def test_svg_has_every_node(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    out = tmp_path / "graph.svg"
+    assert write_graph(checkpoints("plain"), out) == [out]
+    root = ElementTree.fromstring(out.read_bytes())
+    titles = {node.findtext(f"{SVG}title") for node in root.iter(f"{SVG}g") if node.get("class") == "node"}
+    assert titles == set(labels(drawn(checkpoints("plain"))))
+
+
+def test_without_graphviz_dot_still_works(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kaoken.graphs.find_spec", lambda name: None)
+    out = tmp_path / "graph.svg"
+    out.write_text("mine")
+    with pytest.raises(KaokenError, match=r'pip install "kaoken\[graph\]"`, or write a .dot file'):
+        write_graph(checkpoints("plain"), out)
+    assert (out.read_text(), os.listdir(tmp_path)) == ("mine", ["graph.svg"])
+    dots = tmp_path / "graph.dot"
+    write_graph(checkpoints("plain"), dots)
+    assert dots.read_text() == drawn(checkpoints("plain"))
+
+
+def test_onnx_without_torch_says_what_to_install(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kaoken.graphs.find_spec", lambda name: None)
+    with pytest.raises(KaokenError, match=r'torch, onnx, onnxruntime, onnxscript: `pip install "kaoken\[onnx\]"`'):
+        write_graph(checkpoints("plain"), "graph.dot", onnx=True)
+
+
+def test_outputs_that_cannot_be(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    for out, message in (
+        (tmp_path / "no" / "graph.dot", "does not exist: make it first"),
+        (tmp_path / "graph.png", "the format is 'png', but pictures are dot or svg"),
+        (tmp_path / "graph", "the format is ''"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_graph(checkpoints("plain"), out)
+    with pytest.raises(InputError, match="an SVG needs a file"):
+        write_graph(checkpoints("plain"), format="svg")
+    with pytest.raises(InputError, match="--onnx needs a file"):
+        write_graph(checkpoints("plain"), onnx=True)
+    with pytest.raises(InputError, match="is a directory"):
+        write_graph(checkpoints("plain"), tmp_path, format="dot")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(KaokenError, match=r"/proc/graph\.dot cannot be written"):
+        write_graph(checkpoints("plain"), "/proc/graph.dot")
+
+
+def require_exporters() -> None:
+    if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
+        for name in ("torch", "onnx", "onnxruntime", "onnxscript"):
+            pytest.importorskip(name)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what --onnx writes of blocks of differing sizes, one of them with padded heads."""
+    require_exporters()
+    out = tmp_path_factory.mktemp("exported") / "graph.dot"
+    written = write_graph(checkpoints("irregular"), out, onnx=True)
+    names = ["graph.dot"] + [f"graph.{each}.{end}" for each in ("torchscript", "dynamo") for end in ("onnx", "dot")]
+    assert [Path(path).name for path in written] == names
+    return out.parent
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_exports_compute_the_oracles_logits(exporter: str, exported: Path, checkpoints: Checkpoints) -> None:
+    """Of other batches and lengths than they were traced with."""
+    import numpy as np
+    import onnxruntime
+
+    from configurations import CONFIGURATIONS
+    from oracle import open_oracle
+
+    session = onnxruntime.InferenceSession(exported / f"graph.{exporter}.onnx", providers=["CPUExecutionProvider"])
+    oracle = open_oracle(checkpoints("irregular"))
+    for batch, count in ((1, 1), (3, 80)):
+        ids = CONFIGURATIONS["irregular"].ids(batch)[:, :count]
+        (logits,) = session.run(["logits"], {"ids": ids})
+        assert np.abs(logits - oracle.logits(ids)).max() < 1e-4
+
+
+@pytest.mark.ci
+def test_pictures_of_exports_have_their_ops(exported: Path) -> None:
+    import onnx
+
+    for exporter in ("torchscript", "dynamo"):
+        graph = onnx.load(exported / f"graph.{exporter}.onnx").graph
+        text = (exported / f"graph.{exporter}.dot").read_text()
+        titles = sorted(lines[0] for name, lines in labels(text).items() if name.startswith("op "))
+        assert titles == sorted(node.op_type for node in graph.node if node.op_type != "Constant")
+        assert {f'label="block {index}"' for index in range(4)} <= set(re.findall(r'label="block \d"', text))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("export", RuntimeError("no such op\nmore"), r"torchscript.onnx could not be made \(no such op\): try other"),
+        ("difference", 0.5, "onnxruntime differs from torch by 0.5 on torchscript.onnx"),
+    ],
+)
+def test_a_failed_export_leaves_nothing(
+    name: str,
+    answer: float | Exception,
+    message: str,
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_exporters()
+
+    def answered(*_: object, **__: object) -> float:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(f"kaoken.onnx_export.{name}", answered)
+    with pytest.raises(KaokenError, match=message):
+        write_graph(checkpoints("plain"), tmp_path / "graph.dot", onnx=True)
+    assert os.listdir(tmp_path) == []
