@@ -21,6 +21,7 @@ does nothing else.
   python -m benchmarks service                    what choosing tokens costs, and many callers
   python -m benchmarks exploded                   straight-line code beside the packed kernels, dense and pruned
   python -m benchmarks graphs                     what the ONNX exporters make of GPT-2, beside Kaoken's graph
+  python -m benchmarks distill --text FILE         smaller models by distillation and pruning, trained and baked
   python -m benchmarks report                     what these left in --out as Markdown and plots
 """
 
@@ -36,7 +37,7 @@ def without_paths(arguments: Sequence[str]) -> list[str]:
     kept: list[str] = []
     skip = False
     for argument in arguments:
-        path = argument.split("=")[0] in ("--out", "--cache")
+        path = argument.split("=")[0] in ("--out", "--cache", "--text", "--work")
         if not path and not skip:
             kept.append(argument)
         skip = path and "=" not in argument
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_exploded(_command(commands, "exploded", "packed kernels beside kernels=exploded, dense and pruned"))
     _add_service(_command(commands, "service", "what choosing tokens costs, and what many callers reach together"))
     _add_graphs(_command(commands, "graphs", "counts and pictures of ONNX exports, beside Kaoken's graph"))
+    _add_distill(_command(commands, "distill", "smaller models: by steps, at once, without a teacher, by pruning"))
     _add_report(_command(commands, "report", "the JSON files of runs as Markdown and plots"))
     return parser
 
@@ -158,6 +160,25 @@ def _graphs(options: argparse.Namespace, arguments: list[str]) -> None:
     from benchmarks import graphs
 
     graphs.run(options.out, say)
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", type=Path, required=True, help="such as tiny Shakespeare; its last tenth evaluates")
+    parser.add_argument("--full", action="store_const", const="full", dest="study", help="the published study's size")
+    parser.add_argument("--tiny", action="store_const", const="tiny", dest="study", help="seconds, as a test")
+    parser.add_argument("--seeds", type=int, nargs="+", help="train some of the study's seeds (default: all)")
+    parser.add_argument("--train-only", action="store_true", help="measure no speed, as while the machine is busy")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/distill"), help="of models, which a next run goes on with"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(run=_distill, study="preset")
+
+
+def _distill(options: argparse.Namespace, arguments: list[str]) -> None:
+    from benchmarks import distill
+
+    distill.run(options, arguments, say)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

@@ -147,7 +147,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{directory} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
     config = _read_json(directory / CONFIG)[1]
     generation_json, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
-    tokenizer, parts = _read_tokenizer(directory)
+    tokenizer, parts = read_tokenizer(directory)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
     if _stores_head_only(config, tensors):
@@ -271,7 +271,7 @@ def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
     return _read_json(path) if os.path.lexists(path) else (None, {})
 
 
-def _read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
+def read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
     """tokenizer.json, or what the files before it become, and the names of those that may be there."""
     present = [os.path.lexists(directory / name) for name in (VOCAB, MERGES)]
     if os.path.lexists(directory / TOKENIZER) or not all(present):

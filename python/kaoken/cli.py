@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
+from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
+    add_compress_commands(commands, _command)
     _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
     _add_graph(_command(commands, "graph", _graph, _GRAPH, "draw a checkpoint's graph"))
     return parser

@@ -26,7 +26,7 @@ class Corpus:
     size: int
 
     def samples(self, context: int, stride: int | None = None) -> Samples:
-        """Every whole window of `context` inputs and as many targets, a window each `stride` tokens (default: `context`).
+        """Every whole window of `context` inputs and as many targets, one each `stride` tokens (default: `context`).
 
         Raises InputError where the text has not one.
         """
@@ -69,7 +69,7 @@ class Samples:
     def digest(self) -> str:
         """SHA-256 of the ids and of how they are cut."""
         state = hashlib.sha256(f"{self.context} {self.stride} {self.vocab_size} {self.tokens.dtype.str}\n".encode())
-        state.update(np.ascontiguousarray(self.tokens))
+        state.update(np.ascontiguousarray(self.tokens).data)
         return state.hexdigest()
 
 
@@ -79,8 +79,8 @@ def read_corpus(path: str | Path, tokenizer: Any, vocab_size: int, holdout: floa
     `tokenizer` is a `tokenizers.Tokenizer`, `vocab_size` that of the model. Long texts are tokenized some lines at a
     time.
 
-    Raises InputError for a file that is not UTF-8 or empty and for a token outside the vocabulary, and OSError for a file
-    that cannot be read.
+    Raises InputError for a file that is not UTF-8 or empty and for a token outside the vocabulary, and OSError for a
+    file that cannot be read.
     """
     if not 0 <= holdout < 1:
         raise InputError(f"holdout is {holdout}; expected a share of the text from 0 to below 1, such as 0.1")
@@ -102,8 +102,8 @@ def _corpus(name: str, text: str, tokenizer: Any, vocab_size: int) -> Corpus:
     largest = max((max(piece) for piece in ids if piece), default=0)
     if largest >= vocab_size:
         raise InputError(
-            f"the tokenizer makes token {largest} of {name}, but the model has {vocab_size} tokens; expected a tokenizer "
-            "and a model that belong together"
+            f"the tokenizer makes token {largest} of {name}, but the model has {vocab_size} tokens; expected the "
+            "model's own tokenizer"
         )
     tokens = np.concatenate([np.asarray(piece, dtype) for piece in ids]) if ids else np.empty(0, dtype)
     return Corpus(name, tokens, vocab_size, len(text.encode()))

@@ -10,7 +10,7 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 from transformers.pytorch_utils import Conv1D
 
@@ -69,6 +70,31 @@ def _attention(config: transformers.GPT2Config, layer: int, n_head: int, head_di
     return attention
 
 
+def new(config: Mapping[str, Any], seed: int | None) -> GPT2LMHeadModel:
+    """A model of these fields of GPT2Config with random weights, drawn by transformers; on no device without a seed."""
+    fields = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+    if seed is None:
+        with torch.device("meta"):
+            return GPT2LMHeadModel(transformers.GPT2Config(**fields))
+    transformers.set_seed(seed)
+    return GPT2LMHeadModel(transformers.GPT2Config(**fields))
+
+
+def config_fields(model: transformers.GPT2LMHeadModel) -> dict[str, Any]:
+    """What `new` takes for a model of the same sizes and options."""
+    fields: dict[str, Any] = model.config.to_diff_dict()
+    return {name: value for name, value in fields.items() if name != "transformers_version"}
+
+
+def set_dropout(model: transformers.GPT2LMHeadModel, probability: float) -> None:
+    """The same everywhere, in the config too."""
+    for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):
+        setattr(model.config, name, probability)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
 # Checkpoints
 
 
@@ -102,7 +128,7 @@ def save(model: transformers.GPT2LMHeadModel, directory: str | Path, tokenizer_f
             new.mkdir()
             _write(model, new)
             if tokenizer_from is not None:
-                _copy_tokenizer(Path(tokenizer_from), new)
+                copy_tokenizer(Path(tokenizer_from), new)
             if directory.exists():
                 directory.rename(old)
             new.rename(directory)
@@ -186,7 +212,7 @@ def _write(model: transformers.GPT2LMHeadModel, directory: Path) -> None:
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
 
 
-def _copy_tokenizer(source: Path, directory: Path) -> None:
+def copy_tokenizer(source: Path, directory: Path) -> None:
     for name in (TOKENIZER, *TOKENIZER_PARTS):
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
@@ -205,6 +231,31 @@ def blocks(model: transformers.GPT2LMHeadModel) -> list[Sizes]:
 def parameters(model: transformers.GPT2LMHeadModel) -> int:
     """How many parameters there are; a tied head is its embedding."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def branches(model: transformers.GPT2LMHeadModel) -> list[tuple[Conv1D, Conv1D]]:
+    """The last matrices of each block's attention and MLP, [attended columns, n_embd] and [neurons, n_embd]."""
+    return [(block.attn.c_proj, block.mlp.c_proj) for block in model.transformer.h]
+
+
+def norms(model: transformers.GPT2LMHeadModel) -> list[torch.nn.LayerNorm]:
+    """All that reads the residual stream, in order: two of each block, and the last."""
+    return [norm for block in model.transformer.h for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
+
+
+def matrices(model: transformers.GPT2LMHeadModel) -> dict[str, Conv1D]:
+    """The four matrices [inputs, outputs] of each block, by their names in a checkpoint."""
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    every = range(len(model.transformer.h))
+    return {f"h.{layer}.{name}": model.transformer.h[layer].get_submodule(name) for layer in every for name in names}
+
+
+def describe(model: transformers.GPT2LMHeadModel) -> str:
+    """Its sizes, for people."""
+    sizes, config = blocks(model), model.config
+    each = [f"{n_head} heads of {head_dim}, {n_inner} neurons" for n_head, head_dim, n_inner in sizes]
+    inside = each[0] if len(set(each)) == 1 else "; ".join(each)
+    return f"{len(sizes)} layers, width {config.n_embd}, {inside}, context {config.n_positions}"
 
 
 # Cutting

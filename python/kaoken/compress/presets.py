@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from kaoken.compress.training import Schedule
+from kaoken.errors import InputError
 
 END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration (fields of transformers' GPT2Config), the distance of its samples, and its schedule."""
+    """A configuration (fields of transformers' GPT2Config), in how many samples each token is, and a schedule."""
 
     config: dict[str, Any]
-    stride: int
-    schedule: Schedule
+    overlap: int = 1
+    schedule: Schedule | None = None
 
 
 def _bytes_config(layers: int, heads: int, width: int, context: int, **fields: Any) -> dict[str, Any]:
@@ -30,16 +31,23 @@ PRESETS = {
     # The bundled model; its card in models/gptlite-shakespeare has the same figures.
     "gptlite": Preset(
         _bytes_config(6, 8, 256, 256, embd_pdrop=0.1, resid_pdrop=0.15),
-        stride=64,
+        overlap=4,
         schedule=Schedule(max_steps=4850, batch_size=24, warmup_steps=100, seed=1337, bf16=True),
     ),
     # A few minutes on two cores; as many layers as make tenths of a scale.
     "gptlite-deep": Preset(
         _bytes_config(10, 6, 96, 128, activation_function="gelu_pytorch_tanh"),
-        stride=64,
+        overlap=2,
         schedule=Schedule(max_steps=2000, batch_size=16, learning_rate=2e-3, min_learning_rate=2e-4),
     ),
 }
+
+
+def find(name: str) -> Preset:
+    """Raises InputError for an unknown one."""
+    if name not in PRESETS:
+        raise InputError(f"there is no preset {name!r}; expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def byte_tokenizer() -> Any:

@@ -73,8 +73,15 @@ def scale_parameters(
     return shapes[factor], factor
 
 
+def resolve(
+    shape: Shape, factor: float, axes: Sequence[str], of_parameters: bool, parameters: Callable[[Shape], int]
+) -> Shape:
+    """The shape at a factor of the sizes, or at a share of the parameters."""
+    return scale_parameters(shape, factor, axes, parameters)[0] if of_parameters else scale(shape, factor, axes)
+
+
 def evenly(count: int, kept: int) -> list[int]:
-    """`kept` of the numbers 0 to count - 1, the first and the last among them, as evenly as can be: 3 of 6 are 0, 3, 5."""
+    """`kept` of the numbers 0 to count - 1, the first and the last among them, evenly: 3 of 6 are 0, 3, 5."""
     if kept == 1:
         return [0]
     return [_round(place * (count - 1) / (kept - 1)) for place in range(kept)]

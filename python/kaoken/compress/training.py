@@ -153,7 +153,6 @@ def train_model(
     return result
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, corpus: Corpus, context: int, batch_size: int = 16) -> Evaluation:
     """The model on every whole window of `context` tokens of a text. InputError where the text is shorter."""
     samples = corpus.samples(context)
@@ -163,7 +162,8 @@ def evaluate(model: nn.Module, corpus: Corpus, context: int, batch_size: int = 1
     for start in range(0, len(samples), batch_size):
         indices = np.arange(start, min(start + batch_size, len(samples)))
         inputs, targets = (torch.from_numpy(array).to(device) for array in samples.gather(indices))
-        logits = model(input_ids=inputs, use_cache=False).logits.float()
+        with torch.no_grad():
+            logits = model(input_ids=inputs, use_cache=False).logits.float()
         total += float(functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         right += int((logits.argmax(-1) == targets).sum())
         count += targets.numel()
@@ -273,10 +273,11 @@ def _arguments(schedule: Schedule, samples: int, work: Path) -> TrainingArgument
         seed=schedule.seed,
         data_seed=schedule.seed,
         bf16=schedule.bf16,
-        gradient_checkpointing=schedule.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if schedule.gradient_checkpointing else {}),  # deprecated from 5.20 on
+        dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=max(1, min(20, steps // 10)),
         save_strategy="steps",
-        save_steps=max(1, min(500, steps // 5)),
+        save_steps=max(1, min(500, steps // 2)),
         save_total_limit=2,
         remove_unused_columns=False,
         dataloader_drop_last=samples >= schedule.batch_size,
