@@ -207,6 +207,23 @@ def parameters(model: transformers.GPT2LMHeadModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def branches(model: transformers.GPT2LMHeadModel) -> list[tuple[Conv1D, Conv1D]]:
+    """The last matrices of each block's attention and MLP, [attended columns, n_embd] and [neurons, n_embd]."""
+    return [(block.attn.c_proj, block.mlp.c_proj) for block in model.transformer.h]
+
+
+def norms(model: transformers.GPT2LMHeadModel) -> list[torch.nn.LayerNorm]:
+    """All that reads the residual stream, in order: two of each block, and the last."""
+    return [norm for block in model.transformer.h for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
+
+
+def matrices(model: transformers.GPT2LMHeadModel) -> dict[str, Conv1D]:
+    """The four matrices [inputs, outputs] of each block, by their names in a checkpoint."""
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    every = range(len(model.transformer.h))
+    return {f"h.{layer}.{name}": model.transformer.h[layer].get_submodule(name) for layer in every for name in names}
+
+
 # Cutting
 
 
