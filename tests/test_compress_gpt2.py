@@ -249,15 +249,3 @@ def test_unsound_cuts(changes: dict[str, Any], message: str, checkpoints: Checkp
     fields = {"blocks": gpt2.whole(model).blocks, "channels": (0, 1), "positions": 32} | changes
     with pytest.raises(InputError, match=message):
         gpt2.carve(model, gpt2.Cut(**fields))
-
-
-def test_a_cut_bakes(checkpoints: Checkpoints, tmp_path: Path, bake_checkpoint: Any) -> None:
-    from kaoken import load
-
-    model = load_model(checkpoints("plain"))
-    second = gpt2.whole(model).blocks[1]
-    first = gpt2.BlockCut(0, (1,), (tuple(range(0, 16, 2)),), tuple(range(48)))
-    carved = gpt2.carve(model, gpt2.Cut((first, second), tuple(range(32)), 32))
-    ids = CONFIGURATIONS["plain"].ids()
-    baked = load(bake_checkpoint(gpt2.save(carved, tmp_path / "saved")))
-    assert reference.relative_error(live.logits(carved, ids), baked.logits(ids)) < reference.LIMIT
