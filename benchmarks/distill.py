@@ -143,6 +143,7 @@ def arms(study: Study, text: Path, seed: int, directory: Path) -> dict[str, Call
         "online": students(Way(online=True)),
         "int8 labels": from_int8,
         "half the width": students(labelled(), smaller=Smaller((0.5,), ("width", "heads"), of_parameters=True)),
+        "iterative random start": students(labelled(start="random"), smaller=Smaller(study.factors, study.axes)),
         "half of each": students(Way(), smaller=Smaller((0.5,), AXES)),
     }
 
@@ -192,7 +193,7 @@ def _stages(directory: Path, study: Study, seed: int, text: Path) -> Iterator[di
         for stage in _report(directory / name)["stages"]:
             tokens += stage["training"]["tokens"]
             seconds += stage["training"]["seconds"]
-            arm = f"{name} {stage['name']}" if name == "iterative" else name
+            arm = f"{name} {stage['name']}" if name.startswith("iterative") else name
             yield {**stage, "arm": arm, "seed": seed, "total_tokens": tokens, "total_seconds": seconds}
 
 
