@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
 
+from benchmarks.distill_tables import by_arm, losses
 from benchmarks.rows import ROWS
 from benchmarks.tables import Document, engine_times, peak_operations
 
@@ -48,6 +50,24 @@ def plot_kernels(document: Document, path: Path) -> list[Path]:
     for dtype, panel in zip(dtypes, axes[0], strict=True):
         _roofline(panel, document, dtype)
     figure.suptitle(f"{document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
+    return [_save(figure, path)]
+
+
+def plot_distill(document: Document, path: Path) -> list[Path]:
+    """The loss beside parameters, and beside the tokens that a model was trained on behind its teacher."""
+    arms = by_arm(document)
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+    scales = ("parameters", "total_tokens")
+    for panel, scale, label in zip(panels, scales, ("parameters", "tokens behind the teacher"), strict=True):
+        for name, arm in arms.items():
+            values = losses(arm)
+            x, y = mean(run[scale] for run in arm.values()), mean(values)
+            colour = OURS if name.startswith(("iterative", "pruned")) else THEIRS
+            panel.errorbar(x, y, stdev(values) if len(values) > 1 else None, fmt="o", color=colour, markersize=4)
+            panel.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6)
+        panel.set(xlabel=label)
+    panels[0].set(ylabel="loss on the held out text (nats)")
+    figure.suptitle(f"study {document['study']['name']}", fontsize=10)
     return [_save(figure, path)]
 
 

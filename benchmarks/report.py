@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.distill_tables import distill_sections
 from benchmarks.tables import Document, kernels_sections, layers_sections, peers_sections, service_sections
 
 SECTIONS: dict[str, Callable[[Document], list[str]]] = {
@@ -13,6 +14,7 @@ SECTIONS: dict[str, Callable[[Document], list[str]]] = {
     "layers": layers_sections,
     "kernels": kernels_sections,
     "service": service_sections,
+    "distill": distill_sections,
 }
 
 
@@ -40,4 +42,5 @@ def _plot(kind: str, document: Document, path: Path) -> list[Path]:
         return []
     from benchmarks import plots
 
-    return plots.plot_peers(document, path) if kind == "peers" else plots.plot_kernels(document, path)
+    plot = {"peers": plots.plot_peers, "kernels": plots.plot_kernels, "distill": plots.plot_distill}[kind]
+    return plot(document, path)

@@ -32,7 +32,7 @@ PRESETS = {
     "gptlite": Preset(
         _bytes_config(6, 8, 256, 256, embd_pdrop=0.1, resid_pdrop=0.15),
         overlap=4,
-        schedule=Schedule(max_steps=4850, batch_size=24, warmup_steps=100, seed=1337, bf16=True),
+        schedule=Schedule(max_steps=4850, batch_size=24, warmup_steps=100, seed=1337),
     ),
     # A few minutes on two cores; as many layers as make tenths of a scale.
     "gptlite-deep": Preset(
