@@ -30,6 +30,7 @@ from kaoken.compress.training import Schedule
 from kaoken.model import BakedGPT2
 
 DTYPES = ("float32", "int8", "int4")
+TEACHER = "teacher"
 ROUNDS = 9  # of timing
 
 Say = Callable[[str], None]
@@ -43,7 +44,7 @@ class Study:
     factors: tuple[float, ...]
     axes: tuple[str, ...]  # of the chain
     schedule: Schedule  # of one step of the chain, at seed 0
-    teacher_steps: int  # in steps of the chain
+    teacher_steps: int  # as many times as a step of the chain
     seeds: tuple[int, ...]
 
     def one(self, seed: int, steps: int = 1) -> Schedule:
@@ -64,7 +65,7 @@ PRESET = Study(
     factors=FACTORS,
     axes=("layers",),
     schedule=Schedule(max_steps=200, batch_size=16, learning_rate=2e-3, min_learning_rate=2e-4, warmup_steps=50),
-    teacher_steps=5,
+    teacher_steps=15,
     seeds=(0, 1, 2),
 )
 
@@ -93,10 +94,10 @@ TINY = replace(
 STUDIES = {"preset": PRESET, "full": FULL, "tiny": TINY}
 
 
-def arms(study: Study, text: Path, seed: int, directory: Path) -> dict[str, Callable[[Path], Any]]:
+def arms(study: Study, text: Path, seed: int, root: Path) -> dict[str, Callable[[Path], Any]]:
     """What makes the checkpoint directory of each arm, in an order in which each finds what it needs."""
     half, long = study.factors[-1], len(study.factors)
-    teacher, labels = str(directory / "teacher"), str(directory / "labels")
+    teacher, labels, directory = str(root / TEACHER), str(root / "labels"), root / f"seed-{seed}"
 
     def quiet(line: str) -> None: ...
 
@@ -114,7 +115,7 @@ def arms(study: Study, text: Path, seed: int, directory: Path) -> dict[str, Call
 
     def pruned(steps: int) -> Callable[[Path], Any]:
         return lambda out: prune(
-            out, text, teacher, study.one(seed, steps), parameters=_half_share(directory), way=labelled(), say=quiet
+            out, text, teacher, study.one(seed, steps), parameters=_half_share(root, seed), way=labelled(), say=quiet
         )
 
     def from_int8(out: Path) -> Any:
@@ -122,10 +123,7 @@ def arms(study: Study, text: Path, seed: int, directory: Path) -> dict[str, Call
         way = Way(labels_from=str(library))
         return distill(out, text, [teacher], study.one(seed), smaller=Smaller((half,), study.axes), way=way, say=quiet)
 
-    return {
-        "teacher": lambda out: train(
-            out, text, study.config, byte_tokenizer(), study.one(seed, study.teacher_steps), say=quiet
-        ),
+    found = {
         "iterative": students(labelled(), smaller=Smaller(study.factors, study.axes)),
         "one-shot": students(labelled()),
         "direct": direct(1),
@@ -146,6 +144,9 @@ def arms(study: Study, text: Path, seed: int, directory: Path) -> dict[str, Call
         "iterative random start": students(labelled(start="random"), smaller=Smaller(study.factors, study.axes)),
         "half of each": students(Way(), smaller=Smaller((0.5,), AXES)),
     }
+    if seed == study.seeds[0]:  # it takes longer than all others
+        found["direct as long as the teacher"] = direct(study.teacher_steps)
+    return found
 
 
 def _half_config(directory: Path) -> dict[str, Any]:
@@ -153,10 +154,10 @@ def _half_config(directory: Path) -> dict[str, Any]:
     return dict(read_config(directory / "one-shot"))
 
 
-def _half_share(directory: Path) -> float:
+def _half_share(root: Path, seed: int) -> float:
     """The one-shot student's share of the teacher's parameters."""
-    parameters = [_report(directory / name)["stages"][-1]["parameters"] for name in ("one-shot", "teacher")]
-    return float(parameters[0] / parameters[1])
+    student, teacher = (_report(path)["stages"][-1] for path in (root / f"seed-{seed}" / "one-shot", root / TEACHER))
+    return float(student["parameters"] / teacher["parameters"])
 
 
 def _report(directory: Path) -> dict[str, Any]:
@@ -168,55 +169,63 @@ def run(options: argparse.Namespace, arguments: Sequence[str], say: Say) -> dict
     study = STUDIES[options.study]
     seeds = study.seeds if options.seeds is None else options.seeds
     root = options.work / options.study
+    if not (root / TEACHER).exists():
+        say(TEACHER)
+        schedule = study.one(study.seeds[0], study.teacher_steps)
+        train(root / TEACHER, options.text, study.config, byte_tokenizer(), schedule, say=say)
     for seed in seeds:
-        directory = root / f"seed-{seed}"
-        for name, make in arms(study, options.text, seed, directory).items():
-            if not (directory / name).exists():
+        for name, make in arms(study, options.text, seed, root).items():
+            if not (root / f"seed-{seed}" / name).exists():
                 say(f"seed {seed}: {name}")
-                make(directory / name)
+                make(root / f"seed-{seed}" / name)
     document = {
         **header(" ".join(["distill", *arguments]), options.threads),
         "study": {"name": options.study, **asdict(study)},
-        "runs": [stage for seed in study.seeds for stage in _stages(root / f"seed-{seed}", study, seed, options.text)],
-        "baked": [] if options.train_only else _measure(root / f"seed-{seeds[0]}", study, options, say),
+        "runs": list(_runs(root, study, options.text)),
+        "baked": [] if options.train_only else _measure(root, study, options, say),
     }
     save(document, options.out / "distill.json")
     return document
 
 
-def _stages(directory: Path, study: Study, seed: int, text: Path) -> Iterator[dict[str, Any]]:
+def _runs(root: Path, study: Study, text: Path) -> Iterator[dict[str, Any]]:
     """What was trained, a row a model; tokens and seconds are all that it took from the teacher on."""
-    for name in arms(study, text, seed, directory):
-        if not (directory / name).exists():
-            continue
-        tokens, seconds = 0, 0.0
-        for stage in _report(directory / name)["stages"]:
-            tokens += stage["training"]["tokens"]
-            seconds += stage["training"]["seconds"]
-            arm = f"{name} {stage['name']}" if name.startswith("iterative") else name
-            yield {**stage, "arm": arm, "seed": seed, "total_tokens": tokens, "total_seconds": seconds}
+    yield from _stages(root / TEACHER, TEACHER, study.seeds[0])
+    for seed in study.seeds:
+        for name in arms(study, text, seed, root):
+            if (root / f"seed-{seed}" / name).exists():
+                yield from _stages(root / f"seed-{seed}" / name, name, seed)
 
 
-def checkpoints(directory: Path, study: Study) -> Iterator[tuple[str, Path]]:
-    """The models that are baked: the teacher, each step down, and the halves."""
-    yield "teacher", directory / "teacher"
+def _stages(directory: Path, name: str, seed: int) -> Iterator[dict[str, Any]]:
+    tokens, seconds = 0, 0.0
+    for stage in _report(directory)["stages"]:
+        tokens += stage["training"]["tokens"]
+        seconds += stage["training"]["seconds"]
+        arm = f"{name} {stage['name']}" if name.startswith("iterative") else name
+        yield {**stage, "arm": arm, "seed": seed, "total_tokens": tokens, "total_seconds": seconds}
+
+
+def checkpoints(root: Path, study: Study) -> Iterator[tuple[str, Path]]:
+    """The models that are baked: the teacher, and of the first seed each step down and the halves."""
+    directory = root / f"seed-{study.seeds[0]}"
+    yield TEACHER, root / TEACHER
     for factor in study.factors[:-1]:
         yield f"iterative {factor:g}", directory / "iterative" / "stages" / f"{factor:g}"
     yield f"iterative {study.factors[-1]:g}", directory / "iterative"
-    for name in ("one-shot", "direct", "pruned", "one-shot long", "direct long", "pruned long"):
-        yield name, directory / name
-    for name in ("half the width", "half of each"):
+    halves = ("one-shot", "direct", "pruned", "one-shot long", "direct long", "pruned long")
+    for name in (*halves, "half the width", "half of each"):
         yield name, directory / name
 
 
-def _measure(directory: Path, study: Study, options: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
+def _measure(root: Path, study: Study, options: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
     """Each model in each type: its size, its quality on the held out text, and its speed beside the teacher's."""
-    tokenizer = read_tokenizer(directory / "teacher")
+    tokenizer = read_tokenizer(root / TEACHER)
     _, held_out = read_corpus(options.text, tokenizer, study.config["vocab_size"])
     records = []
     for dtype in DTYPES:
-        teacher = kaoken.load(kaoken.bake(directory / "teacher", dtype=dtype), threads=options.threads)
-        for name, checkpoint in checkpoints(directory, study):
+        teacher = kaoken.load(kaoken.bake(root / TEACHER, dtype=dtype), threads=options.threads)
+        for name, checkpoint in checkpoints(root, study):
             library = kaoken.bake(checkpoint, dtype=dtype)
             model = kaoken.load(library, threads=options.threads)
             pairs = [(_tokens_per_second(model), _tokens_per_second(teacher)) for _ in range(ROUNDS + 1)][1:]

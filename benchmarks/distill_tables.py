@@ -10,7 +10,7 @@ from benchmarks.tables import Document, header_lines, markdown_table
 
 # The arms that are compared, by how long they train. What follows in the document are variations of "one-shot".
 EQUAL_STEPS = ("one-shot", "direct", "pruned", "random start")
-EQUAL_TOKENS = tuple(f"{name} long" for name in EQUAL_STEPS)
+EQUAL_TOKENS = (*(f"{name} long" for name in EQUAL_STEPS), "direct as long as the teacher")
 VARIATIONS = ("temperature 2", "temperature 4", "mse", "reverse kl", "half hard", "online", "int8 labels")
 SHAPES = ("half the width", "half of each")
 
@@ -60,9 +60,12 @@ def losses(arm: dict[int, Document]) -> list[float]:
 
 
 def differences(ours: dict[int, Document], theirs: dict[int, Document]) -> list[float]:
-    """Of the losses, seed by seed."""
-    shared = [seed for seed in ours if seed in theirs]
-    return [ours[seed]["evaluation"]["loss"] - theirs[seed]["evaluation"]["loss"] for seed in shared]
+    """Of the losses, seed by seed; a teacher is that of all seeds."""
+    return [
+        run["evaluation"]["loss"] - theirs.get(seed, next(iter(theirs.values())))["evaluation"]["loss"]
+        for seed, run in ours.items()
+        if seed in theirs or len(theirs) == 1
+    ]
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
@@ -147,11 +150,11 @@ def _setting(document: Document) -> str:
     return (
         f"The teacher: {config['n_layer']} layers, width {config['n_embd']}, {config['n_head']} heads, context "
         f"{config['n_positions']}, {study['teacher_steps']} times {length} of {schedule['batch_size']} samples. The "
-        f"chain scales its {', '.join(study['axes'])} by {', '.join(f'{factor:g}' for factor in study['factors'])} and "
-        f"trains each step for {length}; arms named long train {len(study['factors'])} times that. Students learn by KL at "
+        f"chain scales {', '.join(study['axes'])} by {', '.join(map(str, study['factors']))} and trains each step for "
+        f"{length}; arms named long train {len(study['factors'])} times that. Students learn by KL at "
         "temperature 1 from labels that were made before, and begin with their teacher's weights, unless said "
-        f"otherwise. Means and deviations over {len({run['seed'] for run in document['runs']})} seeds, teacher "
-        "included; tokens and minutes are all that came after the teacher, and in its row its own.\n"
+        f"otherwise. Means and deviations over {len({run['seed'] for run in document['runs']})} seeds of one teacher's "
+        "students; tokens and minutes are all that came after the teacher, and in its row its own.\n"
     )
 
 

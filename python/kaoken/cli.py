@@ -77,9 +77,11 @@ Check every byte of a baked library against the digest that its build left in it
 _BENCH = """\
 Measure a baked model on this machine, which takes some seconds: tokens per second when decoding and when reading a
 prompt, and how many bytes of weights decoding reads per second, beside what the machine reads from memory at most.
-A model that fits into the processor's cache can pass that limit.
+A model that fits into the processor's cache can pass that limit. A checkpoint directory is baked in float32 into the
+cache of `kaoken bake` first.
 
   kaoken bench
+  kaoken bench ./my-checkpoint
   kaoken bench --model my.so --threads 2 --json
 """
 
@@ -284,6 +286,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a directory, in place of --model")
     _add_model(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -424,9 +427,13 @@ def _build(statistics: dict[str, Any] | None) -> str:
 def _bench(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from kaoken.baking import bake
     from kaoken.bench import lines, measure
 
-    result = measure(_load(options.model, options.threads))
+    if options.checkpoint is not None and options.model is not None:
+        raise InputError("a checkpoint and --model both name what to measure: leave one out")
+    library = options.model if options.checkpoint is None else str(bake(options.checkpoint))
+    result = measure(_load(library, options.threads))
     _print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
 
 

@@ -45,6 +45,7 @@ _PRUNE = """\
 Cut out of TEACHER, a GPT-2, what matters least on a text, let the rest recover by distillation, and write it into the
 new directory OUT. Needs `pip install "kaoken[distill]"`. Each block keeps what is important there, so blocks end up
 with sizes of their own: Kaoken bakes such models, and `kaoken.compress.load_model` loads them into transformers.
+--max-steps 0 leaves out the recovery.
 
   kaoken prune teacher/ --heads 0.25 --mlp 0.5 --layers 1 --text corpus.txt -o pruned/
   kaoken prune teacher/ --parameters 0.5 --text corpus.txt --epochs 3 -o pruned/
@@ -92,7 +93,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parts.add_argument("--parameters", type=float, metavar="F", help="instead: the share of parameters that stays")
     parts.add_argument("--sparsity", metavar="F", help="instead: the share of weights that become zero, or 2:4")
     _add_text(parser)
-    _add_schedule(parser, "to recover (default: no recovery)")
+    _add_schedule(parser, "recovery")
     _add_way(parser)
 
 
@@ -110,8 +111,10 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser, title: str = "training") -> None:
     group = parser.add_argument_group(title)
-    group.add_argument("--epochs", type=float, metavar="N", help="times through the text, of each step of a chain")
-    group.add_argument("--max-steps", type=int, metavar="N", help="or so many steps of the optimizer")
+    group.add_argument("--epochs", type=float, metavar="N", help="times through the text; of each step of a chain")
+    group.add_argument(
+        "--max-steps", type=int, metavar="N", help="or so many steps of the optimizer (default: 1 epoch)"
+    )
     group.add_argument("--batch-size", type=int, metavar="N", help="samples at a time (default: 16)")
     group.add_argument("--accumulate", type=int, metavar="N", help="batches a step (default: 1)")
     group.add_argument("--learning-rate", type=float, metavar="F", help="at its highest (default: 1e-3)")
@@ -202,7 +205,7 @@ def _prune(options: argparse.Namespace) -> None:
     _require("distillation")
     from kaoken.compress import distillation
 
-    recovers = options.epochs is not None or options.max_steps is not None
+    recovers = 0 not in (options.epochs, options.max_steps)
     distillation.prune(
         options.out,
         options.text,
@@ -241,6 +244,8 @@ def _schedule(options: argparse.Namespace, preset: Schedule | None = None) -> Sc
     values = {} if preset is None else asdict(preset)
     if {"epochs", "max_steps"} & given.keys():
         values |= {"epochs": None, "max_steps": None}
+    elif preset is None:
+        values["epochs"] = 1.0
     return Schedule(**values | given)
 
 
