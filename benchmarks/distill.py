@@ -29,7 +29,6 @@ from kaoken.compress.scaling import AXES
 from kaoken.compress.training import Schedule
 from kaoken.model import BakedGPT2
 
-DTYPES = ("float32", "int8", "int4")
 TEACHER = "teacher"
 ROUNDS = 9  # of timing
 
@@ -46,6 +45,11 @@ class Study:
     schedule: Schedule  # of one step of the chain, at seed 0
     teacher_steps: int  # as many times as a step of the chain
     seeds: tuple[int, ...]
+    dtypes: tuple[str, ...] = ("float32", "int8", "int4")  # that are baked
+    baked: tuple[str, ...] = (
+        *("one-shot", "direct", "pruned", "one-shot long", "direct long", "pruned long"),
+        *("half the width", "half of each"),
+    )  # beside the teacher and each step down
 
     def one(self, seed: int, steps: int = 1) -> Schedule:
         """The schedule of as many steps of the chain."""
@@ -89,6 +93,8 @@ TINY = replace(
     schedule=replace(PRESET.schedule, max_steps=4),
     teacher_steps=2,
     seeds=(0,),
+    dtypes=("int8",),
+    baked=("pruned",),
 )
 
 STUDIES = {"preset": PRESET, "full": FULL, "tiny": TINY}
@@ -213,8 +219,7 @@ def checkpoints(root: Path, study: Study) -> Iterator[tuple[str, Path]]:
     for factor in study.factors[:-1]:
         yield f"iterative {factor:g}", directory / "iterative" / "stages" / f"{factor:g}"
     yield f"iterative {study.factors[-1]:g}", directory / "iterative"
-    halves = ("one-shot", "direct", "pruned", "one-shot long", "direct long", "pruned long")
-    for name in (*halves, "half the width", "half of each"):
+    for name in study.baked:
         yield name, directory / name
 
 
@@ -223,7 +228,7 @@ def _measure(root: Path, study: Study, options: argparse.Namespace, say: Say) ->
     tokenizer = read_tokenizer(root / TEACHER)
     _, held_out = read_corpus(options.text, tokenizer, study.config["vocab_size"])
     records = []
-    for dtype in DTYPES:
+    for dtype in study.dtypes:
         teacher = kaoken.load(kaoken.bake(root / TEACHER, dtype=dtype), threads=options.threads)
         for name, checkpoint in checkpoints(root, study):
             library = kaoken.bake(checkpoint, dtype=dtype)
