@@ -31,6 +31,8 @@ from kaoken.compress import gpt2, load_model
 from kaoken.errors import CheckpointError, InputError, KaokenError, UnsupportedModelError
 from oracle import Oracle, attention, layer_norm, linear, open_oracle
 
+pytestmark = pytest.mark.ci
+
 IRREGULAR = ("pruned", "irregular")
 
 

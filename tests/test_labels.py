@@ -53,6 +53,8 @@ from kaoken.compress.losses import Objective, SoftLabels, soft_loss
 from kaoken.errors import InputError, KaokenError
 from oracle import open_oracle
 
+pytestmark = pytest.mark.ci
+
 V, T, COUNT = 300, 8, 11
 
 

@@ -33,6 +33,8 @@ from kaoken.compress.losses import (
 )
 from kaoken.errors import InputError
 
+pytestmark = pytest.mark.ci
+
 Array = NDArray[np.float64]
 
 B, T, V, K = 2, 3, 11, 4

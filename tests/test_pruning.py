@@ -28,6 +28,8 @@ from conftest import Bake, Checkpoints
 from kaoken.compress import gpt2, load_model, pruning
 from kaoken.errors import InputError
 
+pytestmark = pytest.mark.ci
+
 GENERATOR = np.random.default_rng(0)
 BATCHES = [tuple(GENERATOR.integers(0, 61, (2, 4, 30))) for _ in range(4)]  # ids and targets [4, 30]
 

@@ -115,7 +115,7 @@ def train(
         _save(model, work / "result", tokenizer_from)
         if tokenizer_from is None:
             tokenizer.save(str(work / "result" / TOKENIZER))
-        return _finish(work, out, recipe, [stage], say)
+        return _finish(work, recipe, [stage], say)
 
 
 def distill(
@@ -169,7 +169,7 @@ def distill(
             assert smaller is not None
             stages = run.chain(smaller)
         run.keep(stages)
-        return _finish(work, out, recipe, stages, say)
+        return _finish(work, recipe, stages, say)
 
 
 def prune(
@@ -228,7 +228,7 @@ def prune(
 
         stage = run.stage("student", pruned, run.originals, masks)
         run.keep([stage])
-        return _finish(work, out, recipe, [stage], say)
+        return _finish(work, recipe, [stage], say)
 
 
 @dataclass
@@ -431,12 +431,10 @@ def _save(model: PreTrainedModel, directory: Path, tokenizer_from: Path | None) 
     models.save(model, directory, tokenizer_from)
 
 
-def _finish(
-    work: Path, out: str | Path, recipe: Mapping[str, Any], stages: list[dict[str, Any]], say: Say
-) -> dict[str, Any]:
+def _finish(work: Path, recipe: Mapping[str, Any], stages: list[dict[str, Any]], say: Say) -> dict[str, Any]:
     report = {"recipe": dict(recipe), "stages": stages}
     write_json(work / "result" / REPORT, report)
-    finish(work, out)
+    finish(work)
     for line in _lines(stages):
         say(line)
     return report

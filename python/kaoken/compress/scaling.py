@@ -41,13 +41,13 @@ def scale(shape: Shape, factor: float, axes: Sequence[str] = AXES) -> Shape:
     if not 0 < factor <= 1:
         raise InputError(f"the scale is {factor}; expected a factor above 0, up to 1, such as 0.5")
     layers = _scaled(shape.layers, factor, "layers") if "layers" in axes else shape.layers
-    context = _scaled(shape.context, factor, "context") if "context" in axes else shape.context
+    context = _scaled(shape.context, factor, "positions") if "context" in axes else shape.context
     heads, width = shape.heads, shape.width
     if "heads" in axes and "width" in axes:
         heads = _scaled(heads, factor, "heads")
         width = heads * (shape.width // shape.heads)
     elif "width" in axes:
-        width = heads * _scaled(shape.width // heads, factor, "width")
+        width = heads * _scaled(shape.width // heads, factor, "channels a head")
     elif "heads" in axes:
         wanted = _scaled(heads, factor, "heads")
         divisors = [count for count in range(1, width + 1) if width % count == 0]
@@ -100,12 +100,10 @@ def check_steps(steps: Sequence[float], scale: float | None) -> tuple[float, ...
     return tuple(steps)
 
 
-def _scaled(size: int, factor: float, axis: str) -> int:
+def _scaled(size: int, factor: float, what: str) -> int:
     result = _round(size * factor)
     if result < 1:
-        raise InputError(
-            f"{factor} of {axis}, of which there are {size}, leaves none: choose a larger factor or other axes"
-        )
+        raise InputError(f"{factor} of {size} {what} leaves none: choose a larger factor or other axes")
     return result
 
 

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401 (the Trainer needs it, and says so late)
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from kaoken.compress.corpus import Corpus, Samples
 from kaoken.compress.run import write_json
-from kaoken.errors import InputError
+from kaoken.errors import InputError, KaokenError
 
 # What computes a batch's loss: (the model, its inputs [B, T], targets [B, T] and whatever else the collator added).
 Loss = Callable[[nn.Module, dict[str, Any]], Tensor]
 Collate = Callable[[list[int]], dict[str, Any]]
 
 _DONE = "result.json"
+
+# The option's name from transformers 5.20 on, and before.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+_CHECKPOINTING = next(name for name in _NAMES if hasattr(TrainingArguments, name))
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Schedule:
         if (self.epochs is None) == (self.max_steps is None):
             raise InputError("expected one of epochs and max_steps: say how long to train in one way")
         limits = {
-            "epochs": (self.epochs is None or self.epochs > 0, "above 0"),
+            "epochs": (self.epochs is None or 0 < self.epochs < math.inf, "above 0"),
             "max_steps": (self.max_steps is None or self.max_steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "accumulate": (self.accumulate >= 1, "at least 1"),
@@ -129,24 +137,27 @@ def train_model(
 
     The same seed, machine and number of threads give the same weights, also after a kill. `work` holds checkpoints, of
     which the last whole one is gone on from; it stays the caller's.
+
+    Raises KaokenError where the loss is not finite, and where a checkpoint cannot be written.
     """
     done = work / _DONE
     arguments = _arguments(schedule, len(samples), work)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of writing a file; the Trainer's own stays
-    trainer = _Trainer(
-        model, arguments, _Numbers(len(samples)), loss, batches or collate(samples), callbacks or [], what
-    )
+    progress, clock = _Progress(what), _Clock(work)
+    every = [*(callbacks or []), progress, clock]
+    trainer = _Trainer(model, arguments, _Numbers(len(samples)), loss, batches or collate(samples), every)
     checkpoint = _last_checkpoint(work)
-    clock = _Clock(work)
-    trainer.add_callback(clock)
     if done.exists() and checkpoint is not None:
         load_model(model, checkpoint / "model.safetensors")
         result = Trained(**json.loads(done.read_text(encoding="utf-8")))
     else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            progress.close()
         steps = trainer.state.global_step
-        tokens = steps * schedule.batch_size * schedule.accumulate * samples.context
+        tokens = steps * min(schedule.batch_size, len(samples)) * schedule.accumulate * samples.context
         result = Trained(steps, tokens, clock.seconds, trainer.last_loss())
         write_json(done, asdict(result))
     model.to("cpu").eval()
@@ -185,19 +196,32 @@ class _Trainer(Trainer):
         loss: Loss,
         batches: Collate,
         callbacks: list[TrainerCallback],
-        what: str,
     ) -> None:
         super().__init__(model, arguments, data_collator=batches, train_dataset=numbers, callbacks=callbacks)
         self.model_accepts_loss_kwargs = False
         self._loss = loss
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Progress(what))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        return self._loss(model, inputs)
+        loss = self._loss(model, inputs)
+        if not torch.isfinite(loss):
+            raise KaokenError(
+                f"the loss is {loss.item()} after {self.state.global_step} steps; expected a finite one: lower the "
+                "learning rate, and start again in another directory"
+            )
+        return loss
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super()._save_checkpoint(*arguments, **options)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises a RuntimeError for a full disk
+            raise KaokenError(
+                f"a checkpoint cannot be written to {self.args.output_dir} ({str(error).splitlines()[0]}): free some "
+                "space; the same command goes on from the checkpoint before"
+            ) from error
 
     def last_loss(self) -> float:
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
@@ -217,21 +241,35 @@ class _Numbers(Dataset[int]):
         return int(index)
 
 
-class _Progress(ProgressCallback):
-    """transformers' bar with the loss beside the time left, in place of a line for each log."""
+class _Progress(TrainerCallback):
+    """A bar with the loss and the time left; where stderr is no terminal it is drawn twice a minute."""
 
     def __init__(self, what: str) -> None:
-        super().__init__()
         self._what = what
+        self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self._what)
+        interval = 0.1 if sys.stderr.isatty() else 30
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self._what,
+            unit="step",
+            mininterval=interval,
+            maxinterval=max(10, interval),
+            dynamic_ncols=True,
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+        if logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _Clock(TrainerCallback):
@@ -272,8 +310,9 @@ def _arguments(schedule: Schedule, samples: int, work: Path) -> TrainingArgument
         max_grad_norm=1.0,
         seed=schedule.seed,
         data_seed=schedule.seed,
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
         bf16=schedule.bf16,
-        **({"gradient_checkpointing": True} if schedule.gradient_checkpointing else {}),  # deprecated from 5.20 on
+        **{_CHECKPOINTING: schedule.gradient_checkpointing},
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=max(1, min(20, steps // 10)),
         save_strategy="steps",
