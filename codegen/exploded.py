@@ -83,10 +83,10 @@ class Shard:
         return sum(strip.memory for strip in self.strips)
 
 
-def check_kernels(kernels: str) -> str:
+def check_kernels(kernels: str, known: tuple[str, ...] = KERNELS) -> str:
     """The setting as it is. Raises InputError for an unknown one."""
-    if kernels not in KERNELS:
-        raise InputError(f"kernels={kernels!r} is unknown; expected one of {', '.join(KERNELS)}")
+    if kernels not in known:
+        raise InputError(f"kernels={kernels!r} is unknown; expected one of {', '.join(known)}")
     return kernels
 
 

@@ -30,7 +30,7 @@ from kaoken.codegen.seal import seal
 
 import kaoken
 from checkpoints import TINY, make_tensors, write_checkpoint
-from kaoken import baking, building, tools
+from kaoken import baking, bench, building, tools
 from kaoken.cache import _check_not_replaceable
 
 if TYPE_CHECKING:
@@ -253,7 +253,13 @@ def test_the_environment_of_the_tools(
         ({"dtype": "int5"}, kaoken.InputError, "dtype='int5' is unknown"),
         ({"tensor_dtypes": {"lm_head": "int5"}}, kaoken.InputError, "lm_head=int5"),
         ({"cache_dtype": "int4"}, kaoken.InputError, "cache_dtype='int4' is unknown"),
-        ({"kernels": "fast"}, kaoken.InputError, "kernels='fast' is unknown; expected one of packed, exploded"),
+        (
+            {"kernels": "fast"},
+            kaoken.InputError,
+            "unknown; expected one of packed, exploded, fastest",
+        ),
+        ({"kernels": "fastest", "isa": "portable"}, kaoken.InputError, "may be for others: use isa='native', or"),
+        ({"kernels": "fastest", "isa": "scalar"}, kaoken.InputError, "isa='scalar' may be for others"),
         ({"dtype": None}, kaoken.InputError, "dtype"),
         ({"dtype": "bf16"}, kaoken.InputError, "dtype='bf16' is unknown; expected one of float32, bfloat16"),
         ({"dtype": "bf16"}, kaoken.InputError, ": write bfloat16"),
@@ -424,6 +430,104 @@ def test_a_checkpoint_that_changes_meanwhile(checkpoint: Path, tmp_path: Path, b
     with pytest.raises(kaoken.CheckpointError, match=r"config\.json changed while it was baked"):
         kaoken.bake(checkpoint)
     assert list(cache.glob("*.so")) == []
+
+
+# The faster form
+
+
+@pytest.fixture
+def nothing_to_explode(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the plan of kernels=exploded says it."""
+
+    def run(command: Sequence[str], *arguments: Any) -> tuple[int, list[str]]:
+        status, lines = builds(command, *arguments)
+        refused = "-DKAOKEN_KERNELS=exploded" in command
+        return (1, ["  kaoken: InputError: no block of this model has one"]) if refused else (status, lines)
+
+    monkeypatch.setattr(baking, "run", run)
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, builds: Builds, exploded: float, packed: float) -> None:
+    """Has decoding a token take so many seconds, in the libraries that were built as the respective form."""
+
+    def decode_seconds(libraries: Sequence[Path]) -> list[float]:
+        forms = [command for command in builds.commands if "-G" in command]
+        seconds = {"exploded": exploded, "packed": packed}
+        found = []
+        for library in libraries:
+            command = next(each for each in forms if str(library.parent) in each)
+            (form,) = (each.split("=")[1] for each in command if each.startswith("-DKAOKEN_KERNELS="))
+            found.append(seconds[form])
+        return found
+
+    monkeypatch.setattr(bench, "decode_seconds", decode_seconds)
+
+
+@pytest.mark.parametrize(
+    ("exploded", "packed", "number", "line"),
+    [
+        (41e-6, 55.04e-6, 1, "kaoken: exploded 41.0 us a token, packed 55.0: exploded\n"),
+        (55.04e-6, 41e-6, 2, "kaoken: exploded 55.0 us a token, packed 41.0: packed\n"),
+        (41e-6, 41e-6, 2, "kaoken: exploded 41.0 us a token, packed 41.0: packed\n"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_faster_form_is_kept(
+    cached: bool,
+    exploded: float,
+    packed: float,
+    number: int,
+    line: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    builds: Builds,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    measure(monkeypatch, builds, exploded, packed)
+    out = {} if cached else {"out": tmp_path / "x.so"}
+    path = kaoken.bake(checkpoint, kernels="fastest", **out)
+    assert capsys.readouterr() == ("", line)
+    assert path.read_bytes().startswith(f"library {number}".encode())
+    assert json.loads(path.with_name(path.name + ".json").read_text()) == {"build": number}
+    assert list((tmp_path / "tmp").iterdir()) == []
+    if cached:
+        measure(monkeypatch, builds, packed, exploded)
+        assert kaoken.bake(checkpoint, kernels="fastest") == path
+        assert capsys.readouterr() == ("", "")
+        assert sorted(each.suffix for each in cache.iterdir()) == [".json", ".lock", ".so"]
+    assert builds.count == 2
+
+
+@pytest.mark.usefixtures("nothing_to_explode")
+def test_packed_is_the_fastest_where_nothing_can_be_exploded(
+    checkpoint: Path, builds: Builds, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {kaoken.bake(checkpoint, kernels="fastest") for _ in range(2)}
+    assert capsys.readouterr().err == (
+        "kaoken: packed, as no block of checkpoint has a float32 matrix of at most 16384 weights that are not zero, "
+        "to be exploded\n"
+    )
+    assert (len(paths), builds.count, builds.definitions["KAOKEN_KERNELS"]) == (1, 1, "packed")
+
+
+def test_a_mistake_is_not_taken_for_nothing_to_explode(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baking, "run", lambda *_: (1, ["kaoken: InputError: h.9.* matches nothing"]))
+    with pytest.raises(kaoken.InputError, match="matches nothing"):
+        kaoken.bake(checkpoint, kernels="fastest", out=tmp_path / "x.so")
+
+
+def test_the_choice_can_be_silent(
+    checkpoint: Path, builds: Builds, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(monkeypatch, builds, 1, 2)
+    kaoken.bake(checkpoint, kernels="fastest", progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 # The cache

@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from kaoken import BakedGPT2, Session
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -211,6 +214,25 @@ def test_kaoken_bench_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert found["prompt"] + found["steps"] <= 256
     assert all(found[name] > 0 for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "limit"))
     assert found["percent_of_limit"] == pytest.approx(100 * found["gigabytes_per_second"] / found["limit"])
+
+
+def test_decoding_is_timed_in_turns(bundled: BakedGPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The medians, without the first round, of times that were taken from empty caches."""
+    from kaoken import bench
+    from kaoken.library import default_library
+
+    times = iter([100.0, 100.0, 1.0, 10.0, 5.0, 50.0, 2.0, 20.0, 3.0, 30.0, 4.0, 40.0])
+    sessions = []
+
+    def time_decode(session: Session, steps: int, vocabulary: int) -> float:
+        sessions.append(session)
+        assert (steps, vocabulary, session.length) == (64, bundled.config.vocab_size, 0)
+        session.append([1])
+        return next(times)
+
+    monkeypatch.setattr(bench, "_time_decode", time_decode)
+    assert bench.decode_seconds([default_library()] * 2) == [3.0, 30.0]
+    assert sessions == sessions[:2] * 6
 
 
 def test_kaoken_bench_for_people(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

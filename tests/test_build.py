@@ -537,6 +537,26 @@ def test_a_program_that_bakes_and_is_terminated_leaves_nothing(thread: bool, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
 
 
+def test_a_bake_of_both_forms_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "kaoken", "bake", str(checkpoint), "--kernels", "fastest", "-o"]
+    with subprocess.Popen([*command, str(tmp_path / "x.so")], env={**os.environ, "TMPDIR": str(scratch)}) as baking:
+        try:
+            while not list(scratch.glob("*/exploded/build/model.kaoken/block_00.cpp")):
+                assert baking.poll() is None
+                time.sleep(0.01)
+        finally:
+            baking.kill()
+    end = time.monotonic() + 30
+    while (list(scratch.iterdir()) or processes_of(scratch)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert list(scratch.iterdir()) == []
+    assert processes_of(scratch) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+
+
 @pytest.mark.parametrize("left", ["pass", "raise OSError", "sys.exit(3)"])
 def test_a_signal_whose_exception_is_lost_ends_the_program(left: str) -> None:
     program = (

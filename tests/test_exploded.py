@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 import kaoken
 from checkpoints import make_tensors
 from configurations import CONFIGURATIONS, Configuration
+from kaoken import bench
 from native_build import call
 from native_kernels import processor_features
 
@@ -164,7 +166,27 @@ def test_the_golden_exploded_text() -> None:
     assert shard_text("toy", shard) == (GOLDEN / "block_00_c_fc_0.cpp.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [("--dtype", "int8"), ("--kernels", "fast")])
+@pytest.mark.ci
+def test_the_fastest_form_in_earnest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is and what was said agree, and a second call neither builds nor measures."""
+    checkpoint = CONFIGURATIONS["one_layer"].write(tmp_path / "model")
+    monkeypatch.setenv("KAOKEN_CACHE", str(tmp_path / "cache"))
+    path = kaoken.bake(checkpoint, kernels="fastest")
+    kernels = kaoken.load(path).info.kernels
+    pattern = rf"kaoken: exploded (\d+\.\d) us a token, packed (\d+\.\d): {kernels}\n"
+    times = re.fullmatch(pattern, capfd.readouterr().err)
+    assert times
+    exploded, packed = float(times[1]), float(times[2])
+    assert exploded <= packed if kernels == "exploded" else exploded >= packed > 0
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(bench, "decode_seconds", None)
+    assert kaoken.bake(checkpoint, kernels="fastest") == path
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [("--dtype", "int8"), ("--kernels", "fast"), ("--kernels", "fastest")])
 def test_what_cannot_be_exploded_is_refused(
     arguments: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

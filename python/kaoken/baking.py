@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run, unwound
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
-from kaoken.codegen.exploded import check_kernels
+from kaoken.codegen.exploded import EXPLODED_LIMIT, KERNELS, check_kernels
 from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # Kaoken's own files that a bake runs; in a wheel they lie in the package, in a source tree beside it.
 _ROOT = Path(str(codegen.__file__)).parent.parent
 _OWN_SOURCES = ("codegen", "runtime", "cmake")
+
+# Beside what a build takes: both forms are built, and the faster one is kept.
+_FASTEST = "fastest"
 
 # What CMake reads from the environment and what therefore changes the library.
 _FLAGS = ("CXXFLAGS", "CPPFLAGS", "CFLAGS", "ASMFLAGS", "LDFLAGS")
@@ -110,7 +113,9 @@ def bake(
             are the first four. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
         kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become
-            straight-line code, and the others stay packed. Pays for tiny or very sparse matrices alone.
+            straight-line code, and the others stay packed. Pays for tiny or very sparse matrices alone. Or "fastest":
+            of both, the one that decodes one sequence faster on this machine, which takes both bakes; it is named on
+            stderr, and in the model's `info`.
         isa: "native" (this machine's best), "portable" (all of the compiler's architecture), or names with commas.
         out: The one file to write; the tokenizer travels inside it. Compile statistics go to out + ".json".
             None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
@@ -175,9 +180,15 @@ def _options(types: Types, kernels: str, isa: str, jobs: int | None, compile_mem
     if not isinstance(isa, str):
         raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
     check_names(isa)
+    check_kernels(kernels, (*KERNELS, _FASTEST))
+    if kernels == _FASTEST and isa != "native":
+        raise InputError(
+            f"kernels='fastest' measures on this machine, and isa={isa!r} may be for others: use isa='native', or "
+            f"kernels={' or '.join(map(repr, KERNELS))}"
+        )
     return _Options(
         types=types,
-        kernels=check_kernels(kernels),
+        kernels=kernels,
         isa=isa,
         jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
         compile_memory=_memory(compile_memory),
@@ -252,15 +263,47 @@ def _build(
     before = before or _stamps(work.checkpoint.files)
     try:
         with unwound(), tempfile.TemporaryDirectory(prefix="kaoken-", dir=_temporary_root()) as name:
-            workplace = _Workplace(Path(name).resolve(), work)
-            workplace.prepare()
-            workplace.configure(progress)
-            workplace.compile(progress)
+            build = _build_fastest if work.options.kernels == _FASTEST else _build_one
+            workplace = build(Path(name).resolve(), work, progress)
             _check_unchanged(work.checkpoint, before)
             progress.say("writing")
             install({workplace.library_json: _statistics(destination), workplace.library: destination})
     except OSError as error:
         raise write_error(Path(error.filename or tempfile.gettempdir()), error) from error
+
+
+def _build_one(root: Path, work: _Bake, progress: Progress, name: str = "") -> _Workplace:
+    workplace = _Workplace(root, work, name)
+    workplace.prepare()
+    workplace.configure(progress)
+    workplace.compile(progress)
+    return workplace
+
+
+def _build_fastest(root: Path, work: _Bake, progress: Progress) -> _Workplace:
+    """Builds both forms and returns the one that decodes faster; a tie is packed's, which batches prefer."""
+
+    def build(kernels: str) -> _Workplace:
+        return _build_one(root, replace(work, options=replace(work.options, kernels=kernels)), progress, name=kernels)
+
+    exploded: _Workplace | None
+    try:
+        exploded = build("exploded")
+    except InputError:  # nothing to explode; where it is something else, packed meets it too
+        exploded = None
+    packed = build("packed")
+    if exploded is None:
+        small = f"a float32 matrix of at most {EXPLODED_LIMIT} weights that are not zero"
+        progress.tell(f"kaoken: packed, as no block of {work.source.name} has {small}, to be exploded")
+        return packed
+    from kaoken import bench
+
+    progress.say("measuring")
+    seconds = bench.decode_seconds([exploded.library, packed.library])
+    chosen = "exploded" if seconds[0] < seconds[1] else "packed"
+    times = [f"{each * 1e6:.1f}" for each in seconds]
+    progress.tell(f"kaoken: exploded {times[0]} us a token, packed {times[1]}: {chosen}")
+    return exploded if chosen == "exploded" else packed
 
 
 def _temporary_root() -> str:
@@ -275,17 +318,19 @@ def _temporary_root() -> str:
 
 
 class _Workplace:
-    """The temporary directory of one build: links in, `model.so` and `model.so.json` out."""
+    """The directory of one build, the temporary `root` or in it: links in, `model.so` and `model.so.json` out."""
 
-    def __init__(self, directory: Path, work: _Bake) -> None:
-        self._directory = directory
+    def __init__(self, root: Path, work: _Bake, name: str = "") -> None:
+        self._root = root
+        self._directory = root / name
         self._work = work
-        self._build = directory / "build"
-        self._ninja = directory / "ninja"
+        self._build = self._directory / "build"
+        self._ninja = self._directory / "ninja"
         self.library = self._build / "model.so"
         self.library_json = self._build / "model.so.json"
 
     def prepare(self) -> None:
+        self._directory.mkdir(exist_ok=True)
         (self._directory / "checkpoint").symlink_to(self._work.source.directory)
         (self._directory / "kaoken").symlink_to(_ROOT.absolute())
         self._ninja.symlink_to(find_ninja())
@@ -334,14 +379,14 @@ class _Workplace:
     def _run(self, command: list[str], progress: Progress) -> None:
         environment = {name: value for name, value in os.environ.items() if not _HARMFUL.match(name)}
         environment |= {"CXX": self._work.compiler.command, "NINJA_STATUS": NINJA_STATUS}
-        status, lines = run(command, environment, progress.line, self._directory)
+        status, lines = run(command, environment, progress.line, self._root)
         if status != 0:
             raise self._failure(lines)
 
     def _failure(self, lines: list[str]) -> KaokenError:
         """The output with the user's own names in the place of this directory's."""
         text = explanation(lines).replace(str(self._directory / "checkpoint"), str(self._work.source.directory))
-        root = self._directory.parent
+        root = self._root.parent
         if "No space left on device" in text or shutil.disk_usage(root).free < 1 << 20:
             return BuildError(f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}")
         return error_class(lines)(f"baking {self._work.source.name} failed: {text}")

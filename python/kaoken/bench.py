@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from kaoken.codegen.dtypes import HEAD, make_types
 from kaoken.errors import InputError
 from kaoken.library import GPT2Config, ModelInfo
-from kaoken.model import BakedGPT2, Session
+from kaoken.model import BakedGPT2, Session, load
 
 ROUNDS = 5
 PROMPT = 128  # positions, where the model has so many
@@ -72,6 +74,20 @@ def measure(model: BakedGPT2) -> Benchmark:
         limit=limit,
         percent_of_limit=100 * rate / limit,
     )
+
+
+def decode_seconds(libraries: Sequence[Path]) -> list[float]:
+    """Of each library: the median seconds to decode a token of one sequence, in rounds that alternate."""
+    models = [load(library) for library in libraries]
+    sessions = [(model.session(), model.config) for model in models]
+    rounds = []
+    for _ in range(ROUNDS + 1):  # the first for warmth
+        times = []
+        for session, config in sessions:
+            session.rewind(0)
+            times.append(_time_decode(session, min(STEPS, config.n_positions), config.vocab_size))
+        rounds.append(times)
+    return [float(np.median(seconds)) for seconds in zip(*rounds[1:], strict=True)]
 
 
 def _time_prefill(session: Session, ids: NDArray[np.int64]) -> float:

@@ -35,12 +35,20 @@ class Progress:
 
     def __init__(self, name: str, enabled: bool | None) -> None:
         self._name = name
+        self._silent = enabled is False
         self._bar = _bar() if (sys.stderr.isatty() if enabled is None else enabled) else None
         self.say("waiting to start")
 
     def say(self, what: str) -> None:
         if self._bar is not None:
             self._bar.set_description_str(f"{self._name}: {what}")
+
+    def tell(self, line: str) -> None:
+        """Prints a line that stays, with a bar or without, unless that was declined."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif not self._silent:
+            print(line, file=sys.stderr)
 
     def line(self, line: str) -> None:
         """Takes one line of output."""
