@@ -30,7 +30,17 @@ from kaoken.compress.labels import (
 from kaoken.compress.losses import Objective, attention_loss, distillation_loss, ensemble, hidden_loss, whole_labels
 from kaoken.compress.run import finish, open_run, write_json
 from kaoken.compress.scaling import AXES, Shape, check_steps, resolve
-from kaoken.compress.training import Collate, Loss, Schedule, Trained, collate, evaluate, plain_loss, train_model
+from kaoken.compress.training import (
+    TOKENS_AT_ONCE,
+    Collate,
+    Loss,
+    Schedule,
+    Trained,
+    collate,
+    evaluate,
+    plain_loss,
+    train_model,
+)
 from kaoken.errors import InputError
 
 REPORT = "training.json"
@@ -268,7 +278,7 @@ class _Run:
         """Inputs and targets of samples from all over the text."""
         samples = self.corpora[0].samples(context)
         numbers = torch.linspace(0, len(samples) - 1, min(IMPORTANCE_SAMPLES, len(samples))).long()
-        pairs = (samples.gather(part.numpy()) for part in numbers.split(16))
+        pairs = (samples.gather(part.numpy()) for part in numbers.split(max(1, TOKENS_AT_ONCE // context)))
         return [(torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy())) for inputs, targets in pairs]
 
     def stage(

@@ -32,6 +32,9 @@ from kaoken.errors import InputError, KaokenError
 Loss = Callable[[nn.Module, dict[str, Any]], Tensor]
 Collate = Callable[[list[int]], dict[str, Any]]
 
+# That go through a model together where nothing is learned: a large vocabulary's logits of 2048 take 0.4 GB.
+TOKENS_AT_ONCE = 2048
+
 _DONE = "result.json"
 
 # The option's name from transformers 5.20 on, and before.
@@ -164,12 +167,13 @@ def train_model(
     return result
 
 
-def evaluate(model: nn.Module, corpus: Corpus, context: int, batch_size: int = 16) -> Evaluation:
+def evaluate(model: nn.Module, corpus: Corpus, context: int) -> Evaluation:
     """The model on every whole window of `context` tokens of a text. InputError where the text is shorter."""
     samples = corpus.samples(context)
     model.eval()
     device = next(model.parameters()).device
     total, right, count = 0.0, 0, 0
+    batch_size = max(1, TOKENS_AT_ONCE // context)
     for start in range(0, len(samples), batch_size):
         indices = np.arange(start, min(start + batch_size, len(samples)))
         inputs, targets = (torch.from_numpy(array).to(device) for array in samples.gather(indices))
