@@ -25,7 +25,8 @@ import make_references as live
 import reference
 from checkpoints import write_checkpoint
 from conftest import Bake, Checkpoints
-from kaoken.compress import gpt2, load_model, pruning
+from kaoken.cli import main
+from kaoken.compress import distillation, gpt2, load_model, pruning
 from kaoken.errors import InputError
 
 pytestmark = pytest.mark.ci
@@ -334,6 +335,17 @@ def test_masks_that_cannot_be(model: Any, tmp_path: Path) -> None:
     odd = load_model(write_checkpoint(tmp_path / "odd", {"n_inner": 30}))
     with pytest.raises(InputError, match=r"mlp\.c_proj has 30 inputs; the pattern 2:4 needs a multiple of 4"):
         pruning.mask(odd, pattern="2:4")
+
+
+@pytest.mark.parametrize(("sparsity", "sparse"), [("0.9", True), ("0.5", False), ("2:4", False), (None, False)])
+def test_many_zeros_are_pointed_to_the_fastest_bake(
+    sparsity: str | None, sparse: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distillation, "prune", lambda *_, **__: {})
+    arguments = ["prune", "teacher", "--text", "text", "-o", "there", "--max-steps", "1"]
+    assert main(arguments if sparsity is None else [*arguments, "--sparsity", sparsity]) == 0
+    said = "so many zeros may be faster as code: kaoken bake there --kernels fastest\n"
+    assert capsys.readouterr().err == (said if sparse else "")
 
 
 def test_a_pruned_model_bakes(model: Any, tmp_path: Path, bake_checkpoint: Bake) -> None:

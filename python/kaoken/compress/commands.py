@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Command = Callable[[Any, str, Callable[[argparse.Namespace], None], str, str], argparse.ArgumentParser]
 
+_SPARSE = 0.9  # the share of zeros from which matrices as code decode faster: benchmarks/NOTES.md
+
 _TRAIN = """\
 Train a GPT-2 on a text from random weights, into the new directory OUT. Needs `pip install "kaoken[distill]"`.
 
@@ -205,6 +207,7 @@ def _prune(options: argparse.Namespace) -> None:
     _require("distillation")
     from kaoken.compress import distillation
 
+    sparsity = _sparsity(options.sparsity)
     recovers = 0 not in (options.epochs, options.max_steps)
     distillation.prune(
         options.out,
@@ -216,12 +219,14 @@ def _prune(options: argparse.Namespace) -> None:
         layers=options.layers,
         width=options.width,
         parameters=options.parameters,
-        sparsity=_sparsity(options.sparsity),
+        sparsity=sparsity,
         way=_way(options),
         stride=options.stride,
         holdout=options.holdout,
         say=_say,
     )
+    if isinstance(sparsity, float) and sparsity >= _SPARSE:
+        _say(f"so many zeros may be faster as code: kaoken bake {options.out} --kernels fastest")
 
 
 def _require(module: str) -> None:
