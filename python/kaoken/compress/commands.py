@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[Any, str, Callable[[argparse.Namespace], None], str, str], argparse.ArgumentParser]
 
-_SPARSE = 0.9  # the share of zeros from which matrices as code decode faster: benchmarks/NOTES.md
+_SPARSE = 0.95  # the share of zeros from which matrices as code decode faster: benchmarks/NOTES.md
 
 _TRAIN = """\
 Train a GPT-2 on a text from random weights, into the new directory OUT. Needs `pip install "kaoken[distill]"`.
