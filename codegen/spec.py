@@ -152,15 +152,24 @@ def read_spec(checkpoint: Checkpoint) -> ModelSpec:
     Weights are read only where a tied checkpoint also stores a head: as in transformers 5, a head that
     differs from `wte.weight` is used, and the spec says `tie_word_embeddings=False`.
     """
-    path = checkpoint.directory / CONFIG
-    _check_family(checkpoint.config, path)
-    _check_fields(checkpoint.config, path)
-    fields = _Fields(_resolve_aliases(checkpoint.config, path), str(path))
+    fields = _config_fields(checkpoint.config, checkpoint.directory / CONFIG)
     spec = _read_model(fields, _special_tokens(checkpoint, fields))
     _check_tensors(checkpoint, spec)
     if spec.tie_word_embeddings and _has_own_head(checkpoint):
         return replace(spec, tie_word_embeddings=False)
     return spec
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Raises what `read_spec` raises for the config of a model that has no weights yet."""
+    fields = _config_fields(config, path)
+    _read_model(fields, fields)
+
+
+def _config_fields(config: Mapping[str, Any], path: Path) -> _Fields:
+    _check_family(config, path)
+    _check_fields(config, path)
+    return _Fields(_resolve_aliases(config, path), str(path))
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import toys
 from configurations import CONFIGURATIONS
 from native_build import bake_together, configure_native_tests
 from native_kernels import BEST, ISAS, Kernels, build_kernels, processor_features
@@ -183,6 +184,27 @@ def baked_bundled(bundled_libraries: BundledLibraries) -> BakedBundled:
         return load(bundled_libraries[dtype])
 
     return baked_bundled
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text of tests/toys.py as a file."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(toys.TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_teacher(toy_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of tests/toys.py, trained until it has learnt something; needs torch."""
+    from kaoken.compress.distillation import train
+    from kaoken.compress.presets import byte_tokenizer
+    from kaoken.compress.training import Schedule
+
+    out = tmp_path_factory.mktemp("toy") / "teacher"
+    schedule = Schedule(max_steps=100, batch_size=8, learning_rate=1e-2, warmup_steps=5)
+    train(out, toy_text, toys.TOY, byte_tokenizer(), schedule, say=lambda line: None)
+    return out
 
 
 @pytest.fixture(scope="session")

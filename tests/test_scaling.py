@@ -102,7 +102,13 @@ def test_no_layer_is_kept_twice(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "last", "expected"),
-    [((), 0.5, (0.5,)), ((), 1.0, (1.0,)), ((0.9, 0.5), 0.5, (0.9, 0.5)), ((0.9, 0.5), None, (0.9, 0.5))],
+    [
+        ((), 0.5, (0.5,)),
+        ((), 1.0, (1.0,)),
+        ((1.0,), None, (1.0,)),
+        ((1.0, 0.9, 0.5), 0.5, (1.0, 0.9, 0.5)),
+        ((0.9, 0.5), None, (0.9, 0.5)),
+    ],
 )
 def test_steps(steps: tuple[float, ...], last: float | None, expected: tuple[float, ...]) -> None:
     assert check_steps(steps, last) == expected
@@ -112,9 +118,9 @@ def test_steps(steps: tuple[float, ...], last: float | None, expected: tuple[flo
     ("steps", "last", "error"),
     [
         ((), None, "neither a scale nor steps"),
-        ((0.5, 0.9), 0.9, "steps are 0.5, 0.9; expected falling factors below 1, down to the scale of 0.9"),
-        ((0.9, 0.9), None, "steps are 0.9, 0.9; expected falling factors below 1$"),
-        ((1.0, 0.5), None, "steps are 1.0, 0.5; expected falling"),
+        ((0.5, 0.9), 0.9, "steps are 0.5, 0.9; expected falling factors, down to the scale of 0.9"),
+        ((0.9, 0.9), None, "steps are 0.9, 0.9; expected falling factors$"),
+        ((0.5, 1.0), None, "steps are 0.5, 1.0; expected falling"),
         ((0.9, 0.6), 0.5, "down to the scale of 0.5"),
         ((0.9, float("nan")), None, "steps are 0.9, nan"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -142,15 +143,31 @@ def _add_way(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dropout", type=float, metavar="F", help="of the student (default: 0)")
 
 
+def _resumable(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """A command that needs torch, and says that it goes on when a signal has ended it."""
+
+    def resumable(options: argparse.Namespace) -> None:
+        _require("distillation")
+        try:
+            run(options)
+        except (KeyboardInterrupt, SystemExit):
+            work = f"{os.path.abspath(options.out)}.work"
+            if os.path.isdir(work):
+                _say(f"kaoken: stopped; the same command goes on from {work}")
+            raise
+
+    return resumable
+
+
+@_resumable
 def _train(options: argparse.Namespace) -> None:
-    _require("distillation")
     from kaoken.compress import distillation, gpt2, models, presets, students
     from kaoken.compress.scaling import resolve
 
     if options.preset is not None and options.config is not None:
         raise InputError("--preset and --config both name a model: leave one out")
     if options.config is not None:
-        preset = presets.Preset(models.read_config(options.config))
+        preset = presets.Preset(models.read_gpt2_config(options.config))
     else:
         preset = presets.find(options.preset or "gptlite")
     config = preset.config
@@ -178,8 +195,8 @@ def _train(options: argparse.Namespace) -> None:
     )
 
 
+@_resumable
 def _distill(options: argparse.Namespace) -> None:
-    _require("distillation")
     from kaoken.compress import distillation
     from kaoken.compress.scaling import check_steps
 
@@ -203,8 +220,8 @@ def _distill(options: argparse.Namespace) -> None:
     )
 
 
+@_resumable
 def _prune(options: argparse.Namespace) -> None:
-    _require("distillation")
     from kaoken.compress import distillation
 
     sparsity = _sparsity(options.sparsity)

@@ -124,7 +124,7 @@ def train(
         stage = _report_stage("student", model, trained, held_out)
         _save(model, work / "result", tokenizer_from)
         if tokenizer_from is None:
-            tokenizer.save(str(work / "result" / TOKENIZER))
+            (work / "result" / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         return _finish(work, recipe, [stage], say)
 
 
@@ -158,8 +158,8 @@ def distill(
     loaded = [models.load(directory) for directory in directories]
     for other in loaded[1:]:
         models.check_vocabulary(loaded[0], other)
-    vocabulary = loaded[0].config.vocab_size
-    corpora = read_corpus(text, models.read_tokenizer(directories[0]), vocabulary, holdout)
+    shapes = {} if smaller is None else _shapes(loaded[0], smaller, way.start)
+    corpora = read_corpus(text, models.read_tokenizer(directories[0]), loaded[0].config.vocab_size, holdout)
     recipe = {
         "command": "distill",
         "teachers": [models.digest(model) for model in loaded],
@@ -176,8 +176,7 @@ def distill(
             model = models.load_or_new(student, schedule.seed)
             stages = [run.stage("student", lambda: model, run.originals)]
         else:
-            assert smaller is not None
-            stages = run.chain(smaller)
+            stages = run.chain(shapes)
         run.keep(stages)
         return _finish(work, recipe, stages, say)
 
@@ -203,17 +202,21 @@ def prune(
 
     The shares of heads, MLP neurons and channels (`width`) that go, and the number of layers; or the share of
     `parameters` that stays; or, instead of parts, the share of zeros in every matrix, or "2:4" (`sparsity`). Without a
-    schedule nothing is trained.
+    schedule nothing is trained. Raises what `distill` raises.
     """
     way = way or Way()
+    parts: dict[str, Any] = {"heads": heads, "mlp": mlp, "layers": layers, "width": width}
+    if sum([any(parts.values()), parameters is not None, sparsity is not None]) != 1:
+        raise InputError("expected heads, mlp, layers and width, or parameters, or sparsity: say in one way what goes")
     directory = resolve_model(teacher, revision=None, root=Path.cwd()).directory
-    model = gpt2.load(directory)
+    model = models.load(directory)
+    if not isinstance(model, gpt2.GPT2LMHeadModel):
+        raise InputError(f"{teacher} is a {model.config.model_type}; expected a GPT-2: only that is pruned")
     corpora = read_corpus(text, models.read_tokenizer(directory), model.config.vocab_size, holdout)
-    options: dict[str, Any] = {"heads": heads, "mlp": mlp, "layers": layers, "width": width}
     recipe = {
         "command": "prune",
         "teachers": [models.digest(model)],
-        **options,
+        **parts,
         "parameters": parameters,
         "sparsity": sparsity,
         "way": way.recipe(),
@@ -234,7 +237,7 @@ def prune(
             if parameters is not None:
                 return pruning.prune(model, batches, parameters)
             measured = pruning.importance(model, batches)
-            return pruning.carve(model, pruning.choose(measured, **options), measured)
+            return pruning.carve(model, pruning.choose(measured, **parts), measured)
 
         stage = run.stage("student", pruned, run.originals, masks)
         run.keep([stage])
@@ -254,16 +257,12 @@ class _Run:
     way: Way
     say: Say
 
-    def chain(self, smaller: Smaller) -> list[dict[str, Any]]:
-        """One student for each factor; each is the next one's teacher."""
-        teachers = self.originals
-        first = teachers[0]
-        if not isinstance(first, gpt2.GPT2LMHeadModel):
-            raise InputError("only a GPT-2 is scaled; expected a student for a teacher of another family: name one")
-        stages = []
-        for factor, shape in zip(smaller.factors, _shapes(first, smaller), strict=True):
-            stages.append(self.stage(f"{factor:g}", partial(self._begin, teachers[0], shape), teachers))
-            teachers = [gpt2.load(self.work / "stages" / f"{factor:g}")]
+    def chain(self, shapes: Mapping[str, Shape]) -> list[dict[str, Any]]:
+        """One student for each shape; each is the next one's teacher."""
+        teachers, stages = self.originals, []
+        for name, shape in shapes.items():
+            stages.append(self.stage(name, partial(self._begin, teachers[0], shape), teachers))
+            teachers = [gpt2.load(self.work / "stages" / name)]
         return stages
 
     def _begin(self, teacher: gpt2.GPT2LMHeadModel, shape: Shape) -> PreTrainedModel:
@@ -298,7 +297,8 @@ class _Run:
         if self.schedule is not None:
             if isinstance(student, gpt2.GPT2LMHeadModel):
                 gpt2.set_dropout(student, self.way.dropout)
-            samples = self.corpora[0].samples(_context(student), self.stride)
+            samples = self.corpora[0].samples(models.context(student), self.stride)
+            torch.manual_seed(self.schedule.seed)  # of a projection
             loss, batches, size = self._lessons(name, student, teachers, samples)
             callbacks = [_KeepZeros(masks)] if masks else []
             work = self.work / f"training-{name}"
@@ -323,6 +323,12 @@ class _Run:
         if objective.hard_weight == 1:
             return plain_loss, collate(samples), 0
         if self.way.online:
+            shortest = min(map(models.context, teachers))
+            if samples.context > shortest:
+                raise InputError(
+                    f"the student has {samples.context} positions, but a teacher has {shortest}; expected no more: "
+                    "choose a student of a shorter context"
+                )
             return _OnlineLoss(student, teachers, objective), collate(samples), 0
         teacher = self._teacher(teachers)
         top_k, temperature = self.way.top_k, objective.temperature
@@ -345,23 +351,25 @@ class _Run:
         result = self.work / "result"
         if result.exists():
             shutil.rmtree(result)
-        shutil.copytree(self.work / "stages" / stages[-1]["name"], result)
-        for stage in stages[:-1]:
-            shutil.copytree(self.work / "stages" / stage["name"], result / "stages" / stage["name"])
+        for stage in stages:
+            target = result if stage is stages[-1] else result / "stages" / stage["name"]
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (self.work / "stages" / stage["name"]).iterdir():
+                shutil.copyfile(file, target / file.name)
 
 
-def _shapes(model: gpt2.GPT2LMHeadModel, smaller: Smaller) -> list[Shape]:
-    """Of each step, all checked before the first is trained."""
-    whole, factors = students.shape_of(model), check_steps(smaller.factors, None)
-
-    def count(shape: Shape) -> int:
-        return students.parameters_of(shape, model)
-
-    return [resolve(whole, factor, smaller.axes, smaller.of_parameters, count) for factor in factors]
-
-
-def _context(model: PreTrainedModel) -> int:
-    return int(model.config.max_position_embeddings)
+def _shapes(model: PreTrainedModel, smaller: Smaller, start: str) -> dict[str, Shape]:
+    """Of each step by its name, all checked before the first is trained."""
+    if not isinstance(model, gpt2.GPT2LMHeadModel):
+        raise InputError("only a GPT-2 is scaled; expected a student for a teacher of another family: name one")
+    shapes = {}
+    for factor in check_steps(smaller.factors, None):
+        count = partial(students.parameters_of, model=model)
+        shape = resolve(students.shape_of(model), factor, smaller.axes, smaller.of_parameters, count)
+        if start == "teacher":
+            students.check_carvable(model, shape)
+        shapes[f"{factor:g}"] = shape
+    return shapes
 
 
 def _labelled_loss(objective: Objective) -> Loss:
@@ -424,7 +432,7 @@ class _KeepZeros(TrainerCallback):
 
 
 def _report_stage(name: str, model: PreTrainedModel, trained: Trained | None, held_out: Corpus) -> dict[str, Any]:
-    context = _context(model)
+    context = models.context(model)
     quality = evaluate(model, held_out, context) if len(held_out.tokens) > context else None
     return {
         "name": name,

@@ -34,7 +34,7 @@ from kaoken.codegen.checkpoint import (
     open_checkpoint,
     quoted,
 )
-from kaoken.codegen.spec import ModelSpec, expected_shapes, read_spec
+from kaoken.codegen.spec import ModelSpec, check_config, expected_shapes, read_spec
 from kaoken.errors import CheckpointError, InputError
 
 Sizes = tuple[int, int, int]  # n_head, head_dim and n_inner of a block
@@ -78,6 +78,12 @@ def new(config: Mapping[str, Any], seed: int | None) -> GPT2LMHeadModel:
             return GPT2LMHeadModel(transformers.GPT2Config(**fields))
     transformers.set_seed(seed)
     return GPT2LMHeadModel(transformers.GPT2Config(**fields))
+
+
+def check_new(config: Mapping[str, Any], path: Path) -> None:
+    """Raises KaokenError for a config.json of which `new` makes nothing that can be baked."""
+    check_config(config, path)
+    _check_training_fields(config, path)
 
 
 def config_fields(model: transformers.GPT2LMHeadModel) -> dict[str, Any]:
@@ -157,10 +163,7 @@ def _build(config: transformers.GPT2Config, state: dict[str, torch.Tensor]) -> G
 def _read_config(checkpoint: Checkpoint, spec: ModelSpec) -> transformers.GPT2Config:
     """The config of a spec, with what config.json says of training."""
     given = checkpoint.config
-    for name in TRAINING_FIELDS:
-        if name in given and not (isinstance(given[name], int | float) and 0 <= given[name] < 1):
-            path = checkpoint.directory / CONFIG
-            raise CheckpointError(f"{path}: {name} is {quoted(given[name])}; expected 0 to below 1: correct it")
+    _check_training_fields(given, checkpoint.directory / CONFIG)
     options = (*TRAINING_FIELDS, "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
     return transformers.GPT2Config(
         vocab_size=spec.vocab_size,
@@ -175,6 +178,12 @@ def _read_config(checkpoint: Checkpoint, spec: ModelSpec) -> transformers.GPT2Co
         **_size_fields(spec.n_embd, [(block.n_head, block.head_dim, block.n_inner) for block in spec.blocks]),
         **{name: given[name] for name in options if name in given},
     )
+
+
+def _check_training_fields(config: Mapping[str, Any], path: Path) -> None:
+    for name in TRAINING_FIELDS:
+        if name in config and not (isinstance(config[name], int | float) and 0 <= config[name] < 1):
+            raise CheckpointError(f"{path}: {name} is {quoted(config[name])}; expected 0 to below 1: correct it")
 
 
 def _size_fields(n_embd: int, sizes: Sequence[Sizes]) -> dict[str, Any]:

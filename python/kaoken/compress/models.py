@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -19,7 +20,10 @@ from kaoken.errors import CheckpointError, InputError
 
 
 def load(directory: str | Path) -> PreTrainedModel:
-    """The causal language model of a checkpoint directory, in float32 and evaluation mode; no code of it is run."""
+    """The causal language model of a checkpoint directory, in float32 and evaluation mode; no code of it is run.
+
+    Raises CheckpointError where it is none, and where weights are NaN or infinite.
+    """
     directory = Path(directory)
     if is_gpt2(directory):
         return gpt2.load(directory)
@@ -29,6 +33,9 @@ def load(directory: str | Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{directory} is no causal language model that transformers loads: {error}") from error
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{name} of {directory} has values that are NaN or infinite: choose a sound model")
     return model.eval()
 
 
@@ -37,9 +44,9 @@ def load_or_new(directory: str | Path, seed: int) -> PreTrainedModel:
     directory = Path(directory)
     if any(directory.glob("*.safetensors")):
         return load(directory)
-    transformers.set_seed(seed)
     if is_gpt2(directory):
-        return gpt2.new(read_config(directory), seed)
+        return gpt2.new(read_gpt2_config(directory), seed)
+    transformers.set_seed(seed)
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -52,9 +59,12 @@ def save(model: PreTrainedModel, directory: Path, tokenizer_from: Path | None) -
     if isinstance(model, transformers.GPT2LMHeadModel):
         gpt2.save(model, directory, tokenizer_from)
         return
-    model.save_pretrained(directory)
-    if tokenizer_from is not None:
-        gpt2.copy_tokenizer(tokenizer_from, directory)
+    try:
+        model.save_pretrained(directory)
+        if tokenizer_from is not None:
+            gpt2.copy_tokenizer(tokenizer_from, directory)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{directory} cannot be written ({error}): free some space") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -67,6 +77,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): name a model's config.json") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is no JSON object: name a model's config.json")
+    return config
+
+
+def read_gpt2_config(path: str | Path) -> dict[str, Any]:
+    """The fields of a GPT-2 to train from nothing. Raises KaokenError for what could not be baked."""
+    config = read_config(path)
+    gpt2.check_new(config, Path(path))
     return config
 
 
@@ -100,6 +117,11 @@ def digest(model: PreTrainedModel) -> str:
 def parameters(model: PreTrainedModel) -> int:
     """How many parameters there are; a tied head is its embedding."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def context(model: PreTrainedModel) -> int:
+    """How many positions a model has."""
+    return int(model.config.max_position_embeddings)
 
 
 def check_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

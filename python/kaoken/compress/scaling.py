@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kaoken.errors import InputError
 
@@ -89,15 +90,13 @@ def evenly(count: int, kept: int) -> list[int]:
 
 def check_steps(steps: Sequence[float], scale: float | None) -> tuple[float, ...]:
     """The factors of a chain, each smaller than the one before; the last is `scale` where that is given."""
-    if not steps:
-        if scale is None:
-            raise InputError("neither a scale nor steps are given; expected one, such as 0.5")
-        return (scale,)
-    falling = all(after < before for before, after in zip((1.0, *steps), steps, strict=False))
-    if not falling or (scale is not None and not math.isclose(steps[-1], scale)):
+    if not steps and scale is None:
+        raise InputError("neither a scale nor steps are given; expected one, such as 0.5")
+    falling = all(after < before for before, after in pairwise(steps))
+    if not falling or (steps and scale is not None and not math.isclose(steps[-1], scale)):
         end = "" if scale is None else f", down to the scale of {scale}"
-        raise InputError(f"steps are {', '.join(map(str, steps))}; expected falling factors below 1{end}")
-    return tuple(steps)
+        raise InputError(f"steps are {', '.join(map(str, steps))}; expected falling factors{end}")
+    return tuple(steps) if scale is None else (*steps[:-1], scale)
 
 
 def _scaled(size: int, factor: float, what: str) -> int:

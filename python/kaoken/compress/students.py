@@ -16,9 +16,9 @@ from kaoken.errors import InputError
 
 def shape_of(model: GPT2LMHeadModel) -> Shape:
     """InputError for a model whose blocks differ, which no single factor scales."""
-    sizes = set(gpt2.blocks(model))
-    n_head, head_dim, n_inner = gpt2.blocks(model)[0]
-    if len(sizes) > 1 or n_head * head_dim != model.config.n_embd:
+    sizes = gpt2.blocks(model)
+    n_head, head_dim, n_inner = sizes[0]
+    if len(set(sizes)) > 1 or n_head * head_dim != model.config.n_embd:
         raise InputError(
             "the teacher has blocks of different sizes; expected alike ones to scale: name a student instead"
         )
@@ -42,12 +42,8 @@ def random_student(model: GPT2LMHeadModel, shape: Shape, seed: int) -> GPT2LMHea
     return gpt2.new(config_of(shape, model), seed)
 
 
-def carved_student(model: GPT2LMHeadModel, shape: Shape, importance: Importance) -> GPT2LMHeadModel:
-    """The model's own weights: layers evenly spaced, the first and the last among them (Sanh et al., DistilBERT, 2019),
-    and of channels, heads and neurons the most important.
-
-    Raises InputError where heads would have to be wider than the model's.
-    """
+def check_carvable(model: GPT2LMHeadModel, shape: Shape) -> None:
+    """Raises InputError where heads would have to be wider than the model's."""
     _, head_dim, _ = gpt2.blocks(model)[0]
     dims = shape.width // shape.heads
     if dims > head_dim:
@@ -55,6 +51,16 @@ def carved_student(model: GPT2LMHeadModel, shape: Shape, importance: Importance)
             f"heads of {dims} cannot start from the teacher's of {head_dim}: scale the width with the heads, or start "
             "from random weights"
         )
+
+
+def carved_student(model: GPT2LMHeadModel, shape: Shape, importance: Importance) -> GPT2LMHeadModel:
+    """The model's own weights: layers evenly spaced, the first and the last among them (Sanh et al., DistilBERT, 2019),
+    and of channels, heads and neurons the most important.
+
+    Raises InputError where heads would have to be wider than the model's.
+    """
+    check_carvable(model, shape)
+    dims = shape.width // shape.heads
     layers = evenly(model.config.n_layer, shape.layers)
     kept = tuple(
         BlockCut(

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from kaoken.compress.corpus import Corpus, Samples
 from kaoken.compress.run import write_json
@@ -35,7 +35,7 @@ Collate = Callable[[list[int]], dict[str, Any]]
 # That go through a model together where nothing is learned: a large vocabulary's logits of 2048 take 0.4 GB.
 TOKENS_AT_ONCE = 2048
 
-_DONE = "result.json"
+_STATE = "trainer_state.json"
 
 # The option's name from transformers 5.20 on, and before.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -143,7 +143,6 @@ def train_model(
 
     Raises KaokenError where the loss is not finite, and where a checkpoint cannot be written.
     """
-    done = work / _DONE
     arguments = _arguments(schedule, len(samples), work)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of writing a file; the Trainer's own stays
@@ -151,18 +150,18 @@ def train_model(
     every = [*(callbacks or []), progress, clock]
     trainer = _Trainer(model, arguments, _Numbers(len(samples)), loss, batches or collate(samples), every)
     checkpoint = _last_checkpoint(work)
-    if done.exists() and checkpoint is not None:
+    if checkpoint is not None and _step(checkpoint) >= arguments.max_steps:  # from there the Trainer would step on
         load_model(model, checkpoint / "model.safetensors")
-        result = Trained(**json.loads(done.read_text(encoding="utf-8")))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+        clock.load(trainer.state.global_step)
     else:
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             progress.close()
-        steps = trainer.state.global_step
-        tokens = steps * min(schedule.batch_size, len(samples)) * schedule.accumulate * samples.context
-        result = Trained(steps, tokens, clock.seconds, trainer.last_loss())
-        write_json(done, asdict(result))
+    steps = trainer.state.global_step
+    tokens = steps * min(schedule.batch_size, len(samples)) * schedule.accumulate * samples.context
+    result = Trained(steps, tokens, clock.seconds, trainer.last_loss())
     model.to("cpu").eval()
     return result
 
@@ -289,8 +288,12 @@ class _Clock(TrainerCallback):
         return self._before + time.perf_counter() - self._begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step and self._file.exists():
-            self._before = json.loads(self._file.read_text(encoding="utf-8")).get(str(state.global_step), 0.0)
+        self.load(state.global_step)
+
+    def load(self, step: int) -> None:
+        """Goes on from the seconds of this step."""
+        if step and self._file.exists():
+            self._before = json.loads(self._file.read_text(encoding="utf-8")).get(str(step), 0.0)
         self._begin = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -330,11 +333,15 @@ def _arguments(schedule: Schedule, samples: int, work: Path) -> TrainingArgument
 
 def _last_checkpoint(work: Path) -> Path | None:
     """The last checkpoint that was written to its end, which is the state of the Trainer."""
-    return next(iter(sorted(_whole_checkpoints(work), key=lambda path: -int(path.name.rsplit("-")[-1]))), None)
+    return max(_whole_checkpoints(work), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-")[-1])
 
 
 def _whole_checkpoints(work: Path) -> Iterator[Path]:
-    for state in work.glob("checkpoint-*/trainer_state.json"):
+    for state in work.glob(f"checkpoint-*/{_STATE}"):
         try:
             json.loads(state.read_text(encoding="utf-8"))
         except ValueError:
