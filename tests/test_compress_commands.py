@@ -67,7 +67,7 @@ def torch_or_skip() -> None:
 MISTAKES = {
     "train --preset gptheavy": "there is no preset 'gptheavy'",
     "train --preset gptlite --config config.json": "--preset and --config both name a model",
-    "train --config config.json": "expected one of epochs and max_steps",
+    "train --config config.json --epochs 1 --max-steps 1": "expected one of epochs and max_steps",
     "train --config none.json --max-steps 1": "none.json cannot be read as JSON",
     "train --config bad.json --max-steps 1": "n_embd",
     "train --config llama.json --max-steps 1": "model_type is 'llama'",
@@ -124,7 +124,8 @@ def arguments(toy_text: Path, toy_teacher: Path, out: Path, *more: str) -> list[
 
 # The command, which sends itself a signal behind a step.
 SIGNALLED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
 number, arguments = int(sys.argv[1]), sys.argv[2:]
 from transformers import Trainer, TrainerCallback
 from kaoken import cli

@@ -276,9 +276,10 @@ def by_oracle(directory: Path, tokens: NDArray[Any], context: int) -> tuple[floa
 
 
 @pytest.mark.parametrize("count", [17, 32, 33, 200])
-def test_evaluation_is_the_oracles(count: int, saved: Path) -> None:
+def test_evaluation_is_the_oracles(count: int, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kaoken.compress.training.TOKENS_AT_ONCE", 3 * 16)
     corpus = Corpus("some text", TOKENS[:count], TOKENIZER_VOCAB, 3 * count)
-    actual = evaluate(gpt2.load(saved), corpus, 16, batch_size=3)
+    actual = evaluate(gpt2.load(saved), corpus, 16)
     loss, accuracy, tokens = by_oracle(saved, corpus.tokens, 16)
     assert actual == Evaluation(pytest.approx(loss), pytest.approx(loss / math.log(2) / 3), accuracy, tokens)
 
