@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import kaoken
 from benchmarks.machine import header
 from benchmarks.peers import save
 from benchmarks.summary import summarize
+from kaoken.bench import bytes_per_token
 from kaoken.compress.corpus import Corpus, read_corpus
 from kaoken.compress.distillation import REPORT, Smaller, Way, distill, prune, train
 from kaoken.compress.losses import Objective
@@ -62,8 +64,7 @@ class Study:
 
 FACTORS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
-# A teacher small enough that all arms of three seeds train in an hour and a half on two cores. Ten layers, so that
-# tenths of them are whole; of its parameters 95 % are in its layers.
+# Of a size for two cores. Ten layers, so that tenths of them are whole; of the parameters 95 % are in the layers.
 PRESET = Study(
     config={**PRESETS["gptlite-deep"].config, "n_embd": 64, "n_head": 4},
     factors=FACTORS,
@@ -73,7 +74,7 @@ PRESET = Study(
     seeds=(0, 1, 2),
 )
 
-# The published study's way: all four sizes, Adam at 2e-4, 30 epochs a step.
+# The published study's way, on the bundled model's shape: all four sizes, Adam at 2e-4, 30 epochs a step.
 FULL = Study(
     config={**PRESETS["gptlite"].config, "activation_function": "gelu_pytorch_tanh"},
     factors=FACTORS,
@@ -103,16 +104,20 @@ STUDIES = {"preset": PRESET, "full": FULL, "tiny": TINY}
 def arms(study: Study, text: Path, seed: int, root: Path) -> dict[str, Callable[[Path], Any]]:
     """What makes the checkpoint directory of each arm, in an order in which each finds what it needs."""
     half, long = study.factors[-1], len(study.factors)
-    teacher, labels, directory = str(root / TEACHER), str(root / "labels"), root / f"seed-{seed}"
+    teacher, directory = str(root / TEACHER), root / f"seed-{seed}"
 
     def quiet(line: str) -> None: ...
 
-    def students(way: Way, steps: int = 1, smaller: Smaller | None = None) -> Callable[[Path], Any]:
+    def students(smaller: Smaller | None = None, steps: int = 1, **options: Any) -> Callable[[Path], Any]:
         sizes = smaller or Smaller((half,), study.axes)
+        if not {"online", "labels_from"} & options.keys():
+            options["labels"] = labels(sizes.factors[0] if "context" in sizes.axes else 1)
+        way = Way(**options)
         return lambda out: distill(out, text, [teacher], study.one(seed, steps), smaller=sizes, way=way, say=quiet)
 
-    def labelled(**options: Any) -> Way:
-        return Way(labels=labels, **options)
+    def labels(context: float) -> str:
+        """Where all arms whose samples have this share of the teacher's context find its labels."""
+        return str(root / f"labels-{context:g}")
 
     def direct(steps: int) -> Callable[[Path], Any]:
         return lambda out: train(
@@ -120,35 +125,31 @@ def arms(study: Study, text: Path, seed: int, root: Path) -> dict[str, Callable[
         )
 
     def pruned(steps: int) -> Callable[[Path], Any]:
-        return lambda out: prune(
-            out, text, teacher, study.one(seed, steps), parameters=_half_share(root, seed), way=labelled(), say=quiet
-        )
+        schedule, way = study.one(seed, steps), Way(labels=labels(1))
+        return lambda out: prune(out, text, teacher, schedule, parameters=_half_share(root, seed), way=way, say=quiet)
 
-    def from_int8(out: Path) -> Any:
-        library = kaoken.bake(teacher, dtype="int8")
-        way = Way(labels_from=str(library))
-        return distill(out, text, [teacher], study.one(seed), smaller=Smaller((half,), study.axes), way=way, say=quiet)
+    chain = Smaller(study.factors, study.axes)
 
     found = {
-        "iterative": students(labelled(), smaller=Smaller(study.factors, study.axes)),
-        "one-shot": students(labelled()),
+        "iterative": students(chain),
+        "one-shot": students(),
         "direct": direct(1),
         "pruned": pruned(1),
-        "one-shot long": students(labelled(), long),
+        "one-shot long": students(steps=long),
         "direct long": direct(long),
         "pruned long": pruned(long),
-        "random start": students(labelled(start="random")),
-        "random start long": students(labelled(start="random"), long),
-        "temperature 2": students(labelled(objective=Objective(temperature=2.0))),
-        "temperature 4": students(labelled(objective=Objective(temperature=4.0))),
-        "mse": students(labelled(objective=Objective(loss="mse"))),
-        "reverse kl": students(labelled(objective=Objective(loss="reverse-kl"))),
-        "half hard": students(labelled(objective=Objective(hard_weight=0.5))),
-        "online": students(Way(online=True)),
-        "int8 labels": from_int8,
-        "half the width": students(labelled(), smaller=Smaller((0.5,), ("width", "heads"), of_parameters=True)),
-        "iterative random start": students(labelled(start="random"), smaller=Smaller(study.factors, study.axes)),
-        "half of each": students(Way(), smaller=Smaller((0.5,), AXES)),
+        "random start": students(start="random"),
+        "random start long": students(start="random", steps=long),
+        "temperature 2": students(objective=Objective(temperature=2.0)),
+        "temperature 4": students(objective=Objective(temperature=4.0)),
+        "mse": students(objective=Objective(loss="mse")),
+        "reverse kl": students(objective=Objective(loss="reverse-kl")),
+        "half hard": students(objective=Objective(hard_weight=0.5)),
+        "online": students(online=True),
+        "int8 labels": lambda out: students(labels_from=str(kaoken.bake(teacher, dtype="int8")))(out),
+        "half the width": students(Smaller((0.5,), ("width", "heads"), of_parameters=True)),
+        "iterative random start": students(chain, start="random"),
+        "half of each": students(Smaller((0.5,), AXES)),
     }
     if seed == study.seeds[0]:  # it takes longer than all others
         found["direct as long as the teacher"] = direct(study.teacher_steps)
@@ -238,7 +239,7 @@ def _measure(root: Path, study: Study, options: argparse.Namespace, say: Say) ->
             record = {
                 "arm": name,
                 "dtype": dtype,
-                "weights_bytes": _weights_bytes(model),
+                "bytes_per_token": bytes_per_token(model.config, model.info),
                 "library_bytes": library.stat().st_size,
                 **_quality(model, held_out),
                 "tokens_per_second": ours,
@@ -252,20 +253,12 @@ def _measure(root: Path, study: Study, options: argparse.Namespace, say: Say) ->
 
 def _tokens_per_second(model: BakedGPT2) -> float:
     """Of decoding from one token to a full context, several times over; a prompt of one is read as fast as a token."""
-    import time
-
     steps = model.config.n_positions - 1
     repeats = max(1, 4096 // steps)
     begin = time.perf_counter()
     for _ in range(repeats):
         model.generate([[0]], max_new_tokens=steps, eos_token_id=None, do_sample=False)
     return repeats * steps / (time.perf_counter() - begin)
-
-
-def _weights_bytes(model: BakedGPT2) -> int:
-    from kaoken.bench import bytes_per_token
-
-    return bytes_per_token(model.config, model.info)
 
 
 def _quality(model: BakedGPT2, held_out: Corpus) -> dict[str, float]:

@@ -111,7 +111,7 @@ def _trained_row(name: str, arms: dict[str, dict[int, Document]], document: Docu
 _BAKED_HEAD = (
     "model",
     "type",
-    "MB of weights",
+    "MB read a token",
     "MB on disk",
     "loss (nats)",
     "bits a byte",
@@ -132,7 +132,7 @@ def _baked_row(record: Document) -> list[str]:
     return [
         record["arm"],
         record["dtype"],
-        f"{record['weights_bytes'] / 1e6:.2f}",
+        f"{record['bytes_per_token'] / 1e6:.2f}",
         f"{record['library_bytes'] / 1e6:.2f}",
         f"{record['loss']:.4f}",
         f"{record['bits_per_byte']:.3f}",

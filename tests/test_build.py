@@ -529,12 +529,8 @@ def test_a_program_that_bakes_and_is_terminated_leaves_nothing(thread: bool, tmp
         finally:
             baking.kill()
     if thread:  # another process cleans up, as after SIGKILL
-        end = time.monotonic() + 30
-        while (list(scratch.iterdir()) or processes_of(scratch)) and time.monotonic() < end:
-            time.sleep(0.01)
-    assert list(scratch.iterdir()) == []
-    assert processes_of(scratch) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+        wait_for_cleaning(scratch)
+    assert_nothing_left(tmp_path)
 
 
 def test_a_bake_of_both_forms_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
@@ -549,12 +545,8 @@ def test_a_bake_of_both_forms_that_is_killed_leaves_nothing(tmp_path: Path) -> N
                 time.sleep(0.01)
         finally:
             baking.kill()
-    end = time.monotonic() + 30
-    while (list(scratch.iterdir()) or processes_of(scratch)) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert list(scratch.iterdir()) == []
-    assert processes_of(scratch) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "scratch"]
+    wait_for_cleaning(scratch)
+    assert_nothing_left(tmp_path)
 
 
 @pytest.mark.parametrize("left", ["pass", "raise OSError", "sys.exit(3)"])
@@ -573,6 +565,20 @@ def test_a_signal_whose_exception_is_lost_ends_the_program(left: str) -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert (run.returncode, run.stdout) == (-signal.SIGTERM, b"went on\n")
+
+
+def wait_for_cleaning(scratch: Path) -> None:
+    """Until the process that cleans up behind a killed one is done, at most half a minute."""
+    end = time.monotonic() + 30
+    while (list(scratch.iterdir()) or processes_of(scratch)) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def assert_nothing_left(directory: Path) -> None:
+    """Of a bake of `model` that worked in `scratch`."""
+    assert list((directory / "scratch").iterdir()) == []
+    assert processes_of(directory / "scratch") == []
+    assert sorted(path.name for path in directory.iterdir()) == ["model", "scratch"]
 
 
 def processes_of(directory: Path) -> list[str]:

@@ -68,6 +68,7 @@ MISTAKES = {
     "train --preset gptheavy": "there is no preset 'gptheavy'",
     "train --preset gptlite --config config.json": "--preset and --config both name a model",
     "train --config config.json --epochs 1 --max-steps 1": "expected one of epochs and max_steps",
+    "train --axes layers": "say how --scale is meant",
     "train --config none.json --max-steps 1": "none.json cannot be read as JSON",
     "train --config bad.json --max-steps 1": "n_embd",
     "train --config llama.json --max-steps 1": "model_type is 'llama'",

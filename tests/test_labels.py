@@ -35,6 +35,7 @@ import torch
 from conftest import Bake, Checkpoints, LibraryOf
 from kaoken import load
 from kaoken.compress import labels as module
+from kaoken.compress import models
 from kaoken.compress.labels import (
     CHECKSUMS,
     DATA,
@@ -42,7 +43,6 @@ from kaoken.compress.labels import (
     LabelFile,
     Teacher,
     baked_teacher,
-    checkpoint_digest,
     ensemble_teacher,
     open_labels,
     plan_labels,
@@ -436,7 +436,7 @@ def oracle_labels(directory: Path, samples: Rows) -> NDArray[np.float64]:
 def test_a_torch_teacher_in_training_mode_under_autocast(checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = checkpoints("plain")
     model = tiny_gpt2(directory).train()  # whose dropout of 0.1 would show
-    of_model = torch_teacher(model, checkpoint_digest(directory))
+    of_model = torch_teacher(model, models.digest(model))
     samples = rows(count=4, vocab_size=61)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stored = write_labels(tmp_path, samples, of_model)
@@ -445,14 +445,18 @@ def test_a_torch_teacher_in_training_mode_under_autocast(checkpoints: Checkpoint
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_checkpoints_digest_is_of_weights_and_configuration(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    plain = checkpoint_digest(checkpoints("plain"))
+def digest_of(directory: Path) -> str:
+    return models.digest(models.load(directory))
+
+
+def test_a_models_digest_is_of_weights_and_configuration(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    plain = digest_of(checkpoints("plain"))
     copy = shutil.copytree(checkpoints("plain"), tmp_path / "copy")
-    assert checkpoint_digest(copy) == plain
+    assert digest_of(copy) == plain
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": 1e-3}))
-    assert checkpoint_digest(copy) != plain
-    assert checkpoint_digest(checkpoints("untied")) != plain
+    assert digest_of(copy) != plain
+    assert digest_of(checkpoints("untied")) != plain
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +482,7 @@ def test_a_baked_teacher_in_int8_and_an_ensemble_with_it(
     with pytest.raises(InputError, match=r"teacher .* instead of"):
         open_labels(tmp_path / "int8", plan)
 
-    of_model = torch_teacher(tiny_gpt2(directory), checkpoint_digest(directory))
+    of_model = torch_teacher(tiny_gpt2(directory), "of its weights")
     both = ensemble_teacher([of_model, int8])
     mean = np.log((np.exp(exact) + np.exp(rounded)) / 2)
     np.testing.assert_allclose(values_of(write_labels(tmp_path / "both", samples, both)[range(4)]), mean, rtol=1e-3)

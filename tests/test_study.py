@@ -43,7 +43,7 @@ def document(losses: dict[str, list[float]]) -> dict[str, Any]:
     baked = {
         "arm": "one-shot",
         "dtype": "int8",
-        "weights_bytes": 1_000_000,
+        "bytes_per_token": 1_000_000,
         "library_bytes": 2_000_000,
         "loss": 1.5,
         "bits_per_byte": 2.2,

@@ -181,6 +181,8 @@ def _train(options: argparse.Namespace) -> None:
             lambda shape: students.parameters_of(shape, model),
         )
         config = students.config_of(shape, model)
+    elif options.axes is not None or options.of_parameters:
+        raise InputError("--axes and --of-parameters say how --scale is meant: give a scale, or leave them out")
     stride = max(1, int(config.get("n_positions", 1024)) // preset.overlap)
     distillation.train(
         options.out,

@@ -160,23 +160,17 @@ def distill(
         models.check_vocabulary(loaded[0], other)
     shapes = {} if smaller is None else _shapes(loaded[0], smaller, way.start)
     corpora = read_corpus(text, models.read_tokenizer(directories[0]), loaded[0].config.vocab_size, holdout)
+    model = None if student is None else models.load_or_new(student, schedule.seed)
     recipe = {
         "command": "distill",
         "teachers": [models.digest(model) for model in loaded],
         "smaller": None if smaller is None else asdict(smaller),
-        "student": None if student is None else models.read_config(student),
-        "way": way.recipe(),
-        "text": corpora[0].samples(1).digest,
-        "stride": stride,
-        "schedule": asdict(schedule),
+        "student": None if model is None else models.digest(model),
+        **_common_recipe(corpora[0], stride, schedule, way),
     }
     with open_run(out, recipe) as work:
         run = _Run(work, directories[0], loaded, corpora, stride, schedule, way, say)
-        if student is not None:
-            model = models.load_or_new(student, schedule.seed)
-            stages = [run.stage("student", lambda: model, run.originals)]
-        else:
-            stages = run.chain(shapes)
+        stages = run.chain(shapes) if model is None else [run.stage("student", lambda: model, run.originals)]
         run.keep(stages)
         return _finish(work, recipe, stages, say)
 
@@ -219,10 +213,7 @@ def prune(
         **parts,
         "parameters": parameters,
         "sparsity": sparsity,
-        "way": way.recipe(),
-        "text": corpora[0].samples(1).digest,
-        "stride": stride,
-        "schedule": None if schedule is None else asdict(schedule),
+        **_common_recipe(corpora[0], stride, schedule, way),
     }
     with open_run(out, recipe) as work:
         run = _Run(work, directory, [gpt2.load(directory)], corpora, stride, schedule, way, say)
@@ -242,6 +233,15 @@ def prune(
         stage = run.stage("student", pruned, run.originals, masks)
         run.keep([stage])
         return _finish(work, recipe, [stage], say)
+
+
+def _common_recipe(corpus: Corpus, stride: int | None, schedule: Schedule | None, way: Way) -> dict[str, Any]:
+    return {
+        "way": way.recipe(),
+        "text": corpus.samples(1).digest,
+        "stride": stride,
+        "schedule": None if schedule is None else asdict(schedule),
+    }
 
 
 @dataclass
@@ -307,9 +307,7 @@ class _Run:
                 delattr(student, _PROJECTION)
         result = _report_stage(name, student, trained, self.corpora[1])
         result["label_bytes"] = size
-        if saved.exists():
-            shutil.rmtree(saved)
-        models.save(student, saved, self.tokenizer_from)
+        _save(student, saved, self.tokenizer_from)
         write_json(report, result)
         shutil.rmtree(self.work / f"training-{name}", ignore_errors=True)
         shutil.rmtree(self.work / f"labels-{name}", ignore_errors=True)

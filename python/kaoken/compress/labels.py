@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kaoken.cache import locked
-from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.compress.losses import SoftLabels, check_temperature, ensemble, top_k_labels, whole_labels
 from kaoken.errors import InputError, KaokenError
 from kaoken.inputs import integer
@@ -99,7 +98,7 @@ class Teacher:
 
 
 def torch_teacher(model: nn.Module, digest: str) -> Teacher:
-    """A causal language model of transformers, on whatever device it is; `checkpoint_digest` gives the digest.
+    """A causal language model of transformers, on whatever device it is; `digest` is that of its weights.
 
     It is put into eval mode, and runs outside of any autocast, in the type of its weights.
     """
@@ -112,12 +111,6 @@ def torch_teacher(model: nn.Module, digest: str) -> Teacher:
 
     key = _digest([digest, str(next(model.parameters()).dtype)])
     return Teacher(logits, key, model.config.vocab_size, model.config.max_position_embeddings)
-
-
-def checkpoint_digest(directory: Path) -> str:
-    """SHA-256 of a checkpoint's configuration and weights; raises CheckpointError where they are not sound."""
-    checkpoint = open_checkpoint(directory)
-    return _digest([checkpoint.config, checkpoint.sha256()])
 
 
 def baked_teacher(path: str | os.PathLike[str], *, threads: int | None = None) -> Teacher:

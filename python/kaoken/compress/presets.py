@@ -28,13 +28,13 @@ def _bytes_config(layers: int, heads: int, width: int, context: int, **fields: A
 
 
 PRESETS = {
-    # The bundled model; its card in models/gptlite-shakespeare has the same figures.
+    # The bundled model's shape and its card's schedule, in float32; the card does not say how samples were drawn.
     "gptlite": Preset(
         _bytes_config(6, 8, 256, 256, embd_pdrop=0.1, resid_pdrop=0.15),
         overlap=4,
         schedule=Schedule(max_steps=4850, batch_size=24, warmup_steps=100, seed=1337),
     ),
-    # A few minutes on two cores; as many layers as make tenths of a scale.
+    # Smaller, with as many layers as make tenths of a scale.
     "gptlite-deep": Preset(
         _bytes_config(10, 6, 96, 128, activation_function="gelu_pytorch_tanh"),
         overlap=2,
