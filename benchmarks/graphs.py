@@ -22,16 +22,16 @@ import torch
 from kaoken.codegen import passes
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import make_types
-from kaoken.codegen.graph import Graph, Tensor, build_graph
+from kaoken.codegen.families import read_graph
+from kaoken.codegen.graph import Graph, Tensor
 from kaoken.codegen.packing import pack
-from kaoken.codegen.spec import read_spec
 from onnx import numpy_helper
 from torch import Tensor as TorchTensor
 from torch import nn
 
 from benchmarks.models import random_tensors
 from benchmarks.tables import markdown_table
-from kaoken.graphs import Picture, checkpoint_picture, onnx_picture, render
+from kaoken.graphs import Picture, block_ops, checkpoint_picture, onnx_picture, render
 from kaoken.onnx_export import CausalGPT2, ExportedBlock, ExportedGPT2, Names, difference, export
 
 CONFIG = {
@@ -128,8 +128,7 @@ def write_checkpoint(directory: Path) -> None:
 
 def own_rows(directory: Path, out: Path) -> Iterator[Row]:
     """Kaoken's graph of a checkpoint, its first block and the whole; draws the whole."""
-    checkpoint = open_checkpoint(directory)
-    before = build_graph(checkpoint, read_spec(checkpoint))
+    before = read_graph(open_checkpoint(directory))
     after = passes.run(before)
     packed = pack(after, make_types("float32", "", None), 1 << 30)
     for subject, units in (("block", packed.units[1:2]), ("model", packed.units)):
@@ -148,19 +147,15 @@ def _own_row(subject: str, maker: str, picture: Picture, graph: Graph) -> Row:
     clusters = [each for each in picture.clusters if subject == "model" or each.label.startswith("block 0")]
     titles = [node.title for each in clusters for node in each.nodes if node.kind != "end"]
     ops = Counter(title.split()[0] for title in titles)
-    parts: list[Any] = [
-        getattr(block, part) for block in graph.blocks[: 1 if subject == "block" else None] for part in _PARTS
-    ]
+    blocks = graph.blocks[: 1 if subject == "block" else None]
+    parts: list[Any] = [op for block in blocks for op in block_ops(block).values()]
     if subject == "model":
-        parts += [graph.tokens, graph.positions, graph.ln_f, graph.head]
+        parts += [graph.decoder.embeddings.tokens, graph.decoder.embeddings.positions, graph.decoder.norm, graph.head]
     found = [
         each for part in parts for each in ([part] if isinstance(part, Tensor) else [part.weight, part.bias]) if each
     ]
     arrays = {id(each): 4 * int(np.prod(each.shape)) for each in found}
     return Row(subject, maker, nodes=len(titles), arrays=len(arrays), bytes=sum(arrays.values()), ops=dict(ops))
-
-
-_PARTS = ("ln_1", "query", "key", "value", "attn_out", "ln_2", "mlp_in", "mlp_out")
 
 
 # The exporters'

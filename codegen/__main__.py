@@ -22,12 +22,12 @@ from .exploded import check_kernels
 from .files import write_if_changed
 from .generation import read_generation
 from .hub import resolve_model
+from .identifier import identifier
 from .identity import STATE, same, state
 from .isa import TABLE, canonical_machine, resolve
 from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Options, bake, generate
 from .plan import plan_text
-from .spec import identifier
 from .version import kaoken_version
 
 

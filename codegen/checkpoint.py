@@ -2,7 +2,8 @@
 
 A checkpoint is untrusted input. JSON is parsed without duplicate keys, NaN or bottomless nesting; shard names
 are bare file names; every tensor's size is checked against its file before anything is allocated; pickles are
-never opened. What the numbers mean for a model is the business of `spec.py`.
+never opened. What the numbers mean for a model is the business of
+its family.
 
 The format: https://github.com/huggingface/safetensors#format (8 bytes of header length, a JSON header, data).
 """
@@ -53,13 +54,6 @@ _HASH_BYTES = 1 << 20
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
 _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|ckpt)")
 
-# Dropped before anything else is checked, because they never reach the logits: the causal mask that old
-# versions of transformers saved beside each attention, and the heads of other tasks.
-_IGNORED_TENSOR = re.compile(
-    r"h\.\d+\.attn\.(bias|masked_bias)|(multiple_choice_head|score|classifier|qa_outputs|v_head)\..*",
-    re.DOTALL,
-)
-
 _AGAIN = "download the checkpoint again, or save it anew with save_pretrained"
 
 
@@ -84,9 +78,9 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies. `nbytes` always equals the product of `shape` times the bytes of `dtype`."""
+    """Where a tensor lies. `nbytes` equals the product of `shape` times the bytes of `dtype`, where that is known."""
 
-    dtype: str  # F32, F16 or BF16
+    dtype: str  # one of BYTES_PER_VALUE, unless it is of no use
     shape: tuple[int, ...]
     file: Path
     offset: int  # of its first byte from the start of the file
@@ -100,7 +94,7 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any]
     generation_config: dict[str, Any] | None  # None where the file is absent
-    tensors: dict[str, TensorInfo]  # names without "transformer.": "wte.weight", "h.0.attn.c_attn.weight"
+    tensors: dict[str, TensorInfo]  # as the files name them
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
     tokenizer: bytes | None  # tokenizer.json as found, or made of TOKENIZER_PARTS
@@ -114,6 +108,7 @@ class Checkpoint:
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}: {_AGAIN}")
+        self.check_type(name)
         first, shape = _row_range(info.shape, rows)
         row_bytes = math.prod(info.shape[1:]) * BYTES_PER_VALUE[info.dtype]
         values = np.empty(shape, np.float32)
@@ -124,6 +119,15 @@ class Checkpoint:
                 "infinite; expected finite weights: save the checkpoint again from a sound model"
             )
         return values
+
+    def check_type(self, name: str) -> None:
+        """Raises CheckpointError for a tensor that `read` cannot convert."""
+        info = self.tensors[name]
+        if info.dtype not in BYTES_PER_VALUE:
+            raise CheckpointError(
+                f"{info.file}: {quoted(name)} is stored as {quoted(info.dtype)}; expected one of "
+                f"{', '.join(BYTES_PER_VALUE)}: save the model in float32, float16 or bfloat16"
+            )
 
     def sha256(self) -> str:
         """SHA-256 of the weights in hexadecimal, as the hub shows it for a file.
@@ -139,8 +143,7 @@ class Checkpoint:
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Reads the configs and the safetensors headers of a directory; raises CheckpointError.
 
-    Like transformers, it prefers `model.safetensors` to the index of a sharded one, and takes
-    `lm_head.weight` for `wte.weight` where a tied checkpoint stores only that.
+    Like transformers, it prefers `model.safetensors` to the index of a sharded one.
     """
     directory = directory.absolute()
     if not os.path.isdir(directory):
@@ -150,8 +153,6 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     tokenizer, parts = read_tokenizer(directory)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
-    if _stores_head_only(config, tensors):
-        tensors["wte.weight"] = tensors["lm_head.weight"]
     others = (CONFIG, GENERATION_CONFIG, *parts, *([INDEX] if index else []))
     files = (*(directory / name for name in others if (directory / name).exists()), *weight_files)
     generation = None if generation_json is None else generation_config
@@ -327,22 +328,18 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_headers(files: tuple[Path, ...], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tensors of all files by canonical name, each there once, and each where the index says."""
+    """The tensors of all files, each there once, and each where the index says."""
     tensors: dict[str, TensorInfo] = {}
     stored: set[tuple[str, str]] = set()
     for file in files:
         header = _read_header(file)
         stored.update((name, file.name) for name in header.entries)
         for name in header.entries:
-            canonical = name.removeprefix("transformer.")
-            if _IGNORED_TENSOR.fullmatch(canonical):
-                continue
-            if canonical in tensors:
+            if name in tensors:
                 raise CheckpointError(
-                    f"{file} has {quoted(name)}, but {tensors[canonical].file.name} already has "
-                    f"{quoted(canonical)}, with or without 'transformer.': {_AGAIN}"
+                    f"{file} has {quoted(name)}, but {tensors[name].file.name} already has it: {_AGAIN}"
                 )
-            tensors[canonical] = _tensor_info(header, name)
+            tensors[name] = _tensor_info(header, name)
     for tensor, shard in index.items():
         if (tensor, shard) not in stored:
             raise CheckpointError(
@@ -380,27 +377,17 @@ def _read_header(path: Path) -> _Header:
 
 
 def _tensor_info(header: _Header, name: str) -> TensorInfo:
-    """One entry of a header, its dtype known and its size checked against its shape and its file."""
+    """One entry of a header, its size checked against its shape and its file."""
     entry = header.entries[name]
-    if entry["dtype"] not in BYTES_PER_VALUE:
-        raise CheckpointError(
-            f"{header.file}: {quoted(name)} is stored as {quoted(entry['dtype'])}; expected one of "
-            f"{', '.join(BYTES_PER_VALUE)}: save the model in float32, float16 or bfloat16"
-        )
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    nbytes = math.prod(shape) * BYTES_PER_VALUE[entry["dtype"]]
+    width = BYTES_PER_VALUE.get(entry["dtype"])
+    nbytes = end - begin if width is None else math.prod(shape) * width
     if end - begin != nbytes or not 0 <= begin <= end <= header.size - header.start:
         raise CheckpointError(
             f"{header.file}: {quoted(name)} of shape {list(shape)} needs {nbytes} bytes, but its offsets are "
             f"{begin} and {end} of {header.size - header.start}: {_AGAIN}"
         )
     return TensorInfo(entry["dtype"], shape, header.file, header.start + begin, nbytes)
-
-
-def _stores_head_only(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> bool:
-    """Whether a tied checkpoint stores the shared matrix as the head's, as safetensors' save_model does."""
-    tied = config.get("tie_word_embeddings", True) is True
-    return tied and "lm_head.weight" in tensors and "wte.weight" not in tensors
 
 
 # Values

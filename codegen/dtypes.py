@@ -61,9 +61,10 @@ class Types:
         names = list(matrices)
         for pattern, _ in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in names):
+                kinds = dict.fromkeys(re.sub(r"\b\d+\b", "N", name) for name in names)
                 raise InputError(
-                    f"tensor_dtypes: {pattern!r} matches no matrix of this model; they are {HEAD} and "
-                    f"h.N.attn.c_attn, h.N.attn.c_proj, h.N.mlp.c_fc, h.N.mlp.c_proj for N from 0 ({names[-1]} ...)"
+                    f"tensor_dtypes: {pattern!r} matches no matrix of this model; they are {', '.join(kinds)}, "
+                    f"up to {names[-1]}"
                 )
 
     def _default(self, matrix: str) -> str:

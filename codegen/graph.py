@@ -1,4 +1,7 @@
-"""The ops of a model, in order, with their tensors; what the passes rewrite.
+"""What a model computes, in a short closed vocabulary, with its tensors; what the passes rewrite.
+
+A model is a stack of blocks and a head, a block is a list of sublayers, and a sublayer adds what its body makes of the
+residual stream to it. Names of tensors and fields are known to the reader of a checkpoint alone.
 
 Tensors are lazy: an op knows the shape of its weights and how to compute them, and nothing is read until emission asks,
 a piece of a matrix at a time. That keeps codegen's memory small, and lets the plan be made from headers alone.
@@ -7,14 +10,12 @@ a piece of a matrix at a time. That keeps codegen's memory small, and lets the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint
-from .layout import PANEL
-from .spec import BlockSpec, ModelSpec
+from .layout import PANEL, round_up
 
 Array = NDArray[np.float64]
 
@@ -78,12 +79,17 @@ def matvec(matrix: Tensor, vector: Array, start: int, stop: int) -> Array:
 
 
 @dataclass(frozen=True)
-class LayerNorm:
-    """(x - mean) / sqrt(variance + epsilon), then * weight + bias unless they are None (folded away)."""
+class Norm:
+    """(x - mean) / sqrt(variance + epsilon), then * weight + bias unless they are None."""
 
     epsilon: float
-    weight: Tensor | None  # [n_embd]
-    bias: Tensor | None  # [n_embd]
+    weight: Tensor | None  # [width]
+    bias: Tensor | None  # [width]
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing follows the normalization."""
+        return self.weight is None and self.bias is None
 
 
 @dataclass(frozen=True)
@@ -93,61 +99,164 @@ class Linear:
     weight: Tensor  # [outputs, inputs]
     bias: Tensor | None  # [outputs]
 
+    @property
+    def name(self) -> str:
+        """Of the matrix, as the checkpoint names it ("h.0.attn.c_attn")."""
+        return self.weight.sources[0].removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """out(softmax(scale * query . key) value), of heads that see their own position and those before it."""
+
+    heads: int
+    head_dim: int  # of the checkpoint; the linears may have more, which are zero
+    query: Linear  # [heads * dims, width], as are the next two
+    key: Linear
+    value: Linear
+    out: Linear  # [width, heads * dims]
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """Of all heads together."""
+        return self.query.weight.shape[0]
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        return {"query": self.query, "key": self.key, "value": self.value, "out": self.out}
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """down(activation(up(x)))."""
+
+    up: Linear  # [inner, width]
+    down: Linear  # [width, inner]
+    activation: str  # gelu_tanh, gelu_erf, relu, silu or tanh
+
+    @property
+    def inner(self) -> int:
+        return self.up.weight.shape[0]
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        return {"up": self.up, "down": self.down}
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """x += body(before(x))."""
+
+    body: Attention | Mlp
+    before: Norm
+
 
 @dataclass(frozen=True)
 class Block:
-    """x += attn_out(attention(query, key, value of ln_1(x))); x += mlp_out(activation(mlp_in(ln_2(x))))."""
+    """Sublayers one after another: attention and an MLP."""
 
-    spec: BlockSpec
-    ln_1: LayerNorm
-    query: Linear  # [n_head * head_dim, n_embd], as are the next two
-    key: Linear
-    value: Linear
-    attn_out: Linear  # [n_embd, n_head * head_dim]
-    ln_2: LayerNorm
-    mlp_in: Linear  # [n_inner, n_embd]
-    mlp_out: Linear  # [n_embd, n_inner]
-    attn_scale: float  # multiplies query . key
+    sublayers: tuple[Sublayer, ...]
+
+    @property
+    def attention(self) -> Attention:
+        (found,) = (each.body for each in self.sublayers if isinstance(each.body, Attention))
+        return found
+
+    @property
+    def mlp(self) -> Mlp:
+        (found,) = (each.body for each in self.sublayers if isinstance(each.body, Mlp))
+        return found
+
+    def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Block:
+        """The block with each sublayer rewritten."""
+        return Block(tuple(map(rewrite, self.sublayers)))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """tokens[id] + positions[position]."""
+
+    tokens: Tensor  # [vocabulary, width]; the head's own weight where they are tied
+    positions: Tensor  # [positions, width]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Embeddings, blocks, and a norm behind them."""
+
+    embeddings: Embeddings
+    blocks: tuple[Block, ...]
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids that end a text, and those that begin and pad one; each within the vocabulary."""
+
+    eos: tuple[int, ...]
+    bos: int | None
+    pad: int | None
 
 
 @dataclass(frozen=True)
 class Graph:
-    """GPT-2: embeddings, blocks, final norm, head."""
+    """A decoder and the head behind it."""
 
-    spec: ModelSpec
-    tokens: Tensor  # [vocab_size, n_embd]; the head's own weight where they are tied
-    positions: Tensor  # [n_positions, n_embd]
-    blocks: tuple[Block, ...]
-    ln_f: LayerNorm
-    head: Linear  # [vocab_size, n_embd]
+    decoder: Stack
+    head: Linear  # [vocabulary, width]
+    special: SpecialTokens
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head's matrix is the token table too."""
+        return self.head.weight is self.decoder.embeddings.tokens
 
-def build_graph(checkpoint: Checkpoint, spec: ModelSpec) -> Graph:
-    """The graph as the checkpoint states it, before any pass."""
-    tokens = _read(checkpoint, "wte.weight")
-    return Graph(
-        spec=spec,
-        tokens=tokens,
-        positions=_read(checkpoint, "wpe.weight"),
-        blocks=tuple(_build_block(checkpoint, spec, index) for index in range(len(spec.blocks))),
-        ln_f=_layer_norm(checkpoint, spec, "ln_f"),
-        head=Linear(tokens if spec.tie_word_embeddings else _read(checkpoint, "lm_head.weight"), None),
-    )
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+        return self.head.weight.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        return self.head.weight.shape[0]
+
+    @property
+    def positions(self) -> int:
+        """The most that a sequence may have."""
+        return self.decoder.embeddings.positions.shape[0]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return self.decoder.blocks
+
+    def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Graph:
+        """The graph with each sublayer rewritten."""
+        blocks = tuple(block.map(rewrite) for block in self.blocks)
+        return replace(self, decoder=replace(self.decoder, blocks=blocks))
 
 
 def verify(graph: Graph) -> None:
-    """Checks every shape against the spec; run on the graph entering and leaving each pass."""
-    spec = graph.spec
-    _expect(graph.tokens, (spec.vocab_size, spec.n_embd))
-    _expect(graph.positions, (spec.n_positions, spec.n_embd))
-    for block, block_spec in zip(graph.blocks, spec.blocks, strict=True):
-        attention = block.query.weight.shape[0]
-        for linear in (block.query, block.key, block.value):
-            _expect_linear(linear, attention, spec.n_embd)
-        _expect_linear(block.attn_out, spec.n_embd, attention)
-        _expect_linear(block.mlp_in, block_spec.n_inner, spec.n_embd)
-        _expect_linear(block.mlp_out, spec.n_embd, block_spec.n_inner)
-    _expect_linear(graph.head, spec.vocab_size, spec.n_embd)
+    """Checks that all shapes fit each other; run on the graph entering and leaving each pass."""
+    width = graph.width
+    _expect(graph.decoder.embeddings.tokens, graph.head.weight.shape)
+    _expect(graph.decoder.embeddings.positions, (graph.decoder.embeddings.positions.shape[0], width))
+    for sublayer in (each for block in graph.blocks for each in block.sublayers):
+        _expect_norm(sublayer.before, width)
+        body = sublayer.body
+        inner = body.width if isinstance(body, Attention) else body.inner
+        *ins, out = body.linears.values()
+        for linear in ins:
+            _expect_linear(linear, inner, width)
+        _expect_linear(out, width, inner)
+    _expect_norm(graph.decoder.norm, width)
+    _expect_linear(graph.head, *graph.head.weight.shape)
+
+
+def _expect_norm(norm: Norm, width: int) -> None:
+    for vector in (norm.weight, norm.bias):
+        if vector is not None:
+            _expect(vector, (width,))
 
 
 def _expect_linear(linear: Linear, outputs: int, inputs: int) -> None:
@@ -161,60 +270,22 @@ def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise AssertionError(f"{' + '.join(tensor.sources)}: shape {tensor.shape} where the graph needs {shape}")
 
 
-def _build_block(checkpoint: Checkpoint, spec: ModelSpec, index: int) -> Block:
-    block = spec.blocks[index]
-    prefix = f"h.{index}"
-    query, key, value = _split_linear(checkpoint, f"{prefix}.attn.c_attn", 3)
-    return Block(
-        spec=block,
-        ln_1=_layer_norm(checkpoint, spec, f"{prefix}.ln_1"),
-        query=query,
-        key=key,
-        value=value,
-        attn_out=_split_linear(checkpoint, f"{prefix}.attn.c_proj", 1)[0],
-        ln_2=_layer_norm(checkpoint, spec, f"{prefix}.ln_2"),
-        mlp_in=_split_linear(checkpoint, f"{prefix}.mlp.c_fc", 1)[0],
-        mlp_out=_split_linear(checkpoint, f"{prefix}.mlp.c_proj", 1)[0],
-        attn_scale=block.attn_scale,
-    )
+def check_ready(graph: Graph) -> None:
+    """Asserts what the kernels rely on, behind the last pass: whatever a pass has left would be left out silently."""
+    for index, block in enumerate(graph.blocks):
+        bodies = [type(each.body) for each in block.sublayers]
+        _require(bodies == [Attention, Mlp], index, "attention and an MLP behind it")
+        _require(all(each.before.bare for each in block.sublayers), index, "norms without weight and bias")
+        attention, mlp = block.attention, block.mlp
+        _require(attention.scale == 1, index, "scores that are not scaled")
+        _require(attention.key.bias is None and attention.value.bias is None, index, "keys and values without a bias")
+        biases = (attention.query.bias, attention.out.bias, mlp.up.bias, mlp.down.bias)
+        _require(None not in biases, index, "a bias of all other linears")
+        _require(attention.width == attention.heads * round_up(attention.head_dim), index, "heads of whole panels")
+    norm = graph.decoder.norm
+    _require((norm.weight is None) == (norm.bias is None), None, "both weight and bias of the final norm, or neither")
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    def rows(start: int, stop: int) -> Array:
-        return checkpoint.read(name, slice(start, stop)).astype(np.float64)
-
-    return Tensor(checkpoint.tensors[name].shape, (name,), rows)
-
-
-def _layer_norm(checkpoint: Checkpoint, spec: ModelSpec, name: str) -> LayerNorm:
-    return LayerNorm(spec.layer_norm_epsilon, _read(checkpoint, f"{name}.weight"), _read(checkpoint, f"{name}.bias"))
-
-
-def _split_linear(checkpoint: Checkpoint, name: str, parts: int) -> list[Linear]:
-    """GPT-2's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
-    inputs, columns = checkpoint.tensors[f"{name}.weight"].shape
-    outputs = columns // parts
-
-    def linear(part: int) -> Linear:
-        begin = part * outputs
-
-        def weight(start: int, stop: int) -> Array:
-            return _read_columns(checkpoint, f"{name}.weight", begin + start, begin + stop).T
-
-        def bias(start: int, stop: int) -> Array:
-            return checkpoint.read(f"{name}.bias", slice(begin + start, begin + stop)).astype(np.float64)
-
-        return Linear(
-            Tensor((outputs, inputs), (f"{name}.weight",), weight), Tensor((outputs,), (f"{name}.bias",), bias)
-        )
-
-    return [linear(part) for part in range(parts)]
-
-
-def _read_columns(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Array:
-    """Columns [start, stop) of a stored matrix, some of its rows at a time."""
-    rows, columns = checkpoint.tensors[name].shape
-    read = np.empty((rows, stop - start))
-    for first, last in pieces(0, rows, columns):
-        read[first:last] = checkpoint.read(name, slice(first, last))[:, start:stop]
-    return read
+def _require(holds: bool, block: int | None, what: str) -> None:
+    if not holds:
+        raise AssertionError(f"{'the model' if block is None else f'block {block}'}: the kernels need {what}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
-from .graph import Block, Graph, Tensor, pieces, stack
+from .graph import Block, Graph, Linear, Tensor, pieces, stack
 from .layout import (
     INT8_CACHE_DIM,
     INT32_INPUTS,
@@ -190,12 +190,12 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     Raises BuildError where a single matrix of a block is larger than `blob_limit`, InputError for an override that
     matches nothing or where nothing can be exploded, and UnsupportedModelError for a matrix too deep for its type.
     """
-    tied = graph.spec.tie_word_embeddings
+    tied = graph.tied
     types.check(_matrix_names(graph))
     _check_cache(graph, types)
     head_table = _table("head", graph.head.weight, types.of(HEAD), blob_limit)
-    tokens = head_table if tied else _table("tokens", graph.tokens, types.of(TOKENS), blob_limit)
-    positions = _packed("positions", graph.positions, pad_columns)
+    tokens = head_table if tied else _table("tokens", graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
+    positions = _packed("positions", graph.decoder.embeddings.positions, pad_columns)
     blocks = [_pack_block(index, block, types, blob_limit, shard_limit) for index, block in enumerate(graph.blocks)]
     if shard_limit is not None and not any(matrix.shards for block in blocks for matrix in block.matrices):
         raise InputError(
@@ -215,7 +215,7 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
 
 
 def _check_cache(graph: Graph, types: Types) -> None:
-    widest = max(round_up(block.spec.head_dim) for block in graph.blocks)
+    widest = max(round_up(block.attention.head_dim) for block in graph.blocks)
     if types.cache == "int8" and widest > INT8_CACHE_DIM:
         raise UnsupportedModelError(
             f"heads of {widest} could pass int32 in an int8 KV cache, which takes at most {INT8_CACHE_DIM}: "
@@ -224,36 +224,44 @@ def _check_cache(graph: Graph, types: Types) -> None:
 
 
 def _matrix_names(graph: Graph) -> list[str]:
-    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    names = [f"h.{index}.{part}" for index in range(len(graph.blocks)) for part in parts]
-    return [HEAD, *([] if graph.spec.tie_word_embeddings else [TOKENS]), *names]
+    names = [linear.name for block in graph.blocks for each in block.sublayers for linear in each.body.linears.values()]
+    return [HEAD, *([] if graph.tied else [TOKENS]), *dict.fromkeys(names)]
 
 
 def _pack_block(index: int, block: Block, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedBlock:
-    def matrix(name: str, tensor: Tensor, part: str) -> Matrix:
-        dtype = types.of(f"h.{index}.{part}")
+    def matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
         return _exploded(f"block_{index:02}", name, tensor, dtype, shard_limit) or _matrix(name, tensor, dtype)
 
-    fused = stack(block.query.weight, block.key.weight, block.value.weight)
-    c_attn = matrix("c_attn", fused, "attn.c_attn")
-    attn_c_proj = matrix("attn_c_proj", block.attn_out.weight, "attn.c_proj")
-    c_fc = matrix("c_fc", block.mlp_in.weight, "mlp.c_fc")
-    mlp_c_proj = matrix("mlp_c_proj", block.mlp_out.weight, "mlp.c_proj")
+    attention, mlp = block.attention, block.mlp
+    fused = (attention.query, attention.key, attention.value)
+    c_attn = matrix("c_attn", stack(*(each.weight for each in fused)), _common_type(types, fused))
+    attn_c_proj = matrix("attn_c_proj", attention.out.weight, types.of(attention.out.name))
+    c_fc = matrix("c_fc", mlp.up.weight, types.of(mlp.up.name))
+    mlp_c_proj = matrix("mlp_c_proj", mlp.down.weight, types.of(mlp.down.name))
     arrays = [
         *c_attn.arrays,
-        *_vector("query_bias", block.query.bias),
+        *_vector("query_bias", attention.query.bias),
         *attn_c_proj.arrays,
-        *_vector("attn_c_proj_bias", block.attn_out.bias),
+        *_vector("attn_c_proj_bias", attention.out.bias),
         *c_fc.arrays,
-        *_vector("c_fc_bias", block.mlp_in.bias),
+        *_vector("c_fc_bias", mlp.up.bias),
         *mlp_c_proj.arrays,
-        *_vector("mlp_c_proj_bias", block.mlp_out.bias),
+        *_vector("mlp_c_proj_bias", mlp.down.bias),
     ]
     return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), c_attn, attn_c_proj, c_fc, mlp_c_proj)
 
 
+def _common_type(types: Types, linears: tuple[Linear, ...]) -> str:
+    """The one type of matrices that become one product."""
+    chosen = {types.of(linear.name): linear.name for linear in linears}
+    if len(chosen) > 1:
+        names = " and ".join(f"{name} is {dtype}" for dtype, name in chosen.items())
+        raise InputError(f"tensor_dtypes: {names}, but they are one product: give them one type")
+    return next(iter(chosen))
+
+
 def _head_vectors(graph: Graph) -> list[Packed]:
-    norm = graph.ln_f
+    norm = graph.decoder.norm
     return [
         *_vector("ln_f_weight", norm.weight),
         *_vector("ln_f_bias", norm.bias),

@@ -1,4 +1,4 @@
-"""The four stages on one screen: checkpoint, spec, graph with its passes, files.
+"""The stages on one screen: checkpoint, graph, passes, files.
 
 The plan looks at config and tensor headers (and at the head where a tied checkpoint stores one all the same) and tells
 CMake which files will come; `generate` writes them.
@@ -10,19 +10,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import passes
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import Source
+from .families import read_graph
+from .families.fields import ACTIVATIONS
 from .files import write_if_changed
 from .generation import read_generation
-from .graph import build_graph
+from .graph import Graph
 from .isa import table
 from .memory import MemoryBudget
 from .packing import Blob, PackedModel, pack
-from .spec import read_spec
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,39 @@ class Baked:
                 "cache_dtype": options.types.cache,
                 "tensor_dtypes": dict(options.types.overrides),
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
-                "config": self.packed.graph.spec.to_config(),
+                "config": config_of(self.packed.graph),
                 "generation_defaults": generation.defaults,
                 "ignored_generation_options": generation.ignored,
             }
         )
 
 
+def config_of(graph: Graph) -> dict[str, Any]:
+    """What a model library says of its model's shape."""
+    blocks = [(block.attention, block.mlp) for block in graph.blocks]
+    names = {function: name for name, function in reversed(ACTIVATIONS.items())}
+    return {
+        "vocab_size": graph.vocabulary,
+        "n_positions": graph.positions,
+        "n_embd": graph.width,
+        "n_layer": len(blocks),
+        "blocks": [
+            {"n_head": attention.heads, "head_dim": attention.head_dim, "n_inner": mlp.inner}
+            for attention, mlp in blocks
+        ],
+        "activation_function": names[blocks[0][1].activation],
+        "layer_norm_epsilon": graph.decoder.norm.epsilon,
+        "tie_word_embeddings": graph.tied,
+        "eos_token_ids": list(graph.special.eos),
+        "bos_token_id": graph.special.bos,
+        "pad_token_id": graph.special.pad,
+    }
+
+
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
-    graph = passes.run(build_graph(checkpoint, read_spec(checkpoint)))
+    graph = passes.run(read_graph(checkpoint))
     shard_limit = options.budget.shard_limit if options.kernels == "exploded" else None
     return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit, shard_limit), options)
 

@@ -16,8 +16,9 @@ from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import DTYPES, make_types
 from kaoken.codegen.emit.environment import hex_float
 from kaoken.codegen.errors import BuildError, CheckpointError, InputError, ISAError, UnsupportedModelError
+from kaoken.codegen.families import read_graph
 from kaoken.codegen.files import write_if_changed
-from kaoken.codegen.graph import Graph, build_graph
+from kaoken.codegen.graph import Attention, Graph, Mlp, check_ready
 from kaoken.codegen.isa import canonical_machine, resolve, table
 from kaoken.codegen.layout import (
     PANEL,
@@ -33,7 +34,6 @@ from kaoken.codegen.layout import (
 from kaoken.codegen.memory import MemoryBudget, cgroup_files, group_sources, make_budget, parse_size
 from kaoken.codegen.packing import Table, pack
 from kaoken.codegen.pipeline import Options, bake, generate
-from kaoken.codegen.spec import read_spec
 
 from checkpoints import GOLDEN_TOY, write_checkpoint
 from configurations import CONFIGURATIONS
@@ -131,8 +131,7 @@ def test_hostile_strings_reach_no_generated_code(tmp_path: Path) -> None:
 
 
 def graph_of(checkpoint: Path) -> Graph:
-    opened = open_checkpoint(checkpoint)
-    return build_graph(opened, read_spec(opened))
+    return read_graph(open_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize("name", ["plain", "untied", "heads_of_12", "inverse_layer_scale", "irregular"])
@@ -140,26 +139,39 @@ def test_passes_keep_what_the_model_computes(name: str, tmp_path: Path) -> None:
     """One block's attention input and output and its MLP, before and after, in float64."""
     before = graph_of(CONFIGURATIONS[name].write(tmp_path / "model"))
     after = passes.run(before)
-    x = np.random.default_rng(0).normal(0, 1, (5, before.spec.n_embd))
+    x = np.random.default_rng(0).normal(0, 1, (5, before.width))
     for raw, folded in zip(before.blocks, after.blocks, strict=True):
         outputs = [attend(block, x) for block in (raw, folded)]
         np.testing.assert_allclose(outputs[0], outputs[1], rtol=0, atol=1e-12)
         mlps = [
-            normed(block.ln_2, x) @ block.mlp_in.weight.load().T + block.mlp_in.bias.load() for block in (raw, folded)
+            normed(block.sublayers[1].before, x) @ block.mlp.up.weight.load().T + block.mlp.up.bias.load()
+            for block in (raw, folded)
         ]
         np.testing.assert_allclose(mlps[0], mlps[1], rtol=0, atol=1e-12)
 
 
 def test_passes_leave_the_form_that_kernels_need(tmp_path: Path) -> None:
     graph = passes.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
+    check_ready(graph)
     for block in graph.blocks:
-        assert block.attn_scale == 1
-        assert block.key.bias is None
-        assert block.value.bias is None
-        assert block.ln_1.weight is None
-        assert block.query.weight.shape[0] % 16 == 0
-    assert graph.ln_f.weight is None
+        assert block.attention.scale == 1
+        assert block.attention.key.bias is None
+        assert block.attention.value.bias is None
+        assert block.sublayers[0].before.bare
+        assert block.attention.width % 16 == 0
+    assert graph.decoder.norm.bare
     assert graph.head.bias is not None
+
+
+def test_what_a_pass_has_left_is_found(tmp_path: Path) -> None:
+    """Without any one pass the graph is not what kernels need."""
+    before = graph_of(CONFIGURATIONS["heads_of_12"].write(tmp_path / "model"))
+    for left_out in passes.PIPELINE:
+        graph = before
+        for rewrite in passes.PIPELINE:
+            graph = graph if rewrite is left_out else rewrite(graph)
+        with pytest.raises(AssertionError, match="block 0: the kernels need"):
+            check_ready(graph)
 
 
 def normed(norm, x):
@@ -171,18 +183,19 @@ def normed(norm, x):
 
 def attend(block, x):
     """The attention of a graph's block, projection included: x [positions, n_embd]."""
-    normal = normed(block.ln_1, x)
+    attention = block.attention
+    normal = normed(block.sublayers[0].before, x)
     query, key, value = (
         (normal @ part.weight.load().T + (0 if part.bias is None else part.bias.load()))
-        .reshape(len(x), block.spec.n_head, -1)
+        .reshape(len(x), attention.heads, -1)
         .transpose(1, 0, 2)
-        for part in (block.query, block.key, block.value)
+        for part in (attention.query, attention.key, attention.value)
     )
-    scores = block.attn_scale * query @ key.transpose(0, 2, 1)
+    scores = attention.scale * query @ key.transpose(0, 2, 1)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights = weights / weights.sum(-1, keepdims=True)
     merged = (weights @ value).transpose(1, 0, 2).reshape(len(x), -1)
-    return merged @ block.attn_out.weight.load().T + block.attn_out.bias.load()
+    return merged @ attention.out.weight.load().T + attention.out.bias.load()
 
 
 def test_folding_past_float32_is_refused(tmp_path: Path) -> None:
@@ -348,19 +361,34 @@ def test_each_dtype_has_a_default_cache() -> None:
     assert [make_types(dtype).cache for dtype in DTYPES] == ["float32", "bfloat16", "int8", "int8", "int8"]
 
 
+def with_bodies(graph: Graph, kind: type[Attention | Mlp], **changes: object) -> Graph:
+    """The graph with its bodies of a kind changed."""
+    return graph.map(
+        lambda each: replace(each, body=replace(each.body, **changes)) if isinstance(each.body, kind) else each
+    )
+
+
+def test_matrices_of_one_product_have_one_type(tmp_path: Path) -> None:
+    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
+    value = graph.blocks[0].attention.value
+    renamed = replace(value, weight=replace(value.weight, sources=("h.0.attn.value.weight",)))
+    apart = with_bodies(graph, Attention, value=renamed)
+    with pytest.raises(InputError, match=r"they are one product: give them one type"):
+        pack(apart, make_types("int8", "*.attn.value=bfloat16"), 1 << 30)
+
+
 def test_sums_that_could_overflow_are_refused(tmp_path: Path) -> None:
     graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
-    deep = replace(graph.blocks[0].mlp_in.weight, shape=(32, 1 << 17))
-    block = replace(graph.blocks[0], mlp_in=replace(graph.blocks[0].mlp_in, weight=deep))
+    up = graph.blocks[0].mlp.up
+    deep = replace(up, weight=replace(up.weight, shape=(32, 1 << 17)))
     with pytest.raises(UnsupportedModelError, match="could pass int32"):
-        pack(replace(graph, blocks=(block,)), make_types("int8"), 1 << 30)
+        pack(with_bodies(graph, Mlp, up=deep), make_types("int8"), 1 << 30)
 
 
 def test_a_head_too_wide_for_an_int8_cache_is_refused(tmp_path: Path) -> None:
     graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
-    wide = replace(graph.blocks[0], spec=replace(graph.blocks[0].spec, head_dim=2065))
     with pytest.raises(UnsupportedModelError, match="give cache_dtype"):
-        pack(replace(graph, blocks=(wide,)), make_types("float32", cache="int8"), 1 << 30)
+        pack(with_bodies(graph, Attention, head_dim=2065), make_types("float32", cache="int8"), 1 << 30)
 
 
 def test_a_pattern_that_is_given_twice_counts_where_it_comes_last() -> None:

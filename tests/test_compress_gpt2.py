@@ -20,7 +20,8 @@ if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
 
 import torch
 from kaoken.codegen.checkpoint import open_checkpoint
-from kaoken.codegen.spec import read_spec
+from kaoken.codegen.families import read_graph
+from kaoken.codegen.pipeline import config_of
 
 import make_references as live
 import reference
@@ -48,7 +49,7 @@ def test_logits_are_the_oracles_and_survive_saving(name: str, checkpoints: Check
     config = json.loads((saved / "config.json").read_text())
     assert config["architectures"] == ["GPT2LMHeadModel"]
     assert ("kaoken_blocks" in config) == (name in IRREGULAR)
-    before, after = (read_spec(open_checkpoint(path)) for path in (checkpoints(name), saved))
+    before, after = (config_of(read_graph(open_checkpoint(path))) for path in (checkpoints(name), saved))
     assert before == after
     if name not in IRREGULAR:
         np.testing.assert_array_equal(
@@ -58,7 +59,9 @@ def test_logits_are_the_oracles_and_survive_saving(name: str, checkpoints: Check
 
 def test_save_pretrained_writes_what_kaoken_reads(checkpoints: Checkpoints, tmp_path: Path) -> None:
     load_model(checkpoints("irregular")).save_pretrained(tmp_path)
-    assert read_spec(open_checkpoint(tmp_path)) == read_spec(open_checkpoint(checkpoints("irregular")))
+    assert config_of(read_graph(open_checkpoint(tmp_path))) == config_of(
+        read_graph(open_checkpoint(checkpoints("irregular")))
+    )
 
 
 @pytest.mark.parametrize("name", IRREGULAR)

@@ -42,7 +42,7 @@ def test_before_the_passes_each_op_is_the_checkpoints(checkpoints: Checkpoints) 
 
 def test_after_the_passes_each_op_says_what_they_did(checkpoints: Checkpoints) -> None:
     nodes = labels(drawn(checkpoints("plain"), all_blocks=True))
-    assert nodes["h.1.ln_1"][1:] == ["no weight", "no bias", "fold_layer_norm: weight gone; bias gone"]
+    assert nodes["h.1.ln_1"][1:] == ["no weight", "no bias", "fold_norm: weight gone; bias gone"]
     assert "weight [32, 32] of h.1.attn.c_attn.weight, h.1.ln_1.weight" in nodes["h.1.query"]
     assert "fold_attention_scale: weight scaled; bias scaled" in nodes["h.1.query"]
     assert "fold_attention_scale: scale 0.25 is now 1" in nodes["h.1.attention"]

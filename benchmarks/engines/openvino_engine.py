@@ -90,8 +90,8 @@ def _name_ports(model: Any, gpt2: Any, names: list[str]) -> None:
     """Names and shapes that say what is dynamic."""
     import openvino
 
-    block = gpt2.spec.blocks[0]
-    cache = openvino.PartialShape([-1, block.n_head, -1, block.head_dim])
+    attention = gpt2.graph.blocks[0].attention
+    cache = openvino.PartialShape([-1, attention.heads, -1, attention.head_dim])
     shapes = [[-1, -1], [1, -1], [1, 1, -1, -1]]
     inputs = ["ids", "positions", "mask", *names]
     for port, name, shape in zip(model.inputs, inputs, [*shapes, *[cache] * len(names)], strict=True):

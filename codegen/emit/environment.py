@@ -73,7 +73,7 @@ def c_type(array: Packed) -> str:
 
 
 def unit_sources(units: list[Unit]) -> str:
-    """The checkpoint tensors behind some units, for a comment; the names are of codegen/spec.py's closed set."""
+    """The checkpoint tensors behind some units, for a comment; the names are of a family's closed set."""
     return wrap_comment(dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources))
 
 

@@ -68,8 +68,8 @@ def library_text(
         isa_names=",".join(isa.name for isa in isas),
         version=version,
         tokenizer_size=tokenizer_size,
-        attention_width=max(block.query.weight.shape[0] for block in packed.graph.blocks),
-        inner_width=max(round_up(block.spec.n_inner) for block in packed.graph.blocks),
+        attention_width=max(block.attention.width for block in packed.graph.blocks),
+        inner_width=max(round_up(block.mlp.inner) for block in packed.graph.blocks),
         cache_bytes=_cache_before(packed, len(packed.blocks)),
     )
     return Source("library.cpp", text)
@@ -77,7 +77,7 @@ def library_text(
 
 def _embeddings_text(name: str, packed: PackedModel) -> str:
     table = packed.tokens
-    owner = packed.head if packed.graph.spec.tie_word_embeddings else packed.embeddings
+    owner = packed.head if packed.graph.tied else packed.embeddings
     units = [_only(packed.embeddings, (packed.positions,)), _only(owner, table.arrays)]
     return _render("embeddings.cpp", name, packed, units=units, table=table)
 
@@ -93,6 +93,7 @@ def _only(unit: Unit, arrays: tuple[Packed, ...]) -> Unit:
 
 def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) -> str:
     behind = packed.blocks[index + 1] if index + 1 < len(packed.blocks) else None
+    attention, mlp = packed.graph.blocks[index].sublayers
     then = (behind.unit, behind.c_attn) if behind else (packed.head, packed.head_table.shards[0])
     return _render(
         "block.cpp",
@@ -100,12 +101,12 @@ def _block_text(name: str, packed: PackedModel, index: int, block: PackedBlock) 
         packed,
         packed_block=block,
         unit=block.unit,
-        block=packed.graph.blocks[index].spec,
+        attention=attention,
+        mlp=mlp,
         cache_before=_cache_before(packed, index),
         cache_bytes=_cache_before(packed, index + 1) - _cache_before(packed, index),
         last=behind is None,
         nexts=_nexts(name, [*((block.unit, matrix) for matrix in block.matrices), then]),
-        activation=packed.graph.spec.activation,
     )
 
 
@@ -147,7 +148,8 @@ def _cache_before(packed: PackedModel, index: int) -> int:
     """Bytes of cache that the blocks before `index` take, for each sequence and position (see kernels/cache.h)."""
     value, beside = CACHE_BYTES[packed.types.cache]
     return sum(
-        2 * value * block.query.weight.shape[0] + beside * block.spec.n_head for block in packed.graph.blocks[:index]
+        2 * value * attention.width + beside * attention.heads
+        for attention in (block.attention for block in packed.graph.blocks[:index])
     )
 
 
@@ -155,7 +157,7 @@ def _render(template: str, name: str, packed: PackedModel, **values: object) -> 
     text = (
         environment()
         .get_template(template)
-        .render(name=name, packed=packed, spec=packed.graph.spec, note=NOTE, kinds=KINDS, **values)
+        .render(name=name, packed=packed, graph=packed.graph, note=NOTE, kinds=KINDS, **values)
     )
     return _trimmed(text)
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..graph import Graph, verify
+from ..graph import Graph, check_ready, verify
 from .drop_key_bias import drop_key_bias
 from .fold_attention_scale import fold_attention_scale
-from .fold_layer_norm import fold_layer_norm
+from .fold_norm import fold_norm
 from .move_value_bias import move_value_bias
 from .pad_heads import pad_heads
 
 PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
-    fold_layer_norm,
+    fold_norm,
     fold_attention_scale,
     drop_key_bias,
     move_value_bias,
@@ -24,9 +24,10 @@ PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
 
 
 def run(graph: Graph) -> Graph:
-    """The graph after every pass, verified before the first and after each."""
+    """The graph after every pass, verified before the first and after each, and found ready for the kernels."""
     verify(graph)
     for rewrite in PIPELINE:
         graph = rewrite(graph)
         verify(graph)
+    check_ready(graph)
     return graph

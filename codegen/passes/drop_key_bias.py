@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Graph
+from ..graph import Attention, Graph, Sublayer
 
 
 def drop_key_bias(graph: Graph) -> Graph:
     """No key has a bias."""
-    blocks = tuple(replace(block, key=replace(block.key, bias=None)) for block in graph.blocks)
-    return replace(graph, blocks=blocks)
+    return graph.map(_drop)
+
+
+def _drop(sublayer: Sublayer) -> Sublayer:
+    body = sublayer.body
+    if not isinstance(body, Attention):
+        return sublayer
+    return replace(sublayer, body=replace(body, key=replace(body.key, bias=None)))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Block, Graph, Linear
+from ..graph import Attention, Graph, Linear, Sublayer
 
 
 def fold_attention_scale(graph: Graph) -> Graph:
-    """Every block's attn_scale is 1."""
-    return replace(graph, blocks=tuple(_fold(block) for block in graph.blocks))
+    """Every attention's scale is 1."""
+    return graph.map(_fold)
 
 
-def _fold(block: Block) -> Block:
-    scale = block.attn_scale
-    bias = block.query.bias
+def _fold(sublayer: Sublayer) -> Sublayer:
+    body = sublayer.body
+    if not isinstance(body, Attention):
+        return sublayer
+    scale, bias = body.scale, body.query.bias
     query = Linear(
-        block.query.weight.map(lambda rows: rows * scale),
+        body.query.weight.map(lambda rows: rows * scale),
         bias.map(lambda rows: rows * scale) if bias is not None else None,
     )
-    return replace(block, query=query, attn_scale=1.0)
+    return replace(sublayer, body=replace(body, query=query, scale=1.0))

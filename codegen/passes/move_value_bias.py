@@ -1,21 +1,22 @@
-"""The value's bias into the bias of the projection behind it: probabilities sum to 1, so it reaches every output."""
+"""The value's bias into the bias of the linear behind it: probabilities sum to 1, so it reaches every output."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Array, Block, Graph, Tensor, matvec, merge_sources
+from ..graph import Array, Attention, Graph, Sublayer, Tensor, matvec, merge_sources
 
 
 def move_value_bias(graph: Graph) -> Graph:
     """No value has a bias."""
-    return replace(graph, blocks=tuple(_move(block) for block in graph.blocks))
+    return graph.map(_move)
 
 
-def _move(block: Block) -> Block:
-    value_bias, out = block.value.bias, block.attn_out
-    if value_bias is None:
-        return block
+def _move(sublayer: Sublayer) -> Sublayer:
+    body = sublayer.body
+    if not isinstance(body, Attention) or body.value.bias is None:
+        return sublayer
+    value_bias, out = body.value.bias, body.out
 
     def moved(start: int, stop: int) -> Array:
         through = matvec(out.weight, value_bias.load(), start, stop)
@@ -23,4 +24,4 @@ def _move(block: Block) -> Block:
 
     sources = merge_sources(*(tensor for tensor in (out.bias, out.weight, value_bias) if tensor is not None))
     bias = Tensor((out.weight.shape[0],), sources, moved)
-    return replace(block, value=replace(block.value, bias=None), attn_out=replace(out, bias=bias))
+    return replace(sublayer, body=replace(body, value=replace(body.value, bias=None), out=replace(out, bias=bias)))

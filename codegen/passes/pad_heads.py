@@ -1,6 +1,6 @@
-"""Every head to a multiple of 16 dimensions, with zeros: query, key and value rows, and the projection's columns.
+"""Every head to a multiple of 16 dimensions, with zeros: rows of query, key and value, columns of what reads them.
 
-Zero dimensions change neither query . key nor what the projection reads, and every head then starts on a panel.
+Zero dimensions change neither query . key nor what that reads, and every head then starts on a panel.
 """
 
 from __future__ import annotations
@@ -9,35 +9,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Array, Block, Graph, Linear, Tensor
+from ..graph import Array, Attention, Graph, Linear, Sublayer, Tensor
 from ..layout import round_up
 
 
 def pad_heads(graph: Graph) -> Graph:
-    """The attention width of every block is n_head * round_up(head_dim, 16)."""
-    return replace(graph, blocks=tuple(_pad(block) for block in graph.blocks))
+    """The width of every attention is heads * round_up(head_dim, 16)."""
+    return graph.map(_pad)
 
 
-def _pad(block: Block) -> Block:
-    if block.spec.head_dim == round_up(block.spec.head_dim):
-        return block
-    return replace(
-        block,
-        query=_pad_outputs(block, block.query),
-        key=_pad_outputs(block, block.key),
-        value=_pad_outputs(block, block.value),
-        attn_out=replace(block.attn_out, weight=_pad_inputs(block, block.attn_out.weight)),
+def _pad(sublayer: Sublayer) -> Sublayer:
+    body = sublayer.body
+    if not isinstance(body, Attention) or body.head_dim == round_up(body.head_dim):
+        return sublayer
+    padded = replace(
+        body,
+        query=_pad_outputs(body, body.query),
+        key=_pad_outputs(body, body.key),
+        value=_pad_outputs(body, body.value),
+        out=replace(body.out, weight=_pad_inputs(body, body.out.weight)),
     )
+    return replace(sublayer, body=padded)
 
 
-def _pad_outputs(block: Block, linear: Linear) -> Linear:
+def _pad_outputs(attention: Attention, linear: Linear) -> Linear:
     bias = linear.bias
-    return Linear(_pad_rows(block, linear.weight), bias if bias is None else _pad_rows(block, bias))
+    return Linear(_pad_rows(attention, linear.weight), bias if bias is None else _pad_rows(attention, bias))
 
 
-def _pad_rows(block: Block, tensor: Tensor) -> Tensor:
-    """[n_head * head_dim, ...] -> [n_head * padded, ...]."""
-    head_dim, padded = block.spec.head_dim, round_up(block.spec.head_dim)
+def _pad_rows(attention: Attention, tensor: Tensor) -> Tensor:
+    """[heads * head_dim, ...] -> [heads * padded, ...]."""
+    head_dim, padded = attention.head_dim, round_up(attention.head_dim)
 
     def rows(start: int, stop: int) -> Array:
         head, dim = np.divmod(np.arange(start, stop), padded)
@@ -48,16 +50,16 @@ def _pad_rows(block: Block, tensor: Tensor) -> Tensor:
             result[real] = tensor.rows(int(sources[0]), int(sources[-1]) + 1)
         return result
 
-    return Tensor((block.spec.n_head * padded, *tensor.shape[1:]), tensor.sources, rows)
+    return Tensor((attention.heads * padded, *tensor.shape[1:]), tensor.sources, rows)
 
 
-def _pad_inputs(block: Block, weight: Tensor) -> Tensor:
-    """[outputs, n_head * head_dim] -> [outputs, n_head * padded]."""
-    n_head, head_dim, padded = block.spec.n_head, block.spec.head_dim, round_up(block.spec.head_dim)
+def _pad_inputs(attention: Attention, weight: Tensor) -> Tensor:
+    """[outputs, heads * head_dim] -> [outputs, heads * padded]."""
+    heads, head_dim, padded = attention.heads, attention.head_dim, round_up(attention.head_dim)
 
     def rows(start: int, stop: int) -> Array:
-        result = np.zeros((stop - start, n_head, padded))
-        result[:, :, :head_dim] = weight.rows(start, stop).reshape(-1, n_head, head_dim)
+        result = np.zeros((stop - start, heads, padded))
+        result[:, :, :head_dim] = weight.rows(start, stop).reshape(-1, heads, head_dim)
         return result.reshape(stop - start, -1)
 
-    return Tensor((weight.shape[0], n_head * padded), weight.sources, rows)
+    return Tensor((weight.shape[0], heads * padded), weight.sources, rows)

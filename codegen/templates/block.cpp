@@ -15,9 +15,9 @@ void GEN(strip.name)(const float *x, float *sums);
 //% endfor
 //% endfor
 void GEN(unit.name)(Pass &pass, const Worker &worker) {
-  constexpr int64_t n_head = GEN(block.n_head);
-  constexpr int64_t head_dim = GEN(block.head_dim);
-  constexpr int64_t n_inner = GEN(block.n_inner);
+  constexpr int64_t n_head = GEN(attention.body.heads);
+  constexpr int64_t head_dim = GEN(attention.body.head_dim);
+  constexpr int64_t n_inner = GEN(mlp.body.inner);
   constexpr int64_t attention_width = n_head * round_up(head_dim, kPanel);
   constexpr int64_t inner_width = round_up(n_inner, kPanel);
   constexpr int64_t cache_before = GEN(cache_before);
@@ -40,7 +40,7 @@ GEN(arrays(unit))
   static_assert(cache.kHeadBytes * n_head == GEN(cache_bytes));
 
   OwnRow<c_attn_type, n_embd> c_attn_row;
-  const c_attn_type::Inputs x = normed(pass, worker, c_attn_row, layer_norm_epsilon);
+  const c_attn_type::Inputs x = normed(pass, worker, c_attn_row, GEN(attention.before.epsilon | float32));
   const StoreQueryKeyValue<attention_width> store_qkv = {pass.qkv, query_bias};
 //% if packed_block.c_attn.shards
   const HeadPart part = {{0, n_head}, worker};
@@ -72,8 +72,8 @@ GEN(arrays(unit))
 
   OwnRow<c_fc_type, n_embd> c_fc_row;
   GEN(packed_block.c_fc | product)<c_fc_type, n_embd, inner_width / kPanel>(
-      worker, normed(pass, worker, c_fc_row, layer_norm_epsilon), rows(pass), c_fc,
-      Store<GEN(activation)_activation, inner_width>{pass.inner, c_fc_bias}, GEN(nexts.c_fc));
+      worker, normed(pass, worker, c_fc_row, GEN(mlp.before.epsilon | float32)), rows(pass), c_fc,
+      Store<GEN(mlp.body.activation)_activation, inner_width>{pass.inner, c_fc_bias}, GEN(nexts.c_fc));
   barrier(worker);
   OwnRow<mlp_c_proj_type, n_inner> mlp_c_proj_row;
   GEN(packed_block.mlp_c_proj | product)<mlp_c_proj_type, n_inner, hidden_width / kPanel>(

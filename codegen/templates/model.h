@@ -17,11 +17,10 @@ extern const char *const kaoken_GEN(name)_GEN(blob.name);
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
-constexpr int64_t vocab_size = GEN(spec.vocab_size);
-constexpr int64_t n_embd = GEN(spec.n_embd);
+constexpr int64_t vocab_size = GEN(graph.vocabulary);
+constexpr int64_t n_embd = GEN(graph.width);
 constexpr int64_t hidden_width = round_up(n_embd, kPanel);
 using CacheType = CacheGEN(kinds[packed.types.cache]);
-constexpr float layer_norm_epsilon = GEN(spec.layer_norm_epsilon | float32);
 
 void embeddings(Pass &pass, const Worker &worker);
 //% for block in packed.blocks

@@ -205,16 +205,16 @@ def _memory(size: int | str | None) -> int:
 def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options: _Options) -> _Bake:
     """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
     from kaoken.codegen.checkpoint import open_checkpoint
+    from kaoken.codegen.families import read_graph
     from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
-    from kaoken.codegen.spec import read_spec
 
     named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(file_path("checkpoint", checkpoint))
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.directory)
-    read_spec(opened)
+    read_graph(opened)
     warning = read_generation(opened).warning()
     if warning:
         warnings.warn(warning, GenerationConfigWarning, stacklevel=3)
@@ -251,7 +251,7 @@ def _key(work: _Bake) -> str:
 
 
 def _model_name(work: _Bake) -> str:
-    from kaoken.codegen.spec import identifier
+    from kaoken.codegen.identifier import identifier
 
     return identifier(work.source.name)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kaoken.cache import install
-from kaoken.codegen.graph import Block, Graph, LayerNorm, Linear, Tensor, build_graph, verify
+from kaoken.codegen.graph import Block, Graph, Linear, Norm, Tensor, verify
 from kaoken.codegen.passes import PIPELINE
 from kaoken.errors import InputError, KaokenError
 from kaoken.inputs import file_path
@@ -26,7 +26,7 @@ FORMATS = ("dot", "svg")
 _COLORS = {"op": "#f4f4f4", "changed": "#fff0c2", "end": "#dcebfa"}
 _BLOCK = re.compile(r"blocks?[./_](\d+)")
 
-Op = Tensor | LayerNorm | Linear | float
+Op = Tensor | Norm | Linear | float
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,9 @@ def render(picture: Picture, format: str) -> bytes:
 def checkpoint_picture(directory: Path, name: str, *, before: bool = False, all_blocks: bool = False) -> Picture:
     """The picture of a checkpoint's graph, in which each rewritten op says which passes did what to it."""
     from kaoken.codegen.checkpoint import open_checkpoint
-    from kaoken.codegen.spec import read_spec
+    from kaoken.codegen.families import read_graph
 
-    checkpoint = open_checkpoint(directory)
-    graph = build_graph(checkpoint, read_spec(checkpoint))
+    graph = read_graph(open_checkpoint(directory))
     graph, notes = (graph, {}) if before else run_with_notes(graph)
     return graph_picture(
         graph, notes, f"{name}: Kaoken's graph {'before' if before else 'after'} its passes", all_blocks
@@ -216,14 +215,22 @@ def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
 
 def _ops(graph: Graph) -> Iterator[tuple[str, Op]]:
     """What a pass may rewrite, by the name of its node."""
-    yield "tokens", graph.tokens
-    yield "positions", graph.positions
+    yield "tokens", graph.decoder.embeddings.tokens
+    yield "positions", graph.decoder.embeddings.positions
     for index, block in enumerate(graph.blocks):
-        for part in ("ln_1", "query", "key", "value", "attn_out", "ln_2", "mlp_in", "mlp_out"):
-            yield f"h.{index}.{part}", getattr(block, part)
-        yield f"h.{index}.attention", block.attn_scale
-    yield "ln_f", graph.ln_f
+        yield from ((f"h.{index}.{part}", op) for part, op in block_ops(block).items())
+        yield f"h.{index}.attention", block.attention.scale
+    yield "ln_f", graph.decoder.norm
     yield "head", graph.head
+
+
+def block_ops(block: Block) -> dict[str, Norm | Linear]:
+    """A block's ops that have tensors, in order."""
+    attention, mlp = block.sublayers
+    linears = {**block.attention.linears, **block.mlp.linears}
+    names = {"query": "query", "key": "key", "value": "value", "out": "attn_out", "up": "mlp_in", "down": "mlp_out"}
+    named = {names[name]: linear for name, linear in linears.items()}
+    return {"ln_1": attention.before, **named, "ln_2": mlp.before}
 
 
 def _changes(old: Op, new: Op) -> Iterator[str]:
@@ -262,13 +269,13 @@ def _names(sources: Iterable[str]) -> str:
 
 def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blocks: bool = False) -> Picture:
     """The picture of a graph; T is the number of positions of a pass."""
-    spec = graph.spec
-    tie = ("the head's own matrix",) if spec.tie_word_embeddings else ()
+    embeddings = graph.decoder.embeddings
+    tie = ("the head's own matrix",) if graph.tied else ()
     start = (
         Node("ids", "ids [T]", kind="end"),
-        _node(notes, "tokens", "Gather tokens", *_tensor_lines(graph.tokens), *tie),
-        _node(notes, "positions", "Slice positions", *_tensor_lines(graph.positions)),
-        Node("embedded", f"Add -> [T, {spec.n_embd}]"),
+        _node(notes, "tokens", "Gather tokens", *_tensor_lines(embeddings.tokens), *tie),
+        _node(notes, "positions", "Slice positions", *_tensor_lines(embeddings.positions)),
+        Node("embedded", f"Add -> [T, {graph.width}]"),
     )
     edges = [("ids", "tokens"), ("tokens", "embedded"), ("positions", "embedded")]
     clusters, hidden = [Cluster("", start)], "embedded"
@@ -277,9 +284,9 @@ def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blo
         edges += _block_edges(f"h.{first}", hidden)
         hidden = f"h.{first}.add_2"
     end = (
-        _node(notes, "ln_f", "LayerNorm ln_f", *_tensor_lines(graph.ln_f)),
-        _node(notes, "head", f"Linear head -> [T, {spec.vocab_size}]", *_tensor_lines(graph.head)),
-        Node("logits", f"logits [T, {spec.vocab_size}]", kind="end"),
+        _node(notes, "ln_f", "LayerNorm ln_f", *_tensor_lines(graph.decoder.norm)),
+        _node(notes, "head", f"Linear head -> [T, {graph.vocabulary}]", *_tensor_lines(graph.head)),
+        Node("logits", f"logits [T, {graph.vocabulary}]", kind="end"),
     )
     edges += [(hidden, "ln_f"), ("ln_f", "head"), ("head", "logits")]
     return Picture(title, (*clusters, Cluster("", end)), tuple(edges))
@@ -311,8 +318,8 @@ def _anonymous(line: str, index: int) -> str:
 
 
 def _block_cluster(graph: Graph, notes: dict[str, list[str]], first: int, last: int) -> Cluster:
-    spec = graph.spec.blocks[first]
-    sizes = f"{spec.n_head} heads of {spec.head_dim}, n_inner {spec.n_inner}"
+    attention, mlp = graph.blocks[first].attention, graph.blocks[first].mlp
+    sizes = f"{attention.heads} heads of {attention.head_dim}, n_inner {mlp.inner}"
     nodes = tuple(_block_nodes(graph, notes, first, graph.blocks[first]))
     if first == last:
         return Cluster(f"block {first}: {sizes}", nodes)
@@ -321,26 +328,28 @@ def _block_cluster(graph: Graph, notes: dict[str, list[str]], first: int, last: 
 
 
 def _block_nodes(graph: Graph, notes: dict[str, list[str]], index: int, block: Block) -> Iterator[Node]:
-    spec, prefix = block.spec, f"h.{index}"
-    attention, width = block.query.weight.shape[0], graph.spec.n_embd
-    heads = f"{spec.n_head} heads of {attention // spec.n_head}, causal, scale {block.attn_scale:.6g}"
+    prefix, attention, ops = f"h.{index}", block.attention, block_ops(block)
+    heads = f"{attention.heads} heads of {attention.width // attention.heads}, causal, scale {attention.scale:.6g}"
 
-    def linear(name: str, op: Linear) -> Node:
+    def norm(name: str) -> Node:
+        return _node(notes, f"{prefix}.{name}", f"LayerNorm {name}", *_tensor_lines(ops[name]))
+
+    def linear(name: str) -> Node:
+        op = ops[name]
+        assert isinstance(op, Linear)
         title = f"Linear {name} -> [T, {op.weight.shape[0]}]"
         return _node(notes, f"{prefix}.{name}", title, *_tensor_lines(op))
 
-    yield _node(notes, f"{prefix}.ln_1", "LayerNorm ln_1", *_tensor_lines(block.ln_1))
-    yield linear("query", block.query)
-    yield linear("key", block.key)
-    yield linear("value", block.value)
-    yield _node(notes, f"{prefix}.attention", f"Attention -> [T, {attention}]", heads)
-    yield linear("attn_out", block.attn_out)
-    yield Node(f"{prefix}.add_1", f"Add -> [T, {width}]")
-    yield _node(notes, f"{prefix}.ln_2", "LayerNorm ln_2", *_tensor_lines(block.ln_2))
-    yield linear("mlp_in", block.mlp_in)
-    yield Node(f"{prefix}.activation", f"Activation {graph.spec.activation}")
-    yield linear("mlp_out", block.mlp_out)
-    yield Node(f"{prefix}.add_2", f"Add -> [T, {width}]")
+    yield norm("ln_1")
+    yield from map(linear, ("query", "key", "value"))
+    yield _node(notes, f"{prefix}.attention", f"Attention -> [T, {attention.width}]", heads)
+    yield linear("attn_out")
+    yield Node(f"{prefix}.add_1", f"Add -> [T, {graph.width}]")
+    yield norm("ln_2")
+    yield linear("mlp_in")
+    yield Node(f"{prefix}.activation", f"Activation {block.mlp.activation}")
+    yield linear("mlp_out")
+    yield Node(f"{prefix}.add_2", f"Add -> [T, {graph.width}]")
 
 
 def _block_edges(prefix: str, hidden: str) -> Iterator[tuple[str, str]]:
@@ -365,7 +374,7 @@ def _node(notes: dict[str, list[str]], name: str, title: str, *lines: str) -> No
     return Node(name, title, (*lines, *own), "changed" if own else "op")
 
 
-def _tensor_lines(op: Tensor | LayerNorm | Linear) -> Iterator[str]:
+def _tensor_lines(op: Tensor | Norm | Linear) -> Iterator[str]:
     """The shape and the sources of each array, and what is not there."""
     tensors = _tensors(op)
     for part in ("table",) if isinstance(op, Tensor) else ("weight", "bias"):

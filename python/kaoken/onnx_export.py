@@ -15,20 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kaoken.codegen.checkpoint import open_checkpoint
-from kaoken.codegen.spec import BlockSpec, ModelSpec, read_spec
+from kaoken.codegen.families import read_graph
+from kaoken.codegen.graph import Block, Linear, Norm
+from kaoken.codegen.graph import Tensor as Weight
 from kaoken.errors import KaokenError
 
 _ACTIVATIONS = {"gelu_erf": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _OPSET = {False: 17, True: 18}  # by `dynamo`; 18 is the least that its exporter writes without a conversion
 _LARGEST = 2**31  # bytes of a protobuf file
 _TOLERANCE = 1e-2  # between logits in float32; a wrong graph is off by far more
-
-Tensors = dict[str, Tensor]
 
 
 class ExportedGPT2(nn.Module):
@@ -40,18 +41,13 @@ class ExportedGPT2(nn.Module):
 
     def __init__(self, directory: Path, dropout: float = 0.0) -> None:
         super().__init__()
-        spec, tensors = _read(directory)
-        self.spec = spec
-        self.token_table = nn.Embedding.from_pretrained(tensors["wte.weight"])
-        self.position_table = nn.Embedding.from_pretrained(tensors["wpe.weight"])
+        self.graph = read_graph(open_checkpoint(directory))
+        self.token_table = nn.Embedding.from_pretrained(_load(self.graph.decoder.embeddings.tokens))
+        self.position_table = nn.Embedding.from_pretrained(_load(self.graph.decoder.embeddings.positions))
         self.dropout = _dropout(dropout)
-        self.blocks = nn.ModuleList(
-            ExportedBlock(tensors, f"h.{layer}.", spec, block, dropout) for layer, block in enumerate(spec.blocks)
-        )
-        self.norm = _norm(tensors, "ln_f", spec.layer_norm_epsilon)
-        self.head = nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
-        table = tensors["wte.weight"].clone() if spec.tie_word_embeddings else tensors["lm_head.weight"]
-        self.head.weight = nn.Parameter(table)
+        self.blocks = nn.ModuleList(ExportedBlock(block, dropout) for block in self.graph.blocks)
+        self.norm = _norm(self.graph.decoder.norm)
+        self.head = _linear(self.graph.head)
         self.requires_grad_(False)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
@@ -68,7 +64,8 @@ class ExportedGPT2(nn.Module):
 
     def example(self, batch: int = 2, past: int = 3, count: int = 4) -> tuple[Tensor, ...]:
         """Inputs to trace it with."""
-        caches = [torch.zeros(batch, each.n_head, past, each.head_dim) for each in self.spec.blocks for _ in range(2)]
+        attentions = [block.attention for block in self.graph.blocks]
+        caches = [torch.zeros(batch, each.heads, past, each.head_dim) for each in attentions for _ in range(2)]
         mask = torch.full((1, 1, count, past + count), -math.inf).triu(past + 1)
         return torch.ones(batch, count, dtype=torch.int64), torch.arange(past, past + count)[None], mask, *caches
 
@@ -91,7 +88,7 @@ class CausalGPT2(nn.Module):
         gpt2 = ExportedGPT2(directory, dropout)
         self.token_table, self.position_table, self.dropout = gpt2.token_table, gpt2.position_table, gpt2.dropout
         self.blocks, self.norm, self.head = gpt2.blocks, gpt2.norm, gpt2.head
-        if gpt2.spec.tie_word_embeddings:
+        if gpt2.graph.tied:
             self.head.weight = self.token_table.weight
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -119,21 +116,22 @@ class ExportedBlock(nn.Module):
     Without a mask it is causal.
     """
 
-    def __init__(self, tensors: Tensors, prefix: str, spec: ModelSpec, block: BlockSpec, dropout: float) -> None:
+    def __init__(self, block: Block, dropout: float) -> None:
         super().__init__()
-        self.heads = block.n_head
-        self.head_dim = block.head_dim
-        default = math.isclose(block.attn_scale, block.head_dim**-0.5)
-        self.scale: float | None = None if default else block.attn_scale  # None is what most exports in the world have
+        (first, second), attention, mlp = block.sublayers, block.attention, block.mlp
+        self.heads = attention.heads
+        self.head_dim = attention.head_dim
+        default = math.isclose(attention.scale, attention.head_dim**-0.5)
+        self.scale: float | None = None if default else attention.scale  # None is what most exports in the world have
         self.attention_dropout = dropout
         self.dropout = _dropout(dropout)
-        self.norm_1 = _norm(tensors, f"{prefix}ln_1", spec.layer_norm_epsilon)
-        self.norm_2 = _norm(tensors, f"{prefix}ln_2", spec.layer_norm_epsilon)
-        self.qkv = _linear(tensors, f"{prefix}attn.c_attn")
-        self.projection = _linear(tensors, f"{prefix}attn.c_proj")
-        self.inner = _linear(tensors, f"{prefix}mlp.c_fc")
-        self.activation = _ACTIVATIONS.get(spec.activation, lambda: nn.GELU(approximate="tanh"))()
-        self.outer = _linear(tensors, f"{prefix}mlp.c_proj")
+        self.norm_1 = _norm(first.before)
+        self.norm_2 = _norm(second.before)
+        self.qkv = _linear(attention.query, attention.key, attention.value)
+        self.projection = _linear(attention.out)
+        self.inner = _linear(mlp.up)
+        self.activation = _ACTIVATIONS.get(mlp.activation, lambda: nn.GELU(approximate="tanh"))()
+        self.outer = _linear(mlp.down)
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None = None, keys: Tensor | None = None, values: Tensor | None = None
@@ -236,25 +234,28 @@ def difference(
     return float((computed - (expected if isinstance(expected, Tensor) else expected[0])).abs().max())
 
 
-def _read(directory: Path) -> tuple[ModelSpec, Tensors]:
-    checkpoint = open_checkpoint(directory)
-    return read_spec(checkpoint), {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.tensors}
+def _load(weight: Weight) -> Tensor:
+    return torch.from_numpy(weight.load().astype(np.float32))
 
 
 def _dropout(rate: float) -> nn.Module:
     return nn.Dropout(rate) if rate else nn.Identity()
 
 
-def _norm(tensors: Tensors, name: str, epsilon: float) -> nn.LayerNorm:
-    norm = nn.LayerNorm(len(tensors[f"{name}.weight"]), eps=epsilon)
-    norm.weight = nn.Parameter(tensors[f"{name}.weight"])
-    norm.bias = nn.Parameter(tensors[f"{name}.bias"])
-    return norm
+def _norm(norm: Norm) -> nn.LayerNorm:
+    assert norm.weight is not None
+    assert norm.bias is not None
+    layer = nn.LayerNorm(norm.weight.shape[0], eps=norm.epsilon)
+    layer.weight, layer.bias = nn.Parameter(_load(norm.weight)), nn.Parameter(_load(norm.bias))
+    return layer
 
 
-def _linear(tensors: Tensors, name: str) -> nn.Linear:
-    weight = tensors[f"{name}.weight"].T.contiguous()  # Conv1D's are [inputs, outputs]
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight = nn.Parameter(weight)
-    linear.bias = nn.Parameter(tensors[f"{name}.bias"])
-    return linear
+def _linear(*linears: Linear) -> nn.Linear:
+    """The outputs of all, side by side."""
+    weight = torch.cat([_load(linear.weight) for linear in linears])
+    biases = [_load(linear.bias) for linear in linears if linear.bias is not None]
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bool(biases))
+    layer.weight = nn.Parameter(weight)
+    if biases:
+        layer.bias = nn.Parameter(torch.cat(biases))
+    return layer

@@ -1,6 +1,6 @@
 """GPT-2 for training and pruning: the one file that knows its modules, tensors and config fields.
 
-Blocks may have sizes of their own, as `kaoken_blocks` in config.json says (see `codegen/spec.py`): attention of
+Blocks may have sizes of their own, as `kaoken_blocks` in config.json says (`codegen/families/gpt2.py`): attention of
 n_head * head_dim columns, which need not be n_embd, scaled by 1 / sqrt(head_dim), and n_inner neurons.
 """
 
@@ -34,7 +34,8 @@ from kaoken.codegen.checkpoint import (
     open_checkpoint,
     quoted,
 )
-from kaoken.codegen.spec import ModelSpec, check_config, expected_shapes, read_spec
+from kaoken.codegen.families import check_config, read_weights
+from kaoken.codegen.graph import Graph
 from kaoken.errors import CheckpointError, InputError
 
 Sizes = tuple[int, int, int]  # n_head, head_dim and n_inner of a block
@@ -107,9 +108,11 @@ def set_dropout(model: transformers.GPT2LMHeadModel, probability: float) -> None
 def load(directory: str | Path) -> GPT2LMHeadModel:
     """The model of a checkpoint directory in float32 and evaluation mode; KaokenError where baking would refuse it."""
     checkpoint = open_checkpoint(Path(directory))
-    spec = read_spec(checkpoint)
-    state = {_stored(name): torch.from_numpy(checkpoint.read(name)) for name in expected_shapes(spec)}
-    model = _build(_read_config(checkpoint, spec), state)
+    graph, weights = read_weights(checkpoint)
+    names = [name for name in weights.expected if not (graph.tied and name == "lm_head.weight")]
+    model = _build(
+        _read_config(checkpoint, graph), {_stored(name): torch.from_numpy(weights.read(name)) for name in names}
+    )
     if checkpoint.generation_config is not None:
         try:
             model.generation_config = transformers.GenerationConfig.from_dict(checkpoint.generation_config)
@@ -160,22 +163,25 @@ def _build(config: transformers.GPT2Config, state: dict[str, torch.Tensor]) -> G
     return model
 
 
-def _read_config(checkpoint: Checkpoint, spec: ModelSpec) -> transformers.GPT2Config:
-    """The config of a spec, with what config.json says of training."""
-    given = checkpoint.config
+def _read_config(checkpoint: Checkpoint, graph: Graph) -> transformers.GPT2Config:
+    """The config of a graph, with what config.json says of training."""
+    given, special = checkpoint.config, graph.special
     _check_training_fields(given, checkpoint.directory / CONFIG)
     options = (*TRAINING_FIELDS, "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
     return transformers.GPT2Config(
-        vocab_size=spec.vocab_size,
-        n_positions=spec.n_positions,
-        n_embd=spec.n_embd,
-        activation_function=spec.activation_function,
-        layer_norm_epsilon=spec.layer_norm_epsilon,
-        tie_word_embeddings=spec.tie_word_embeddings,
-        bos_token_id=spec.bos_token_id,
-        eos_token_id=list(spec.eos_token_ids) if len(spec.eos_token_ids) > 1 else next(iter(spec.eos_token_ids), None),
-        pad_token_id=spec.pad_token_id,
-        **_size_fields(spec.n_embd, [(block.n_head, block.head_dim, block.n_inner) for block in spec.blocks]),
+        vocab_size=graph.vocabulary,
+        n_positions=graph.positions,
+        n_embd=graph.width,
+        activation_function=given.get("activation_function", "gelu_new"),
+        layer_norm_epsilon=graph.decoder.norm.epsilon,
+        tie_word_embeddings=graph.tied,
+        bos_token_id=special.bos,
+        eos_token_id=list(special.eos) if len(special.eos) > 1 else next(iter(special.eos), None),
+        pad_token_id=special.pad,
+        **_size_fields(
+            graph.width,
+            [(block.attention.heads, block.attention.head_dim, block.mlp.inner) for block in graph.blocks],
+        ),
         **{name: given[name] for name in options if name in given},
     )
 

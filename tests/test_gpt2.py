@@ -12,17 +12,11 @@ import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from kaoken.codegen.errors import CheckpointError, KaokenError, UnsupportedModelError
-from kaoken.codegen.spec import (
-    ALIASES,
-    HARMLESS_FIELDS,
-    KNOWN_FIELDS,
-    MATHS_FIELDS,
-    OFF_FIELDS,
-    ModelSpec,
-    expected_shapes,
-    identifier,
-    read_spec,
-)
+from kaoken.codegen.families import check_config, fields, gpt2, read_graph
+from kaoken.codegen.families.weights import Weights
+from kaoken.codegen.graph import Graph
+from kaoken.codegen.identifier import identifier
+from kaoken.codegen.pipeline import config_of
 
 from checkpoints import TINY, change_config, make_tensors, tensor_shapes, write_checkpoint
 from configurations import CONFIGURATIONS
@@ -30,23 +24,38 @@ from configurations import CONFIGURATIONS
 DEFAULTS = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 
 
-def spec_of(config: Mapping[str, Any], generation: dict[str, Any] | None = None) -> ModelSpec:
-    """The spec of a config whose tensors are all as it says; nothing is written, so it may be of any size."""
-    named = {ALIASES.get(name, name): value for name, value in config.items()}
+def graph_of(config: Mapping[str, Any], generation: dict[str, Any] | None = None) -> Graph:
+    """The graph of a config whose tensors are all as it says; nothing is written, so it may be of any size."""
+    named = {gpt2.ALIASES.get(name, name): value for name, value in config.items()}
     shapes = tensor_shapes({**DEFAULTS, **named})
     file = Path("/checkpoint/model.safetensors")
     tensors = {name: TensorInfo("F32", shape, file, 0, 4 * math.prod(shape)) for name, shape in shapes.items()}
-    return read_spec(Checkpoint(file.parent, dict(config), generation, tensors, (), (), None))
+    return read_graph(Checkpoint(file.parent, dict(config), generation, tensors, (), (), None))
 
 
-def spec_in(directory: Path) -> ModelSpec:
-    return read_spec(open_checkpoint(directory))
+def graph_in(directory: Path) -> Graph:
+    return read_graph(open_checkpoint(directory))
+
+
+def shapes_of(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that a checkpoint's config.json calls for, but for a head that a tied one may have."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    expected = check_config(config, path)
+    if config.get("tie_word_embeddings", True):
+        expected.pop("lm_head.weight")
+    return expected
+
+
+def alike(graph: Graph) -> tuple[dict[str, Any], list[tuple[float, str]]]:
+    """What two graphs of equal configs share."""
+    return config_of(graph), [(block.attention.scale, block.mlp.activation) for block in graph.blocks]
 
 
 def refused(kind: type[KaokenError], directory: Path, *parts: str) -> None:
     """The directory is refused with this type of error, whose message contains all of `parts`."""
     with pytest.raises(KaokenError) as caught:
-        spec_in(directory)
+        graph_in(directory)
     assert type(caught.value) is kind
     for part in parts:
         assert part in str(caught.value)
@@ -206,33 +215,33 @@ HUB_CONFIGS: dict[str, tuple[dict[str, Any], int, int, int]] = {
 
 @pytest.mark.parametrize(("config", "n_embd", "n_layer", "n_head"), HUB_CONFIGS.values(), ids=HUB_CONFIGS.keys())
 def test_configs_of_the_hub(config: dict[str, Any], n_embd: int, n_layer: int, n_head: int) -> None:
-    spec = spec_of(config)
-    assert (spec.n_embd, len(spec.blocks), spec.vocab_size, spec.n_positions) == (
+    graph = graph_of(config)
+    assert (graph.width, len(graph.blocks), graph.vocabulary, graph.positions) == (
         n_embd,
         n_layer,
         50257,
         1024,
     )
-    assert {(block.n_head, block.head_dim, block.n_inner) for block in spec.blocks} == {
+    assert {(block.attention.heads, block.attention.head_dim, block.mlp.inner) for block in graph.blocks} == {
         (n_head, n_embd // n_head, 4 * n_embd)
     }
-    assert spec.tie_word_embeddings
-    assert spec.eos_token_ids == (50256,)
+    assert graph.tied
+    assert graph.special.eos == (50256,)
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    spec = spec_of({"model_type": "gpt2"})
-    assert spec == spec_of(OPENAI)
-    assert (spec.bos_token_id, spec.pad_token_id, spec.layer_norm_epsilon) == (50256, None, 1e-5)
-    assert (spec.activation, spec.activation_function) == ("gelu_tanh", "gelu_new")
+    graph = graph_of({"model_type": "gpt2"})
+    assert alike(graph) == alike(graph_of(OPENAI))
+    assert (graph.special.bos, graph.special.pad, graph.decoder.norm.epsilon) == (50256, None, 1e-5)
+    assert config_of(graph)["activation_function"] == "gelu_new"
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_every_configuration_has_the_tensors_that_the_spec_expects(name: str, tmp_path: Path) -> None:
+def test_every_configuration_has_the_tensors_that_the_family_expects(name: str, tmp_path: Path) -> None:
     config = CONFIGURATIONS[name].config
-    spec = spec_in(write_checkpoint(tmp_path, config))
-    assert expected_shapes(spec) == tensor_shapes(config)
-    assert len(spec.blocks) == config["n_layer"]
+    graph = graph_in(write_checkpoint(tmp_path, config))
+    assert shapes_of(tmp_path) == tensor_shapes(config)
+    assert len(graph.blocks) == config["n_layer"]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +257,7 @@ def test_every_configuration_has_the_tensors_that_the_spec_expects(name: str, tm
     ],
 )
 def test_activations(name: str, function: str) -> None:
-    spec = spec_of({**TINY, "activation_function": name})
-    assert (spec.activation, spec.activation_function) == (function, name)
+    assert graph_of({**TINY, "activation_function": name}).blocks[0].mlp.activation == function
 
 
 @pytest.mark.parametrize(
@@ -263,45 +271,45 @@ def test_activations(name: str, function: str) -> None:
 )
 def test_attention_scale(scaled: bool, by_layer: bool, expected: list[float]) -> None:
     options = {"scale_attn_weights": scaled, "scale_attn_by_inverse_layer_idx": by_layer}
-    spec = spec_of({**TINY, **options, "n_layer": 3})
-    assert [block.attn_scale for block in spec.blocks] == expected
+    graph = graph_of({**TINY, **options, "n_layer": 3})
+    assert [block.attention.scale for block in graph.blocks] == expected
 
 
 def test_reorder_and_upcast_changes_nothing_in_float32() -> None:
-    assert spec_of({**TINY, "reorder_and_upcast_attn": True}) == spec_of(TINY)
+    assert alike(graph_of({**TINY, "reorder_and_upcast_attn": True})) == alike(graph_of(TINY))
 
 
 @pytest.mark.parametrize("n_inner", [None, 128, 83])
 def test_mlp_width(n_inner: int | None) -> None:
-    assert spec_of({**TINY, "n_inner": n_inner}).blocks[0].n_inner == (n_inner or 128)
+    assert graph_of({**TINY, "n_inner": n_inner}).blocks[0].mlp.inner == (n_inner or 128)
 
 
 @pytest.mark.parametrize(
     "architectures", [None, [], ["GPT2Model"], ["GPT2DoubleHeadsModel"], "GPT2LMHeadModel"], ids=str
 )
 def test_architectures_with_a_language_model(architectures: object) -> None:
-    assert spec_of({**TINY, "architectures": architectures}) == spec_of(TINY)
+    assert alike(graph_of({**TINY, "architectures": architectures})) == alike(graph_of(TINY))
 
 
 def test_family_neutral_names() -> None:
-    own = {alias: TINY[name] for alias, name in ALIASES.items()}
-    kept = {name: value for name, value in TINY.items() if name not in ALIASES.values()}
-    assert spec_of({**kept, **own}) == spec_of({**TINY, **own}) == spec_of(TINY)
+    own = {alias: TINY[name] for alias, name in gpt2.ALIASES.items()}
+    kept = {name: value for name, value in TINY.items() if name not in gpt2.ALIASES.values()}
+    assert alike(graph_of({**kept, **own})) == alike(graph_of({**TINY, **own})) == alike(graph_of(TINY))
 
 
 def test_blocks_that_differ(tmp_path: Path) -> None:
     blocks = [{"n_head": 1, "head_dim": 7, "n_inner": 5}, {"n_head": 3, "head_dim": 16, "n_inner": 160}]
-    spec = spec_in(write_checkpoint(tmp_path, {"kaoken_blocks": blocks, "n_head": 3}))
-    assert spec.to_config()["blocks"] == blocks
-    assert [block.attn_scale for block in spec.blocks] == [1 / math.sqrt(7), 0.25]
-    assert expected_shapes(spec)["h.1.attn.c_attn.weight"] == (32, 144)
-    assert expected_shapes(spec)["h.0.attn.c_proj.weight"] == (7, 32)
+    graph = graph_in(write_checkpoint(tmp_path, {"kaoken_blocks": blocks, "n_head": 3}))
+    assert config_of(graph)["blocks"] == blocks
+    assert [block.attention.scale for block in graph.blocks] == [1 / math.sqrt(7), 0.25]
+    assert shapes_of(tmp_path)["h.1.attn.c_attn.weight"] == (32, 144)
+    assert shapes_of(tmp_path)["h.0.attn.c_proj.weight"] == (7, 32)
 
 
-def test_to_config_is_the_whole_of_the_model() -> None:
-    spec = spec_of({**TINY, "eos_token_id": [3, 5], "bos_token_id": 1, "pad_token_id": 2, "n_inner": 83})
+def test_a_library_states_the_whole_of_the_model() -> None:
+    graph = graph_of({**TINY, "eos_token_id": [3, 5], "bos_token_id": 1, "pad_token_id": 2, "n_inner": 83})
     block = {"n_head": 2, "head_dim": 16, "n_inner": 83}
-    assert json.loads(json.dumps(spec.to_config())) == {
+    assert json.loads(json.dumps(config_of(graph))) == {
         "vocab_size": 61,
         "n_positions": 32,
         "n_embd": 32,
@@ -339,8 +347,8 @@ def test_special_tokens(
     config: dict[str, Any], generation: dict[str, Any] | None, eos: tuple[int, ...], bos: int | None, pad: int | None
 ) -> None:
     """As transformers: generation_config.json, where there is one, is the only word."""
-    spec = spec_of({**TINY, **config}, generation)
-    assert (spec.eos_token_ids, spec.bos_token_id, spec.pad_token_id) == (eos, bos, pad)
+    special = graph_of({**TINY, **config}, generation).special
+    assert (special.eos, special.bos, special.pad) == (eos, bos, pad)
 
 
 @pytest.mark.parametrize("name", ["eos_token_id", "bos_token_id", "pad_token_id"])
@@ -355,8 +363,10 @@ def test_token_ids_that_are_none(tmp_path: Path, name: str, value: object) -> No
 
 
 def test_every_known_field_has_one_meaning() -> None:
-    groups = [MATHS_FIELDS, OFF_FIELDS, HARMLESS_FIELDS, frozenset(ALIASES)]
-    assert sum(map(len, groups)) == len(KNOWN_FIELDS)
+    read = fields.Fields(TINY, "", gpt2.ALIASES)
+    gpt2.read(read, fields.Fields({}, ""), Weights(None, gpt2.PREFIX, gpt2.IGNORED))
+    groups = [read.read, fields.OFF, gpt2.OFF, fields.HARMLESS, gpt2.HARMLESS, gpt2.ALIASES.keys()]
+    assert sum(map(len, groups)) == len(set().union(*groups))
 
 
 @pytest.mark.parametrize(
@@ -375,11 +385,11 @@ def test_an_unknown_field_is_named_with_the_nearest(tiny: Path, name: str, hint:
     refused(UnsupportedModelError, change_config(tiny, **{name: 1}), "config.json", repr(name)[:20], hint)
 
 
-@pytest.mark.parametrize("name", sorted(OFF_FIELDS))
+@pytest.mark.parametrize("name", sorted(fields.OFF | gpt2.OFF))
 def test_what_would_change_the_model_must_be_off(tiny: Path, name: str) -> None:
     off: list[Any] = [None, False, {}]
     for value in off:
-        assert spec_in(change_config(tiny, **{name: value}))
+        assert graph_in(change_config(tiny, **{name: value}))
     on: list[Any] = [True, {"0": [1]}, "x", 1]
     for value in on:
         refused(UnsupportedModelError, change_config(tiny, **{name: value}), "config.json", name)
@@ -541,6 +551,8 @@ def test_a_wrong_shape_is_named(tmp_path: Path, name: str, change: str) -> None:
         "h.00.ln_1.weight",
         "h.0.mlp.gate.weight",
         "lm_head.bias",
+        "score.weight",
+        "v_head.summary.bias",
         "base_model.model.wte.weight",
         "_orig_mod.transformer.wte.weight",
         "wte.weight.absmax",
@@ -553,8 +565,13 @@ def test_a_tensor_too_many_is_named(tmp_path: Path, name: str) -> None:
     refused(UnsupportedModelError, write_checkpoint(tmp_path, tensors=tensors, prefix=False), repr(name)[1:-1])
 
 
+def test_the_other_of_two_heads_is_left_out(tmp_path: Path) -> None:
+    head = {"multiple_choice_head.summary.weight": np.ones((1, 32), np.float32)}
+    assert graph_in(write_checkpoint(tmp_path, tensors=make_tensors(TINY) | head, prefix=False))
+
+
 def test_more_layers_in_the_file_than_in_the_config(tiny: Path) -> None:
-    refused(UnsupportedModelError, change_config(tiny, n_layer=1), "'h.1.", "a GPT-2 of 1 layers", "n_layer")
+    refused(UnsupportedModelError, change_config(tiny, n_layer=1), "'h.1.", "a GPT-2 of 1 layers", "number of layers")
 
 
 def test_a_vocabulary_that_does_not_match(tiny: Path) -> None:
@@ -577,7 +594,7 @@ def test_a_head_beside_the_embedding(tmp_path: Path, tie: object, last: float) -
     head = tensors["wte.weight"].copy()
     head[-1, -1] += last
     directory = write_checkpoint(tmp_path, {"tie_word_embeddings": tie}, tensors=tensors | {"lm_head.weight": head})
-    assert spec_in(directory).tie_word_embeddings is (tie is not False and last == 0.0)
+    assert graph_in(directory).tied is (tie is not False and last == 0.0)
 
 
 def test_a_tied_head_of_another_shape(tmp_path: Path) -> None:
@@ -594,7 +611,9 @@ def test_a_tied_head_of_another_shape(tmp_path: Path) -> None:
 def test_a_tied_head_stored_alone(tmp_path: Path) -> None:
     tensors = make_tensors(TINY)
     tensors["lm_head.weight"] = tensors.pop("wte.weight")
-    assert spec_in(write_checkpoint(tmp_path, tensors=tensors)) == spec_of(TINY)
+    graph = graph_in(write_checkpoint(tmp_path, tensors=tensors))
+    assert alike(graph) == alike(graph_of(TINY))
+    np.testing.assert_array_equal(graph.head.weight.load(), tensors["lm_head.weight"])
 
 
 # Names

@@ -1,0 +1,184 @@
+"""config.json read field by field: every value checked, every complaint naming the field and where it stands.
+
+A family reads the fields that take part in its arithmetic. Of the others it names those that may only say "off" and
+those that change no logit; `finish` refuses what is left, as it might change the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import quoted
+from ..errors import CheckpointError, UnsupportedModelError
+from ..graph import SpecialTokens
+
+# transformers' name of an activation -> the function it stands for.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+# The largest values that make sense: far above any small model, far below what would overflow an index.
+MAX_VOCABULARY = 1 << 24
+MAX_POSITIONS = 1 << 20
+MAX_WIDTH = 1 << 16
+MAX_LAYERS = 1 << 10
+MAX_HEADS = 1 << 16
+MAX_INNER = 1 << 20
+MIN_EPSILON = float(np.finfo(np.float32).tiny)
+
+
+def names(*groups: str) -> frozenset[str]:
+    """The words of some lines."""
+    return frozenset(" ".join(groups).split())
+
+
+# Of any family. Each would change the model; null, false and empty say that it does not.
+OFF = names(
+    "add_cross_attention auto_map cross_attention_hidden_size is_encoder_decoder per_layer_config",
+    "pruned_heads quantization_config tie_encoder_decoder transformers_weights",
+)
+
+# Of any family.
+HARMLESS = names(
+    # Training, storage and bookkeeping.
+    "_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation",
+    "author created_date dropout dtype finetuning_task gradient_checkpointing initializer_range license model_type",
+    "name_or_path prefix tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version use_bfloat16",
+    # The form of the outputs, and a chunking of the MLP that changes no result.
+    "chunk_size_feed_forward is_decoder output_attentions output_hidden_states output_past output_scores",
+    "return_dict return_dict_in_generate tie_last_hidden_states use_cache use_return_dict",
+    # The heads of other tasks, and tokens that no layer knows.
+    "_num_labels bos_token_id cls_token_id decoder_start_token_id eos_token_id id2label label2id mask_token_id",
+    "num_labels pad_token_id problem_type sep_token_id task_specific_params unk_token_id",
+    # Defaults of generate(), which old configs carried; Kaoken's are arguments of its own.
+    "assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens",
+    "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty",
+    "epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id",
+    "length_penalty max_length min_length no_repeat_ngram_size num_assistant_tokens",
+    "num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences remove_invalid_values",
+    "repetition_penalty suppress_tokens target_lookbehind temperature top_k top_p typical_p",
+)
+
+
+class Fields:
+    """A JSON object. Reading a field marks it as known."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, aliases: Mapping[str, str] | None = None) -> None:
+        self.where = where
+        self.aliases = aliases or {}
+        self.values = _resolve_aliases(values, where, self.aliases)
+        self.read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, whatever it is."""
+        self.read.add(name)
+        return self.values.get(name, default)
+
+    def ignore(self, *names: str) -> None:
+        """Fields that another one speaks for."""
+        self.read.update(names)
+
+    def fail(self, name: str, expected: str) -> CheckpointError:
+        """The error for a value that is not what was expected."""
+        value = quoted(self.values.get(name))
+        return CheckpointError(f"{self.where}: {name} is {value}; expected {expected}: correct it to match the weights")
+
+    def integer(self, name: str, default: int | None, maximum: int) -> int:
+        """A whole number from 1 to `maximum`."""
+        value = self.get(name, default)
+        if not _is_integer(value) or not 1 <= value <= maximum:
+            raise self.fail(name, f"a whole number from 1 to {maximum}")
+        return int(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false")
+        return value
+
+    def epsilon(self, name: str, default: float) -> float:
+        """A number that float32 can add to a variance, below 1."""
+        value = self.get(name, default)
+        if not isinstance(value, float) or not MIN_EPSILON <= value < 1.0:
+            raise self.fail(name, f"a number from {MIN_EPSILON:.3g} to below 1")
+        return value
+
+    def activation(self, name: str, default: str) -> str:
+        """What an activation is called here, by transformers' name of it."""
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise UnsupportedModelError(
+                f"{self.where}: {name} is {quoted(value)}; expected one of "
+                f"{', '.join(ACTIVATIONS)}: choose a checkpoint with one of these"
+            )
+        return ACTIVATIONS[value]
+
+    def objects(self, name: str, count: int, keys: Sequence[str], each: str) -> list[Fields]:
+        """A list of `count` objects of just these keys, one a `each`."""
+        values = self.get(name)
+        if not isinstance(values, list) or len(values) != count:
+            raise self.fail(name, f"a list of {count} objects, one a {each}")
+        if not all(isinstance(value, dict) and value.keys() == set(keys) for value in values):
+            raise self.fail(name, f"objects with just {', '.join(keys)}")
+        return [Fields(value, f"{self.where}: {name}[{index}]") for index, value in enumerate(values)]
+
+    def special_tokens(self, vocabulary: int, eos: int | None, bos: int | None) -> SpecialTokens:
+        """The tokens that begin, end and pad a text, by default these."""
+        return SpecialTokens(
+            eos=self._token_ids("eos_token_id", eos, vocabulary),
+            bos=next(iter(self._token_ids("bos_token_id", bos, vocabulary)), None),
+            pad=next(iter(self._token_ids("pad_token_id", None, vocabulary)), None),
+        )
+
+    def _token_ids(self, name: str, default: int | None, vocabulary: int) -> tuple[int, ...]:
+        """A token id, a list of them, or null, without those outside the vocabulary: no logit is theirs."""
+        value = self.get(name, default)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(_is_integer(each) for each in ids):
+            raise self.fail(name, "a token id, a list of them, or null")
+        return tuple(dict.fromkeys(each for each in ids if 0 <= each < vocabulary))
+
+    def finish(self, what: str, off: frozenset[str], harmless: frozenset[str]) -> None:
+        """Refuses a field that is unknown, and one that switches on what Kaoken does not compute."""
+        off, harmless = off | OFF, harmless | HARMLESS
+        known = self.read | off | harmless | self.aliases.keys()
+        for name, value in self.values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name[:80], sorted(known), 1)
+                raise UnsupportedModelError(
+                    f"{self.where}: Kaoken does not know the field {quoted(name)}"
+                    f"{f' (did you mean {near[0]!r}?)' if near else ''}; expected only the fields that transformers "
+                    f"has for {what}, as any other might change the model's arithmetic: remove it if it does not"
+                )
+            if name in off - self.read and value not in (None, False, {}, []):
+                raise UnsupportedModelError(
+                    f"{self.where}: {name} is {quoted(value)}, which changes the model in a way that Kaoken does not "
+                    f"support; expected it to be absent, null or false: choose or save a plain model"
+                )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _resolve_aliases(values: Mapping[str, Any], where: str, aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The object with a family's own names alone."""
+    resolved = {name: value for name, value in values.items() if name not in aliases}
+    for alias in aliases.keys() & values.keys():
+        name, value = aliases[alias], values[alias]
+        if resolved.setdefault(name, value) != value:
+            raise CheckpointError(
+                f"{where}: {alias} is {quoted(value)}, but {name}, another name for it, is "
+                f"{quoted(resolved[name])}; expected them to agree: remove the wrong one"
+            )
+    return resolved

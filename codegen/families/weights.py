@@ -1,0 +1,153 @@
+"""The tensors of a checkpoint as a family asks for them, each by its name and with its shape.
+
+Nothing is read: what a family gets is lazy. `finish` holds what it asked for against what is there, so that a name
+stands in one place alone. Without a checkpoint a family's requests say what one would have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import CONFIG, Checkpoint, TensorInfo, quoted
+from ..errors import CheckpointError, UnsupportedModelError
+from ..graph import Array, Linear, Norm, Tensor, pieces
+
+Shape = tuple[int, ...]
+
+
+class Weights:
+    """Tensors by a family's names; in the files `prefix` may precede them, and there may be `ignored` ones."""
+
+    def __init__(self, checkpoint: Checkpoint | None, prefix: str, ignored: re.Pattern[str]) -> None:
+        self.expected: dict[str, Shape] = {}  # in the order of the requests
+        self._checkpoint = checkpoint
+        self._stored = {} if checkpoint is None else _canonical(checkpoint, prefix, ignored)
+        self._optional: set[str] = set()
+        self._renamed: dict[str, str] = {}
+
+    def tensor(self, name: str, shape: Shape) -> Tensor:
+        """An array as it is stored."""
+        self.expected[name] = shape
+
+        def rows(start: int, stop: int) -> Array:
+            return self.read(name, slice(start, stop)).astype(np.float64)
+
+        return Tensor(shape, (name,), rows)
+
+    def layer_norm(self, name: str, width: int, epsilon: float) -> Norm:
+        weight, bias = (self.tensor(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
+        return Norm(epsilon, weight, bias)
+
+    def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> Linear:
+        """torch's Linear: weight [outputs, inputs]."""
+        weight = self.tensor(f"{name}.weight", (outputs, inputs))
+        return Linear(weight, self.tensor(f"{name}.bias", (outputs,)) if bias else None)
+
+    def conv1d(self, name: str, outputs: int, inputs: int, parts: int = 1) -> list[Linear]:
+        """The first GPT's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
+        stored = self.tensor(f"{name}.weight", (inputs, parts * outputs))
+        biases = self.tensor(f"{name}.bias", (parts * outputs,))
+
+        def linear(part: int) -> Linear:
+            begin = part * outputs
+
+            def weight(start: int, stop: int) -> Array:
+                return _columns(stored, begin + start, begin + stop).T
+
+            def bias(start: int, stop: int) -> Array:
+                return biases.rows(begin + start, begin + stop)
+
+            return Linear(Tensor((outputs, inputs), stored.sources, weight), Tensor((outputs,), biases.sources, bias))
+
+        return [linear(part) for part in range(parts)]
+
+    def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
+        """The head's matrix: of an untied model its own, of a tied one the table of tokens.
+
+        Where a tied checkpoint stores both and they differ, the head is used, as in transformers 5; where it stores the
+        head alone, as safetensors' save_model does, that is the table too.
+        """
+        (table,) = tokens.sources
+        if not tied:
+            return self.tensor(name, tokens.shape)
+        if table not in self._stored and name in self._stored:
+            self._renamed[table] = name
+            return tokens
+        self._optional.add(name)
+        head = self.tensor(name, tokens.shape)
+        return head if self._differ(name, table) else tokens
+
+    def _differ(self, name: str, other: str) -> bool:
+        if name not in self._stored or other not in self._stored:
+            return False
+        first, second = self._info(name), self._info(other)
+        if first == second or first.shape != second.shape:
+            return False
+        step = max(1, (1 << 20) // first.shape[-1])
+        parts = (slice(start, start + step) for start in range(0, first.shape[0], step))
+        return any(not np.array_equal(self.read(name, rows), self.read(other, rows)) for rows in parts)
+
+    def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """A tensor, or a range of its rows. Raises CheckpointError (see Checkpoint.read)."""
+        assert self._checkpoint is not None, "there are no weights yet"
+        name = self._renamed.get(name, name)
+        return self._checkpoint.read(self._stored.get(name, name), rows)
+
+    def _info(self, name: str) -> TensorInfo:
+        assert self._checkpoint is not None
+        return self._checkpoint.tensors[self._stored[name]]
+
+    def finish(self, what: str) -> None:
+        """Raises where a tensor is missing, has another shape, or is left over: one more would be a part left out."""
+        assert self._checkpoint is not None
+        for name in self._stored:
+            if name not in self.expected and name not in self._renamed.values():
+                raise UnsupportedModelError(
+                    f"{self._info(name).file}: {quoted(name)} is no tensor of {what}; expected no others, as one might "
+                    "change the model: merge adapters into the weights, correct the number of layers, or remove it"
+                )
+        required = [name for name in self.expected if name not in self._optional]
+        missing = [name for name in required if self._renamed.get(name, name) not in self._stored]
+        if missing:
+            raise CheckpointError(
+                f"{self._checkpoint.directory} lacks the tensor {missing[0]!r} that its {CONFIG} calls for "
+                f"({len(missing)} of {len(required)} are missing): pass a whole checkpoint"
+            )
+        for name, shape in self.expected.items():
+            stored = self._renamed.get(name, name)
+            if stored in self._stored and self._info(stored).shape != shape:
+                info = self._info(stored)
+                raise CheckpointError(
+                    f"{info.file}: {stored!r} has shape {quoted(list(info.shape))}; expected {list(shape)}, "
+                    f"as {CONFIG} says: make the two agree"
+                )
+
+
+def _canonical(checkpoint: Checkpoint, prefix: str, ignored: re.Pattern[str]) -> Mapping[str, str]:
+    """The stored name of each tensor by the family's."""
+    stored: dict[str, str] = {}
+    for name, info in checkpoint.tensors.items():
+        canonical = name.removeprefix(prefix)
+        if ignored.fullmatch(canonical):
+            continue
+        checkpoint.check_type(name)
+        if canonical in stored:
+            raise CheckpointError(
+                f"{info.file} has {quoted(name)}, but {checkpoint.tensors[stored[canonical]].file.name} already has "
+                f"{quoted(stored[canonical])}, with and without {prefix!r}: keep the one that is right"
+            )
+        stored[canonical] = name
+    return stored
+
+
+def _columns(tensor: Tensor, start: int, stop: int) -> Array:
+    """Columns [start, stop) of a matrix, some of its rows at a time."""
+    rows, columns = tensor.shape
+    read = np.empty((rows, stop - start))
+    for first, last in pieces(0, rows, columns):
+        read[first:last] = tensor.rows(first, last)[:, start:stop]
+    return read
