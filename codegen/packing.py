@@ -143,14 +143,14 @@ class PackedBlock:
     """A block's unit and its matrices, in the order of their use."""
 
     unit: Unit
-    c_attn: Matrix
-    attn_c_proj: Matrix
-    c_fc: Matrix
-    mlp_c_proj: Matrix
+    qkv: Matrix
+    out: Matrix
+    up: Matrix
+    down: Matrix
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        return (self.c_attn, self.attn_c_proj, self.c_fc, self.mlp_c_proj)
+        return (self.qkv, self.out, self.up, self.down)
 
 
 @dataclass(frozen=True)
@@ -234,21 +234,21 @@ def _pack_block(index: int, block: Block, types: Types, blob_limit: int, shard_l
 
     attention, mlp = block.attention, block.mlp
     fused = (attention.query, attention.key, attention.value)
-    c_attn = matrix("c_attn", stack(*(each.weight for each in fused)), _common_type(types, fused))
-    attn_c_proj = matrix("attn_c_proj", attention.out.weight, types.of(attention.out.name))
-    c_fc = matrix("c_fc", mlp.up.weight, types.of(mlp.up.name))
-    mlp_c_proj = matrix("mlp_c_proj", mlp.down.weight, types.of(mlp.down.name))
+    qkv = matrix("qkv", stack(*(each.weight for each in fused)), _common_type(types, fused))
+    out = matrix("out", attention.out.weight, types.of(attention.out.name))
+    up = matrix("up", mlp.up.weight, types.of(mlp.up.name))
+    down = matrix("down", mlp.down.weight, types.of(mlp.down.name))
     arrays = [
-        *c_attn.arrays,
+        *qkv.arrays,
         *_vector("query_bias", attention.query.bias),
-        *attn_c_proj.arrays,
-        *_vector("attn_c_proj_bias", attention.out.bias),
-        *c_fc.arrays,
-        *_vector("c_fc_bias", mlp.up.bias),
-        *mlp_c_proj.arrays,
-        *_vector("mlp_c_proj_bias", mlp.down.bias),
+        *out.arrays,
+        *_vector("out_bias", attention.out.bias),
+        *up.arrays,
+        *_vector("up_bias", mlp.up.bias),
+        *down.arrays,
+        *_vector("down_bias", mlp.down.bias),
     ]
-    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), c_attn, attn_c_proj, c_fc, mlp_c_proj)
+    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), qkv, out, up, down)
 
 
 def _common_type(types: Types, linears: tuple[Linear, ...]) -> str:

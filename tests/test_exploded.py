@@ -73,7 +73,7 @@ def test_zero_weights_leave_no_instruction(isa: str, tmp_path: Path) -> None:
         # What the code should hold: LayerNorm's weight folded in, and no weight becomes zero by that.
         weights = tensors[f"h.{layer}.{PRUNED}.weight"].T
         for first in range(0, len(weights), 16):
-            body = function(text, f"block_{layer:02}_c_fc_strip_{first // 16}")
+            body = function(text, f"block_{layer:02}_up_strip_{first // 16}")
             expected = np.count_nonzero(weights[first : first + 16])
             assert 0 < expected < weights[first : first + 16].size
             assert count(body, rf"\t{MULTIPLY_ADD[isa]}\b") == expected
@@ -163,8 +163,8 @@ def test_the_golden_exploded_text() -> None:
     weights[17, 1], weights[30, 0] = -0.5, 3
     from kaoken.codegen.emit.units import shard_text
 
-    (shard,) = explode("block_00_c_fc", ("h.0.mlp.c_fc.weight",), weights, 1 << 30)
-    assert shard_text("toy", shard) == (GOLDEN / "block_00_c_fc_0.cpp.txt").read_text(encoding="utf-8")
+    (shard,) = explode("block_00_up", ("h.0.mlp.c_fc.weight",), weights, 1 << 30)
+    assert shard_text("toy", shard) == (GOLDEN / "block_00_up_0.cpp.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.ci
@@ -212,5 +212,5 @@ def test_matrices_over_the_limit_and_of_other_types_stay_packed(tmp_path: Path) 
     command = ["plan", "--checkpoint", str(checkpoint), "--kernels", "exploded", "--isa", "scalar", "--out", str(out)]
     assert codegen_main([*command, "--tensor-dtypes", "h.1.*=bfloat16"]) == 0
     planned = set(re.findall(r"block_\w+?_0\.cpp", (out / "plan.cmake").read_text()))
-    assert planned == {"block_00_attn_c_proj_0.cpp", "block_00_mlp_c_proj_0.cpp"}
+    assert planned == {"block_00_out_0.cpp", "block_00_down_0.cpp"}
     assert json.loads((out / "options.json").read_text())["kernels"] == "exploded"

@@ -17,6 +17,7 @@ from ..packing import C_TYPES, Blob, Matrix, Packed, Unit
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 WIDTH = 118
+KINDS = {"float32": "Float32", "bfloat16": "BFloat16", "int8": "Int8", "int4": "Int4"}  # of kinds.h
 
 
 @cache
@@ -43,7 +44,8 @@ def environment() -> jinja2.Environment:
         sources=unit_sources,
         comment=wrap_comment,
         layout=layout,
-        product=product,
+        kind=kind,
+        value=value,
         floats=floats,
         round_up=round_up,
     )
@@ -77,9 +79,16 @@ def unit_sources(units: list[Unit]) -> str:
     return wrap_comment(dict.fromkeys(source for unit in units for array in unit.arrays for source in array.sources))
 
 
-def product(matrix: Matrix) -> str:
-    """The kernel that multiplies by a matrix."""
-    return "exploded" if matrix.shards else "linear"
+def kind(matrix: Matrix) -> str:
+    """The C++ type that multiplies by a matrix (runtime/kernels/kinds.h)."""
+    return "Exploded" if matrix.shards else KINDS[matrix.dtype]
+
+
+def value(matrix: Matrix) -> str:
+    """The initializer of a matrix of that type."""
+    if matrix.shards:
+        return f"{{{matrix.name}_strips, {len(matrix.strips)}}}"
+    return f"{{{names(matrix.arrays)}}}"
 
 
 def floats(values: list[float]) -> str:

@@ -1,7 +1,7 @@
 // GEN(note)
 // From: GEN(shard.sources | comment)
 
-#include "exploded.h"
+#include "linear.h"
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 //% for strip in shard.strips

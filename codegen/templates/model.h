@@ -3,9 +3,9 @@
 // What the files of this model share: its shape, its blobs (each pointer is filled by a *_weights.cpp), its units.
 #pragma once
 
-#include "attention.h"
 #include "embedding.h"
-#include "inputs.h"
+#include "sublayers/mlp.h"
+#include "sublayers/self_attention.h"
 
 extern "C" {
 //% for unit in packed.units
@@ -19,7 +19,6 @@ namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
 constexpr int64_t vocab_size = GEN(graph.vocabulary);
 constexpr int64_t n_embd = GEN(graph.width);
-constexpr int64_t hidden_width = round_up(n_embd, kPanel);
 using CacheType = CacheGEN(kinds[packed.types.cache]);
 
 void embeddings(Pass &pass, const Worker &worker);

@@ -1,7 +1,8 @@
 // Matrices that are code: see codegen/exploded.py.
 #pragma once
 
-#include "linear.h"
+#include "kinds.h"
+#include "share.h"
 
 namespace kaoken::KAOKEN_ISA {
 
@@ -15,6 +16,7 @@ struct Strip {
 
 // Inputs as float32 kernels have them.
 struct Exploded : Float32 {
+  static constexpr bool kExploded = true;
   struct Matrix {
     const Strip *strips;
     int64_t count;
@@ -33,10 +35,11 @@ KAOKEN_INLINE float fma(float x, float w, float sum) {
 // Between chains, so that the compiler reads x again rather than keep all of it on the stack.
 KAOKEN_INLINE void next_chains() { __asm__ volatile("" ::: "memory"); }
 
-// As linear() of linear.h; workers divide the strips, and a strip's code serves all rows before the next is fetched.
-template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
-void exploded(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
-              const Epilogue &epilogue, const char * = nullptr) {
+// What linear() of linear.h does with them; workers divide the strips, and a strip's code serves all rows before the
+// next is fetched.
+template <class Kind, int64_t Depth, class Epilogue>
+void run_strips(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
+                const Epilogue &epilogue) {
   alignas(kAlignment) float sums[kStripPanels * kLanes];
   const Share strips = share(w.count, worker);
   for (int64_t i = strips.begin; i < strips.end; ++i) {

@@ -23,6 +23,7 @@ struct InputRows {
 // Linear products without scales inside: one tile over all of k, in blocks of k where several rows share the weights.
 template <class Step>
 struct DenseProducts {
+  static constexpr bool kExploded = false;
   using Input = typename Step::Input;
   using Element = typename Step::Element;
   static constexpr int kTileRows = KAOKEN_ISA::kTileRows, kTilePanels = KAOKEN_ISA::kTilePanels;
@@ -191,6 +192,7 @@ struct Int8 : DenseProducts<Int8Step> {
 
 // 8-bit inputs by int4 weights in groups: scale * (sum over groups - zero * sum of weights).
 struct Int4 {
+  static constexpr bool kExploded = false;
   static constexpr bool kFloatInputs = false;
   using Input = uint8_t;
   using Element = float;

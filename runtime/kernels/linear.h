@@ -1,18 +1,12 @@
 // y = epilogue(x W^T) over packed panels, for one row as for hundreds.
 #pragma once
 
+#include "exploded.h"
 #include "functions.h"
 #include "kinds.h"
+#include "share.h"
 
 namespace kaoken::KAOKEN_ISA {
-
-// A worker's share of n things: [begin, end).
-struct Share {
-  int64_t begin, end;
-};
-KAOKEN_INLINE Share share(int64_t n, const Worker &worker) {
-  return {n * worker.index / worker.count, n * (worker.index + 1) / worker.count};
-}
 
 template <class Kind, int64_t Depth>
 KAOKEN_INLINE const char *panel_address(const typename Kind::Matrix &w, int64_t panel) {
@@ -74,11 +68,15 @@ void multiply(const typename Kind::Inputs &x, int64_t rows, const typename Kind:
   }
 }
 
-// The same with all of a matrix, [Panels] panels that workers divide; the caller puts a barrier behind it.
+// The same with all of a matrix of any kind, [Panels] panels that workers divide; the caller puts a barrier behind it.
 template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
 KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
                           const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next = nullptr) {
-  multiply<Kind, Depth>(x, rows, w, share(Panels, worker), epilogue, next);
+  if constexpr (Kind::kExploded) {
+    run_strips<Kind, Depth>(worker, x, rows, w, epilogue);
+  } else {
+    multiply<Kind, Depth>(x, rows, w, share(Panels, worker), epilogue, next);
+  }
 }
 
 // out[row][:] = Activation(sum + bias)
