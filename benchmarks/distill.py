@@ -21,7 +21,6 @@ import kaoken
 from benchmarks.machine import header
 from benchmarks.peers import save
 from benchmarks.summary import summarize
-from kaoken.bench import bytes_per_token
 from kaoken.compress.corpus import Corpus, read_corpus
 from kaoken.compress.distillation import REPORT, Smaller, Way, distill, prune, train
 from kaoken.compress.losses import Objective
@@ -239,7 +238,7 @@ def _measure(root: Path, study: Study, options: argparse.Namespace, say: Say) ->
             record = {
                 "arm": name,
                 "dtype": dtype,
-                "bytes_per_token": bytes_per_token(model.config, model.info),
+                "bytes_per_token": model.info.bytes_per_token,
                 "library_bytes": library.stat().st_size,
                 **_quality(model, held_out),
                 "tokens_per_second": ours,

@@ -19,6 +19,7 @@ from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import CheckpointError, InputError, KaokenError
 from .exploded import check_kernels
+from .families import EXTRA
 from .files import write_if_changed
 from .generation import read_generation
 from .hub import resolve_model
@@ -121,7 +122,8 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _program() -> list[str]:
     """Absolute paths of all that decides the generated files beside the checkpoint, which identity.py watches."""
     program = Path(__file__).resolve().parent
-    sources = [*program.rglob("*.py"), *(path for path in TEMPLATES.iterdir() if path.is_file()), TABLE]
+    families = [source for directory in EXTRA for source in directory.glob("*.py")]
+    sources = [*program.rglob("*.py"), *families, *(path for path in TEMPLATES.iterdir() if path.is_file()), TABLE]
     return sorted(map(str, sources))
 
 

@@ -80,8 +80,9 @@ def matvec(matrix: Tensor, vector: Array, start: int, stop: int) -> Array:
 
 @dataclass(frozen=True)
 class Norm:
-    """(x - mean) / sqrt(variance + epsilon), then * weight + bias unless they are None."""
+    """(x - mean) / sqrt(variance + epsilon), then * weight + bias unless they are None; "rms" takes the mean for 0."""
 
+    kind: str  # "layer" or "rms"
     epsilon: float
     weight: Tensor | None  # [width]
     bias: Tensor | None  # [width]
@@ -106,21 +107,43 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Rotary:
+    """Turns dimensions i and i + half of queries and keys by position * frequencies[i] (RoFormer, arXiv:2104.09864)."""
+
+    frequencies: tuple[float, ...]  # of each pair of a head's dimensions, in radians a position
+
+
+@dataclass(frozen=True)
 class Attention:
-    """out(softmax(scale * query . key) value), of heads that see their own position and those before it."""
+    """out(softmax(scale * query . key) value), of heads that see their own position and those before it.
+
+    Consecutive heads share a key and value head where there are fewer of those.
+    """
 
     heads: int
+    kv_heads: int
     head_dim: int  # of the checkpoint; the linears may have more, which are zero
-    query: Linear  # [heads * dims, width], as are the next two
-    key: Linear
+    query: Linear  # [heads * dims, width]
+    key: Linear  # [kv_heads * dims, width], as is the value
     value: Linear
     out: Linear  # [width, heads * dims]
     scale: float
+    rotary: Rotary | None = None
 
     @property
     def width(self) -> int:
-        """Of all heads together."""
+        """Of all queries together."""
         return self.query.weight.shape[0]
+
+    @property
+    def dims(self) -> int:
+        """Of a head, as the linears have it."""
+        return self.width // self.heads
+
+    @property
+    def padded_dims(self) -> int:
+        """Of a head in whole panels; under rotary each half of it."""
+        return round_up(self.head_dim) if self.rotary is None else 2 * round_up(self.head_dim // 2)
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -129,11 +152,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """down(activation(up(x)))."""
+    """down(activation(up(x))) or, with a gate, down(activation(gate(x)) * up(x))."""
 
     up: Linear  # [inner, width]
     down: Linear  # [width, inner]
     activation: str  # gelu_tanh, gelu_erf, relu, silu or tanh
+    gate: Linear | None = None  # [inner, width]
 
     @property
     def inner(self) -> int:
@@ -141,7 +165,8 @@ class Mlp:
 
     @property
     def linears(self) -> dict[str, Linear]:
-        return {"up": self.up, "down": self.down}
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {**gate, "up": self.up, "down": self.down}
 
 
 @dataclass(frozen=True)
@@ -175,10 +200,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """tokens[id] + positions[position]."""
+    """tokens[id] + positions[position], or the tokens alone."""
 
     tokens: Tensor  # [vocabulary, width]; the head's own weight where they are tied
-    positions: Tensor  # [positions, width]
+    positions: Tensor | None  # [limit, width]
 
 
 @dataclass(frozen=True)
@@ -188,6 +213,7 @@ class Stack:
     embeddings: Embeddings
     blocks: tuple[Block, ...]
     norm: Norm
+    limit: int  # positions that a sequence may have
 
 
 @dataclass(frozen=True)
@@ -222,11 +248,6 @@ class Graph:
         return self.head.weight.shape[0]
 
     @property
-    def positions(self) -> int:
-        """The most that a sequence may have."""
-        return self.decoder.embeddings.positions.shape[0]
-
-    @property
     def blocks(self) -> tuple[Block, ...]:
         return self.decoder.blocks
 
@@ -240,15 +261,19 @@ def verify(graph: Graph) -> None:
     """Checks that all shapes fit each other; run on the graph entering and leaving each pass."""
     width = graph.width
     _expect(graph.decoder.embeddings.tokens, graph.head.weight.shape)
-    _expect(graph.decoder.embeddings.positions, (graph.decoder.embeddings.positions.shape[0], width))
+    if graph.decoder.embeddings.positions is not None:
+        _expect(graph.decoder.embeddings.positions, (graph.decoder.limit, width))
     for sublayer in (each for block in graph.blocks for each in block.sublayers):
         _expect_norm(sublayer.before, width)
         body = sublayer.body
-        inner = body.width if isinstance(body, Attention) else body.inner
-        *ins, out = body.linears.values()
-        for linear in ins:
-            _expect_linear(linear, inner, width)
-        _expect_linear(out, width, inner)
+        if isinstance(body, Attention):
+            shared = body.kv_heads * body.dims
+            shapes = {"query": (body.width, width), "key": (shared, width), "value": (shared, width)}
+            shapes["out"] = (width, body.width)
+        else:
+            shapes = {"gate": (body.inner, width), "up": (body.inner, width), "down": (width, body.inner)}
+        for name, linear in body.linears.items():
+            _expect_linear(linear, *shapes[name])
     _expect_norm(graph.decoder.norm, width)
     _expect_linear(graph.head, *graph.head.weight.shape)
 
@@ -278,12 +303,14 @@ def check_ready(graph: Graph) -> None:
         _require(all(each.before.bare for each in block.sublayers), index, "norms without weight and bias")
         attention, mlp = block.attention, block.mlp
         _require(attention.scale == 1, index, "scores that are not scaled")
-        _require(attention.key.bias is None and attention.value.bias is None, index, "keys and values without a bias")
-        biases = (attention.query.bias, attention.out.bias, mlp.up.bias, mlp.down.bias)
+        _require(attention.value.bias is None, index, "values without a bias")
+        _require((attention.key.bias is None) == (attention.rotary is None), index, "a bias of keys just under rotary")
+        biases = [linear.bias for linear in (attention.query, attention.out, *mlp.linears.values())]
         _require(None not in biases, index, "a bias of all other linears")
-        _require(attention.width == attention.heads * round_up(attention.head_dim), index, "heads of whole panels")
+        _require(attention.heads % attention.kv_heads == 0, index, "as many queries of each key")
+        _require(attention.dims == attention.padded_dims, index, "heads of whole panels")
     norm = graph.decoder.norm
-    _require((norm.weight is None) == (norm.bias is None), None, "both weight and bias of the final norm, or neither")
+    _require(norm.bias is None or norm.weight is not None, None, "a weight of the final norm where it has a bias")
 
 
 def _require(holds: bool, block: int | None, what: str) -> None:

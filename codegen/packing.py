@@ -8,7 +8,7 @@ tokens may exceed any cap, so it is cut into shards of whole panels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
-from .graph import Block, Graph, Linear, Tensor, pieces, stack
+from .graph import Array, Block, Graph, Linear, Tensor, merge_sources, pieces, stack
 from .layout import (
     INT8_CACHE_DIM,
     INT32_INPUTS,
@@ -71,14 +71,23 @@ class Packed:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix: its C++ name, its type, and the arrays that it is packed into."""
+    """One matrix: its C++ name, the checkpoint's name of it, its type, and the arrays that it is packed into."""
 
     name: str
+    source: str
     dtype: str
     rows: int
     depth: int
     arrays: tuple[Packed, ...]
     shards: tuple[Shard, ...] = ()  # its code, where it is exploded and has no arrays
+    first: int = 0  # the panel with which workers begin
+    panels: int | None = None  # that they divide first; None: all
+    together: int = 1  # panels that stay with one worker
+
+    @property
+    def nbytes(self) -> int:
+        """With scales and sums; of code, as many as its weights would have."""
+        return sum(array.nbytes for array in self.arrays) or 4 * self.rows * self.depth
 
     @property
     def strips(self) -> tuple[Strip, ...]:
@@ -143,6 +152,7 @@ class PackedBlock:
     """A block's unit and its matrices, in the order of their use."""
 
     unit: Unit
+    rotary: Packed | None  # of the embeddings' unit
     qkv: Matrix
     out: Matrix
     up: Matrix
@@ -162,13 +172,18 @@ class PackedModel:
     embeddings: Unit
     blocks: tuple[PackedBlock, ...]
     head: Unit
-    positions: Packed
+    positions: Packed | None
     tokens: Table
     head_table: Table
 
     @property
     def units(self) -> tuple[Unit, ...]:
         return (self.embeddings, *(block.unit for block in self.blocks), self.head)
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """Of every block and of the head."""
+        return [*(matrix for block in self.blocks for matrix in block.matrices), *self.head_table.shards]
 
     @property
     def nbytes(self) -> int:
@@ -178,8 +193,7 @@ class PackedModel:
     @property
     def input_bytes(self) -> int:
         """Of a row of the widest inputs."""
-        matrices = [matrix for block in self.blocks for matrix in block.matrices] + [self.head_table.shards[0]]
-        return max(matrix.input_bytes for matrix in matrices)
+        return max(matrix.input_bytes for matrix in self.matrices)
 
 
 def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedModel:
@@ -193,10 +207,17 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     tied = graph.tied
     types.check(_matrix_names(graph))
     _check_cache(graph, types)
-    head_table = _table("head", graph.head.weight, types.of(HEAD), blob_limit)
-    tokens = head_table if tied else _table("tokens", graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
-    positions = _packed("positions", graph.decoder.embeddings.positions, pad_columns)
-    blocks = [_pack_block(index, block, types, blob_limit, shard_limit) for index, block in enumerate(graph.blocks)]
+    head_table = _table("head", HEAD, graph.head.weight, types.of(HEAD), blob_limit)
+    tokens = (
+        head_table if tied else _table("tokens", TOKENS, graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
+    )
+    positions = graph.decoder.embeddings.positions
+    tables = [*([] if positions is None else [_packed("positions", positions, pad_columns)])]
+    rotary = _rotary_tables(graph)
+    blocks = [
+        _pack_block(index, block, rotary.get(_rotary_key(block)), types, blob_limit, shard_limit)
+        for index, block in enumerate(graph.blocks)
+    ]
     if shard_limit is not None and not any(matrix.shards for block in blocks for matrix in block.matrices):
         raise InputError(
             f"kernels='exploded' is for float32 matrices of at most {EXPLODED_LIMIT} weights that are not zero, and no "
@@ -205,17 +226,17 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     return PackedModel(
         graph=graph,
         types=types,
-        embeddings=_unit("embeddings", [positions, *(() if tied else tokens.arrays)], blob_limit),
+        embeddings=_unit("embeddings", [*tables, *rotary.values(), *(() if tied else tokens.arrays)], blob_limit),
         blocks=tuple(blocks),
         head=_unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit),
-        positions=positions,
+        positions=tables[0] if tables else None,
         tokens=tokens,
         head_table=head_table,
     )
 
 
 def _check_cache(graph: Graph, types: Types) -> None:
-    widest = max(round_up(block.attention.head_dim) for block in graph.blocks)
+    widest = max(block.attention.padded_dims for block in graph.blocks)
     if types.cache == "int8" and widest > INT8_CACHE_DIM:
         raise UnsupportedModelError(
             f"heads of {widest} could pass int32 in an int8 KV cache, which takes at most {INT8_CACHE_DIM}: "
@@ -228,27 +249,90 @@ def _matrix_names(graph: Graph) -> list[str]:
     return [HEAD, *([] if graph.tied else [TOKENS]), *dict.fromkeys(names)]
 
 
-def _pack_block(index: int, block: Block, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedBlock:
-    def matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
-        return _exploded(f"block_{index:02}", name, tensor, dtype, shard_limit) or _matrix(name, tensor, dtype)
+RotaryKey = tuple[tuple[float, ...], int]
+
+
+def _rotary_key(block: Block) -> RotaryKey | None:
+    attention = block.attention
+    return None if attention.rotary is None else (attention.rotary.frequencies, attention.dims)
+
+
+def _rotary_tables(graph: Graph) -> dict[RotaryKey | None, Packed]:
+    """For each way in which blocks turn their heads, cosines and sines [limit, 2, dims / 2] of each pair's angle."""
+    keys = [key for key in dict.fromkeys(map(_rotary_key, graph.blocks)) if key is not None]
+    return {key: _rotary_table(f"rotary_{index}", *key, graph.decoder.limit) for index, key in enumerate(keys)}
+
+
+def _rotary_table(name: str, frequencies: tuple[float, ...], dims: int, limit: int) -> Packed:
+    def rows(start: int, stop: int) -> Array:
+        positions = np.arange(start, stop, dtype=np.float32)[:, None]
+        angles = (positions * np.array(frequencies, np.float32)).astype(np.float64)  # in float32, as models are trained
+        table = np.zeros((stop - start, 2, dims // 2))
+        table[:, 0, : len(frequencies)], table[:, 1, : len(frequencies)] = np.cos(angles), np.sin(angles)
+        return table.reshape(-1, dims)
+
+    return _packed(name, Tensor((limit, dims), (), rows), pad_columns)
+
+
+def _pack_block(
+    index: int,
+    block: Block,
+    rotary: Packed | None,
+    types: Types,
+    blob_limit: int,
+    shard_limit: int | None = None,
+) -> PackedBlock:
+    def matrix(name: str, linears: tuple[Linear, ...], weight: Tensor, may_explode: bool = True) -> Matrix:
+        dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
+        limit = shard_limit if may_explode else None
+        exploded = _exploded(f"block_{index:02}", name, source, weight, dtype, limit)
+        return exploded or _matrix(name, source, weight, dtype)
 
     attention, mlp = block.attention, block.mlp
     fused = (attention.query, attention.key, attention.value)
-    qkv = matrix("qkv", stack(*(each.weight for each in fused)), _common_type(types, fused))
-    out = matrix("out", attention.out.weight, types.of(attention.out.name))
-    up = matrix("up", mlp.up.weight, types.of(mlp.up.name))
-    down = matrix("down", mlp.down.weight, types.of(mlp.down.name))
+    qkv = replace(
+        matrix("qkv", fused, stack(*(each.weight for each in fused))),
+        first=attention.width // PANEL,
+        panels=attention.kv_heads * attention.dims // PANEL,
+    )
+    biases = [each.bias for each in fused if each.bias is not None]  # the queries', and the keys' under rotary
+    out = matrix("out", (attention.out,), attention.out.weight)
+    ups = (mlp.up,) if mlp.gate is None else (mlp.gate, mlp.up)
+    up = matrix("up", ups, _side_by_side(*(each.weight for each in ups)), mlp.gate is None)
+    up = replace(up, together=len(ups))
+    up_bias = _side_by_side(*(each.bias for each in ups if each.bias is not None))
+    down = matrix("down", (mlp.down,), mlp.down.weight)
     arrays = [
         *qkv.arrays,
-        *_vector("query_bias", attention.query.bias),
+        *_vector("qkv_bias", stack(*biases)),
         *out.arrays,
         *_vector("out_bias", attention.out.bias),
         *up.arrays,
-        *_vector("up_bias", mlp.up.bias),
+        *_vector("up_bias", up_bias),
         *down.arrays,
         *_vector("down_bias", mlp.down.bias),
     ]
-    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), qkv, out, up, down)
+    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), rotary, qkv, out, up, down)
+
+
+def _side_by_side(*tensors: Tensor) -> Tensor:
+    """A panel of each tensor's rows in turns, as a gate and what it gates have to be, in whole panels."""
+    if len(tensors) == 1:
+        return tensors[0]
+    count, height, rest = len(tensors), tensors[0].shape[0], tensors[0].shape[1:]
+
+    def rows(start: int, stop: int) -> Array:
+        first, last = start // (count * PANEL), -(-stop // (count * PANEL))
+        result = np.zeros((last - first, count, PANEL, *rest))
+        for index, tensor in enumerate(tensors):
+            read = tensor.rows(first * PANEL, min(last * PANEL, height))
+            flat = np.zeros(((last - first) * PANEL, *rest))
+            flat[: len(read)] = read
+            result[:, index] = flat.reshape(-1, PANEL, *rest)
+        begin = start - first * count * PANEL
+        return result.reshape(-1, *rest)[begin : begin + stop - start]
+
+    return Tensor((count * round_up(height), *rest), merge_sources(*tensors), rows)
 
 
 def _common_type(types: Types, linears: tuple[Linear, ...]) -> str:
@@ -320,14 +404,16 @@ def _packed(name: str, tensor: Tensor, pad: Callable[[Floats], Floats]) -> Packe
     return Packed(name, tensor.sources, "f4", size, chunks)
 
 
-def _table(name: str, tensor: Tensor, dtype: str, blob_limit: int) -> Table:
+def _table(name: str, source: str, tensor: Tensor, dtype: str, blob_limit: int) -> Table:
     rows, width = tensor.shape
     count = round_up(rows) // PANEL
     per_shard = max(1, blob_limit // (packed_sizes(dtype, PANEL, width)[0] * int(PARTS[dtype][0][1][1:])))
     shard_rows = -(-count // -(-count // per_shard)) * PANEL
     starts = range(0, rows, shard_rows)
     shards = [_slice(tensor, start, min(rows, start + shard_rows)) for start in starts]
-    return Table(tuple(_matrix(f"{name}_{index}", shard, dtype) for index, shard in enumerate(shards)), shard_rows)
+    return Table(
+        tuple(_matrix(f"{name}_{index}", source, shard, dtype) for index, shard in enumerate(shards)), shard_rows
+    )
 
 
 def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -335,7 +421,7 @@ def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
     return Tensor(shape, tensor.sources, lambda first, last: tensor.rows(start + first, start + last))
 
 
-def _matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
+def _matrix(name: str, source: str, tensor: Tensor, dtype: str) -> Matrix:
     rows, depth = tensor.shape
     if dtype == "int8" and depth > INT32_INPUTS:
         raise UnsupportedModelError(
@@ -347,10 +433,10 @@ def _matrix(name: str, tensor: Tensor, dtype: str) -> Matrix:
         Packed(f"{name}_{part}", tensor.sources, type_, size, parts.reader(index))
         for index, ((part, type_), size) in enumerate(zip(PARTS[dtype], packed_sizes(dtype, rows, depth), strict=True))
     )
-    return Matrix(name, dtype, rows, depth, tuple(arrays))
+    return Matrix(name, source, dtype, rows, depth, tuple(arrays))
 
 
-def _exploded(unit: str, name: str, tensor: Tensor, dtype: str, shard_limit: int | None) -> Matrix | None:
+def _exploded(unit: str, name: str, source: str, tensor: Tensor, dtype: str, shard_limit: int | None) -> Matrix | None:
     """The matrix as code, where that is asked for and it is small enough."""
     if shard_limit is None or dtype != "float32":
         return None
@@ -359,7 +445,7 @@ def _exploded(unit: str, name: str, tensor: Tensor, dtype: str, shard_limit: int
         return None
     shards = explode(f"{unit}_{name}", tensor.sources, weights, shard_limit)
     rows, depth = tensor.shape
-    return Matrix(name, dtype, rows, depth, (), shards)
+    return Matrix(name, source, dtype, rows, depth, (), shards)
 
 
 def _few_weights(tensor: Tensor) -> Weights | None:

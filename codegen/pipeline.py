@@ -24,7 +24,7 @@ from .generation import read_generation
 from .graph import Graph
 from .isa import table
 from .memory import MemoryBudget
-from .packing import Blob, PackedModel, pack
+from .packing import Blob, Matrix, PackedModel, pack
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,22 @@ class Baked:
                 "tensor_dtypes": dict(options.types.overrides),
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
                 "config": config_of(self.packed.graph),
+                "matrices": [_matrix_of(matrix) for matrix in self.packed.matrices],
                 "generation_defaults": generation.defaults,
                 "ignored_generation_options": generation.ignored,
             }
         )
+
+
+def _matrix_of(matrix: Matrix) -> dict[str, Any]:
+    """What a model library says of one matrix."""
+    return {
+        "name": matrix.source,
+        "dtype": matrix.dtype,
+        "outputs": matrix.rows,
+        "inputs": matrix.depth,
+        "nbytes": matrix.nbytes,
+    }
 
 
 def config_of(graph: Graph) -> dict[str, Any]:
@@ -102,11 +114,16 @@ def config_of(graph: Graph) -> dict[str, Any]:
     names = {function: name for name, function in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": graph.vocabulary,
-        "n_positions": graph.positions,
+        "n_positions": graph.decoder.limit,
         "n_embd": graph.width,
         "n_layer": len(blocks),
         "blocks": [
-            {"n_head": attention.heads, "head_dim": attention.head_dim, "n_inner": mlp.inner}
+            {
+                "n_head": attention.heads,
+                "n_kv_head": attention.kv_heads,
+                "head_dim": attention.head_dim,
+                "n_inner": mlp.inner,
+            }
             for attention, mlp in blocks
         ],
         "activation_function": names[blocks[0][1].activation],

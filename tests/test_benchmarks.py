@@ -244,28 +244,6 @@ def test_kaoken_bench_for_people(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "tokens/s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("dtype", "overrides", "megabytes"),
-    [
-        ("float32", {}, 494.1),
-        ("bfloat16", {}, 247.1),
-        ("int8", {}, 123.5),
-        ("int4", {}, 86.4),
-        ("int4-all", {}, 69.5),
-        ("int4", {"lm_head": "int4"}, 69.5),
-    ],
-)
-def test_bytes_of_a_token(dtype: str, overrides: dict[str, str], megabytes: float) -> None:
-    from types import SimpleNamespace
-
-    from kaoken.bench import bytes_per_token
-
-    block = SimpleNamespace(n_head=12, head_dim=64, n_inner=3072)
-    config = SimpleNamespace(vocab_size=50257, n_embd=768, blocks=(block,) * 12)
-    info = SimpleNamespace(dtype=dtype, tensor_dtypes=overrides, cache_dtype="float32")
-    assert bytes_per_token(config, info) / 1e6 == pytest.approx(megabytes, abs=0.1)  # type: ignore[arg-type]
-
-
 @pytest.mark.ci
 def test_the_page_of_graphs_shows_kaokens_as_they_are(tmp_path: Path) -> None:
     for name in ("torch", "onnx", "onnxruntime"):

@@ -216,7 +216,7 @@ HUB_CONFIGS: dict[str, tuple[dict[str, Any], int, int, int]] = {
 @pytest.mark.parametrize(("config", "n_embd", "n_layer", "n_head"), HUB_CONFIGS.values(), ids=HUB_CONFIGS.keys())
 def test_configs_of_the_hub(config: dict[str, Any], n_embd: int, n_layer: int, n_head: int) -> None:
     graph = graph_of(config)
-    assert (graph.width, len(graph.blocks), graph.vocabulary, graph.positions) == (
+    assert (graph.width, len(graph.blocks), graph.vocabulary, graph.decoder.limit) == (
         n_embd,
         n_layer,
         50257,
@@ -300,7 +300,7 @@ def test_family_neutral_names() -> None:
 def test_blocks_that_differ(tmp_path: Path) -> None:
     blocks = [{"n_head": 1, "head_dim": 7, "n_inner": 5}, {"n_head": 3, "head_dim": 16, "n_inner": 160}]
     graph = graph_in(write_checkpoint(tmp_path, {"kaoken_blocks": blocks, "n_head": 3}))
-    assert config_of(graph)["blocks"] == blocks
+    assert config_of(graph)["blocks"] == [{**block, "n_kv_head": block["n_head"]} for block in blocks]
     assert [block.attention.scale for block in graph.blocks] == [1 / math.sqrt(7), 0.25]
     assert shapes_of(tmp_path)["h.1.attn.c_attn.weight"] == (32, 144)
     assert shapes_of(tmp_path)["h.0.attn.c_proj.weight"] == (7, 32)
@@ -308,7 +308,7 @@ def test_blocks_that_differ(tmp_path: Path) -> None:
 
 def test_a_library_states_the_whole_of_the_model() -> None:
     graph = graph_of({**TINY, "eos_token_id": [3, 5], "bos_token_id": 1, "pad_token_id": 2, "n_inner": 83})
-    block = {"n_head": 2, "head_dim": 16, "n_inner": 83}
+    block = {"n_head": 2, "n_kv_head": 2, "head_dim": 16, "n_inner": 83}
     assert json.loads(json.dumps(config_of(graph))) == {
         "vocab_size": 61,
         "n_positions": 32,
@@ -398,12 +398,12 @@ def test_what_would_change_the_model_must_be_off(tiny: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"model_type": "llama"}, "'llama'"),
+        ({"model_type": "mistral"}, "'mistral'"),
         ({"model_type": "gpt_neo"}, "'gpt_neo'"),
         ({"model_type": "GPT2"}, "'GPT2'"),
         ({"model_type": ["gpt2"]}, "['gpt2']"),
         ({"model_type": ..., "architectures": ...}, "None"),
-        ({"model_type": ..., "architectures": ["LlamaForCausalLM"]}, "'LlamaForCausalLM'"),
+        ({"model_type": ..., "architectures": ["MistralForCausalLM"]}, "'MistralForCausalLM'"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "'GPT2ForSequenceClassification'"),
         (
             {"architectures": ["GPT2LMHeadModel", "GPT2ForTokenClassification"]},

@@ -12,7 +12,6 @@ import numpy as np
 import kaoken
 from benchmarks.engines.base import Engine, Ids
 from benchmarks.models import Checkpoint
-from kaoken.bench import bytes_per_token
 from kaoken.model import BakedGPT2
 
 
@@ -32,7 +31,7 @@ class Kaoken(Engine):
         return {
             "isa": self._model.info.isa,
             "cache_dtype": self._model.info.cache_dtype,
-            "bytes_per_token": bytes_per_token(self._model.config, self._model.info),
+            "bytes_per_token": self._model.info.bytes_per_token,
         }
 
     def reserve(self, batch: int, positions: int) -> None:

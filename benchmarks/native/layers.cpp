@@ -90,13 +90,14 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
     const Float32::Inputs inputs = {x.data, nullptr};
-    const StoreQueryKeyValue<kWidth> store_qkv = {split.data, qkv.bias.data};
+    using Heads = Layout<kHeads, kHeads, kHeadDim>;
+    const StoreQueryKeyValue<Heads, Heads::kKeys> store_qkv = {split.data, qkv.bias.data};
     const HeadPart part = head_part<kHeads>(worker);
-    project_keys_and_values<Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
-    project<Float32, kWidth>(kQueries, worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
+    project_keys_and_values<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
+    project_queries<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
     barrier(part.worker);
-    extend_cache(pass, part, Cache(pass, 0));
-    attention(pass, part, Cache(pass, 0));
+    extend_cache<Heads>(pass, part, Cache(pass, 0), NoRotary{nullptr});
+    attention<Heads>(pass, part, Cache(pass, 0), NoRotary{nullptr});
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

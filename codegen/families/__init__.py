@@ -1,12 +1,14 @@
 """The families of models that Kaoken bakes, a module each, named after the model_type of config.json.
 
 A module has TITLE, ARCHITECTURES, ALIASES, OFF and HARMLESS for config.json, PREFIX and IGNORED for the names of
-tensors, and `read(fields, tokens, weights)`, which returns the graph.
+tensors, and `read(fields, tokens, weights)`, which returns the graph. KAOKEN_FAMILIES names directories with more of
+them, whose code runs as part of a bake.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,10 @@ from ..graph import Graph, verify
 from .fields import Fields
 from .weights import Weights
 
-_PARTS = ("fields", "weights")  # of this package, that are no families
+EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
+__path__ += [str(path) for path in EXTRA]
+
+_PARTS = ("fields", "rotary", "weights")  # of this package, that are no families
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:

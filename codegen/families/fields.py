@@ -93,12 +93,14 @@ class Fields:
         value = quoted(self.values.get(name))
         return CheckpointError(f"{self.where}: {name} is {value}; expected {expected}: correct it to match the weights")
 
-    def integer(self, name: str, default: int | None, maximum: int) -> int:
-        """A whole number from 1 to `maximum`."""
+    def integer(self, name: str, default: int | None, maximum: int, null: bool = False) -> int:
+        """A whole number from 1 to `maximum`; with `null`, null stands for the default too."""
         value = self.get(name, default)
-        if not _is_integer(value) or not 1 <= value <= maximum:
+        if null and value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
             raise self.fail(name, f"a whole number from 1 to {maximum}")
-        return int(value)
+        return value
 
     def boolean(self, name: str, default: bool) -> bool:
         value = self.get(name, default)
@@ -112,6 +114,13 @@ class Fields:
         if not isinstance(value, float) or not MIN_EPSILON <= value < 1.0:
             raise self.fail(name, f"a number from {MIN_EPSILON:.3g} to below 1")
         return value
+
+    def number(self, name: str, default: float | None, least: float, most: float) -> float:
+        """A number in a range."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise self.fail(name, f"a number from {least:g} to {most:g}")
+        return float(value)
 
     def activation(self, name: str, default: str) -> str:
         """What an activation is called here, by transformers' name of it."""

@@ -50,15 +50,16 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     vocabulary = fields.integer("vocab_size", 50257, MAX_VOCABULARY)
     epsilon = fields.epsilon("layer_norm_epsilon", 1e-5)
     fields.boolean("reorder_and_upcast_attn", False)  # decides where half precision is left; there is none here
+    limit = fields.integer("n_positions", 1024, MAX_POSITIONS)
     embeddings = Embeddings(
         tokens=weights.tensor("wte.weight", (vocabulary, width)),
-        positions=weights.tensor("wpe.weight", (fields.integer("n_positions", 1024, MAX_POSITIONS), width)),
+        positions=weights.tensor("wpe.weight", (limit, width)),
     )
     blocks = tuple(_read_blocks(fields, weights, width, epsilon))
     norm = weights.layer_norm("ln_f", width, epsilon)
     head = weights.head("lm_head.weight", embeddings.tokens, fields.boolean("tie_word_embeddings", True))
     special = tokens.special_tokens(vocabulary, eos=50256, bos=50256)
-    return Graph(Stack(embeddings, blocks, norm), Linear(head, None), special)
+    return Graph(Stack(embeddings, blocks, norm, limit), Linear(head, None), special)
 
 
 def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:
@@ -71,7 +72,7 @@ def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -
         query, key, value = weights.conv1d(f"{name}.attn.c_attn", all_heads, width, parts=3)
         (out,) = weights.conv1d(f"{name}.attn.c_proj", width, all_heads)
         scale = (1 / math.sqrt(head_dim) if scaled else 1.0) / (index + 1 if by_layer else 1)
-        attention = Attention(heads, head_dim, query, key, value, out, scale)
+        attention = Attention(heads, heads, head_dim, query, key, value, out, scale)
         norm_2 = weights.layer_norm(f"{name}.ln_2", width, epsilon)
         (up,) = weights.conv1d(f"{name}.mlp.c_fc", inner, width)
         (down,) = weights.conv1d(f"{name}.mlp.c_proj", width, inner)

@@ -40,7 +40,10 @@ class Weights:
 
     def layer_norm(self, name: str, width: int, epsilon: float) -> Norm:
         weight, bias = (self.tensor(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
-        return Norm(epsilon, weight, bias)
+        return Norm("layer", epsilon, weight, bias)
+
+    def rms_norm(self, name: str, width: int, epsilon: float) -> Norm:
+        return Norm("rms", epsilon, self.tensor(f"{name}.weight", (width,)), None)
 
     def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> Linear:
         """torch's Linear: weight [outputs, inputs]."""

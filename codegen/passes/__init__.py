@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..graph import Graph, check_ready, verify
 from .drop_key_bias import drop_key_bias
+from .fill_biases import fill_biases
 from .fold_attention_scale import fold_attention_scale
 from .fold_norm import fold_norm
 from .move_value_bias import move_value_bias
@@ -19,6 +20,7 @@ PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
     fold_attention_scale,
     drop_key_bias,
     move_value_bias,
+    fill_biases,
     pad_heads,
 )
 

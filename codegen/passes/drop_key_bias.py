@@ -1,4 +1,7 @@
-"""The key's bias away: it adds the same q . b to every score of a row, and softmax does not see that."""
+"""The key's bias away: it adds the same q . b to every score of a row, and softmax does not see that.
+
+Under rotary it stays, as it is turned by each key's position.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from ..graph import Attention, Graph, Sublayer
 
 
 def drop_key_bias(graph: Graph) -> Graph:
-    """No key has a bias."""
+    """No key without rotary has a bias."""
     return graph.map(_drop)
 
 
 def _drop(sublayer: Sublayer) -> Sublayer:
     body = sublayer.body
-    if not isinstance(body, Attention):
+    if not isinstance(body, Attention) or body.rotary is not None:
         return sublayer
     return replace(sublayer, body=replace(body, key=replace(body.key, bias=None)))

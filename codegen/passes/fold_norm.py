@@ -24,7 +24,8 @@ def _fold_before(sublayer: Sublayer) -> Sublayer:
     if isinstance(body, Attention):
         query, key, value = (_fold(norm, linear) for linear in (body.query, body.key, body.value))
         return Sublayer(replace(body, query=query, key=key, value=value), _bare(norm))
-    return Sublayer(replace(body, up=_fold(norm, body.up)), _bare(norm))
+    gate = None if body.gate is None else _fold(norm, body.gate)
+    return Sublayer(replace(body, up=_fold(norm, body.up), gate=gate), _bare(norm))
 
 
 def _bare(norm: Norm) -> Norm:

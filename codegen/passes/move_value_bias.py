@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from ..graph import Array, Attention, Graph, Sublayer, Tensor, matvec, merge_sources
 
 
@@ -16,10 +18,11 @@ def _move(sublayer: Sublayer) -> Sublayer:
     body = sublayer.body
     if not isinstance(body, Attention) or body.value.bias is None:
         return sublayer
-    value_bias, out = body.value.bias, body.out
+    value_bias, out, shared = body.value.bias, body.out, body.heads // body.kv_heads
 
     def moved(start: int, stop: int) -> Array:
-        through = matvec(out.weight, value_bias.load(), start, stop)
+        of_heads = np.repeat(value_bias.load().reshape(body.kv_heads, -1), shared, axis=0).ravel()
+        through = matvec(out.weight, of_heads, start, stop)
         return through if out.bias is None else through + out.bias.rows(start, stop)
 
     sources = merge_sources(*(tensor for tensor in (out.bias, out.weight, value_bias) if tensor is not None))

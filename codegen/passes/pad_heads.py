@@ -1,6 +1,7 @@
-"""Every head to a multiple of 16 dimensions, with zeros: rows of query, key and value, columns of what reads them.
+"""Every head to whole panels of 16 dimensions, with zeros: rows of query, key and value, columns of what reads them.
 
-Zero dimensions change neither query . key nor what that reads, and every head then starts on a panel.
+Zero dimensions change neither query . key nor what that reads, and every head then starts on a panel. Under rotary each
+half of a head does, so that the kernels turn one half by the other.
 """
 
 from __future__ import annotations
@@ -8,19 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..graph import Array, Attention, Graph, Linear, Sublayer, Tensor
-from ..layout import round_up
 
 
 def pad_heads(graph: Graph) -> Graph:
-    """The width of every attention is heads * round_up(head_dim, 16)."""
+    """The dims of every attention are its padded_dims."""
     return graph.map(_pad)
 
 
 def _pad(sublayer: Sublayer) -> Sublayer:
     body = sublayer.body
-    if not isinstance(body, Attention) or body.head_dim == round_up(body.head_dim):
+    if not isinstance(body, Attention) or body.dims == body.padded_dims:
         return sublayer
     padded = replace(
         body,
@@ -32,34 +33,45 @@ def _pad(sublayer: Sublayer) -> Sublayer:
     return replace(sublayer, body=padded)
 
 
+def _places(attention: Attention) -> NDArray[np.int64]:
+    """Where each dimension of a head goes, [head_dim]."""
+    places = np.arange(attention.head_dim)
+    if attention.rotary is not None:
+        half = attention.head_dim // 2
+        places[half:] += attention.padded_dims // 2 - half
+    return places
+
+
 def _pad_outputs(attention: Attention, linear: Linear) -> Linear:
     bias = linear.bias
     return Linear(_pad_rows(attention, linear.weight), bias if bias is None else _pad_rows(attention, bias))
 
 
 def _pad_rows(attention: Attention, tensor: Tensor) -> Tensor:
-    """[heads * head_dim, ...] -> [heads * padded, ...]."""
-    head_dim, padded = attention.head_dim, round_up(attention.head_dim)
+    """[n * head_dim, ...] -> [n * padded_dims, ...]."""
+    head_dim, padded = attention.head_dim, attention.padded_dims
+    source = np.full(padded, -1)
+    source[_places(attention)] = np.arange(head_dim)
 
     def rows(start: int, stop: int) -> Array:
         head, dim = np.divmod(np.arange(start, stop), padded)
-        real = dim < head_dim
-        sources = (head * head_dim + dim)[real]
+        real = source[dim] >= 0
+        wanted = (head * head_dim + source[dim])[real]
         result = np.zeros((stop - start, *tensor.shape[1:]))
-        if sources.size:
-            result[real] = tensor.rows(int(sources[0]), int(sources[-1]) + 1)
+        if wanted.size:
+            result[real] = tensor.rows(int(wanted[0]), int(wanted[-1]) + 1)
         return result
 
-    return Tensor((attention.heads * padded, *tensor.shape[1:]), tensor.sources, rows)
+    return Tensor((tensor.shape[0] // head_dim * padded, *tensor.shape[1:]), tensor.sources, rows)
 
 
 def _pad_inputs(attention: Attention, weight: Tensor) -> Tensor:
-    """[outputs, heads * head_dim] -> [outputs, heads * padded]."""
-    heads, head_dim, padded = attention.heads, attention.head_dim, round_up(attention.head_dim)
+    """[outputs, heads * head_dim] -> [outputs, heads * padded_dims]."""
+    heads, head_dim, padded = attention.heads, attention.head_dim, attention.padded_dims
 
     def rows(start: int, stop: int) -> Array:
         result = np.zeros((stop - start, heads, padded))
-        result[:, :, :head_dim] = weight.rows(start, stop).reshape(-1, heads, head_dim)
+        result[:, :, _places(attention)] = weight.rows(start, stop).reshape(-1, heads, head_dim)
         return result.reshape(stop - start, -1)
 
     return Tensor((weight.shape[0], heads * padded), weight.sources, rows)

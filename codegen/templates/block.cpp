@@ -7,7 +7,9 @@
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
 struct GEN(unit.name)_attention {
-  static constexpr int64_t kWidth = n_embd, kHeads = GEN(attention.body.heads), kHeadDim = GEN(attention.body.head_dim);
+  static constexpr int64_t kWidth = n_embd, kHeads = GEN(attention.body.heads), kKvHeads = GEN(attention.body.kv_heads), kDims = GEN(attention.body.dims);
+  using Rotary = KAOKEN_ISA::GEN("Rotary" if attention.body.rotary else "NoRotary");
+  using Norm = GEN(norms[attention.before.kind]);
   static constexpr float kEpsilon = GEN(attention.before.epsilon | float32);
   static constexpr bool kLast = GEN(last | lower);
   using Cache = CacheType;
@@ -17,6 +19,8 @@ struct GEN(unit.name)_attention {
 
 struct GEN(unit.name)_mlp {
   static constexpr int64_t kWidth = n_embd, kInner = GEN(mlp.body.inner);
+  static constexpr bool kGated = GEN((mlp.body.gate is not none) | lower);
+  using Norm = GEN(norms[mlp.before.kind]);
   static constexpr float kEpsilon = GEN(mlp.before.epsilon | float32);
   using Activation = GEN(mlp.body.activation)_activation;
   using Up = GEN(packed_block.up | kind);
@@ -30,6 +34,9 @@ void GEN(strip.name)(const float *x, float *sums);
 //% endfor
 void GEN(unit.name)(Pass &pass, const Worker &worker) {
   constexpr int64_t cache_before = GEN(cache_before);
+//% if packed_block.rotary
+GEN(arrays(rotary))
+//% endif
 GEN(arrays(unit))
 //% for matrix in packed_block.matrices
 //% if matrix.shards
@@ -40,12 +47,12 @@ GEN(arrays(unit))
   };
 //% endif
 //% endfor
-  static_assert(BlockCache<CacheType, GEN(attention.body.heads), GEN(attention.body.head_dim)>::kHeadBytes *
-                    GEN(attention.body.heads) == GEN(cache_bytes));
+  static_assert(BlockCache<CacheType, GEN(attention.body.kv_heads), GEN(attention.body.dims)>::kHeadBytes *
+                    GEN(attention.body.kv_heads) == GEN(cache_bytes));
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, cache_before,
-          {GEN(packed_block.qkv | value), query_bias, GEN(nexts.qkv)},
-          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)})) {
+          {GEN(packed_block.qkv | value), qkv_bias, GEN(nexts.qkv)},
+          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "nullptr")})) {
     return;
   }
   mlp<GEN(unit.name)_mlp>(

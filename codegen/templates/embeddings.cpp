@@ -15,7 +15,7 @@ GEN(arrays(unit))
       {GEN(shard.arrays | names)},
 //% endfor
   };
-  embed<GEN(kinds[table.shards[0].dtype]), n_embd, GEN(table.shard_rows)>(pass, worker, positions, tokens);
+  embed<GEN(kinds[table.shards[0].dtype]), n_embd, GEN(table.shard_rows)>(pass, worker, GEN("positions" if packed.positions else "nullptr"), tokens);
 }
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

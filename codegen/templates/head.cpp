@@ -12,7 +12,7 @@ GEN(arrays(unit))
   using head_type = GEN(kinds[table.shards[0].dtype]);
   constexpr int64_t shard_panels = GEN(table.shard_rows // panel);
   OwnRow<head_type, n_embd> row;
-  const head_type::Inputs x = final_norm(pass, worker, row, GEN(graph.decoder.norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
+  const head_type::Inputs x = final_norm<GEN(norms[graph.decoder.norm.kind])>(pass, worker, row, GEN(graph.decoder.norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
 //% for shard in table.shards
   linear<head_type, n_embd, GEN((shard.rows | round_up) // panel)>(
       worker, x, head_rows(pass), {GEN(shard.arrays | names)},

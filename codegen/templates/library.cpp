@@ -45,7 +45,7 @@ const kaoken::Model model = {
 //% endif
         GEN(tokenizer_size),
         GEN(graph.vocabulary),
-        GEN(graph.positions),
+        GEN(graph.decoder.limit),
         GEN(graph.width),
         GEN(graph.blocks | length),
     },

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         LibraryError,
         UnsupportedModelError,
     )
-    from kaoken.library import BlockConfig, GPT2Config, ModelInfo, verify
+    from kaoken.library import BlockConfig, ModelConfig, ModelInfo, verify
     from kaoken.model import BakedGPT2, Session, load
 
     __version__: str
@@ -36,13 +36,14 @@ __all__ = [
     "BlockConfig",
     "BuildError",
     "CheckpointError",
-    "GPT2Config",
     "GenerationConfigWarning",
     "HubError",
     "ISAError",
     "InputError",
     "KaokenError",
     "LibraryError",
+    "MatrixInfo",
+    "ModelConfig",
     "ModelInfo",
     "Session",
     "UnsupportedModelError",
@@ -54,7 +55,7 @@ __all__ = [
 
 _MODULES = {
     "kaoken.baking": ("bake",),
-    "kaoken.library": ("BlockConfig", "GPT2Config", "ModelInfo", "verify"),
+    "kaoken.library": ("BlockConfig", "ModelConfig", "MatrixInfo", "ModelInfo", "verify"),
     "kaoken.model": ("BakedGPT2", "Session", "load"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

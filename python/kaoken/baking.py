@@ -419,12 +419,14 @@ def _check_unchanged(checkpoint: Checkpoint, before: dict[Path, tuple[int, ...]]
 
 
 def _own_digest() -> str:
-    """SHA-256 over Kaoken's generator, runtime and CMake files."""
+    """SHA-256 over Kaoken's generator, runtime and CMake files, and families from elsewhere."""
+    from kaoken.codegen.families import EXTRA
+
     digest = hashlib.sha256()
-    for name in _OWN_SOURCES:
-        for file in sorted((_ROOT / name).rglob("*")):
+    for root in (*(_ROOT / name for name in _OWN_SOURCES), *EXTRA):
+        for file in sorted(root.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(f"{file.relative_to(_ROOT)}\0{_sha256(file)}\n".encode())
+                digest.update(f"{file.relative_to(root.parent)}\0{_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

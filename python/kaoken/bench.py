@@ -12,18 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kaoken.codegen.dtypes import HEAD, make_types
 from kaoken.errors import InputError
-from kaoken.library import GPT2Config, ModelInfo
 from kaoken.model import BakedGPT2, Session, load
 
 ROUNDS = 5
 PROMPT = 128  # positions, where the model has so many
 STEPS = 64
 READ_BYTES = 256 << 20  # several times the last-level cache of the machines that this is for
-
-# Of one weight, with the float16 scale of each group of 32 in int4; scales of whole outputs do not count.
-_BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32}
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def measure(model: BakedGPT2) -> Benchmark:
         ids = generator.integers(0, config.vocab_size, prompt, np.int64)
         rounds.append((_time_prefill(session, ids), _time_decode(session, steps, config.vocab_size)))
     prefill, decode = (float(np.median(seconds)) for seconds in zip(*rounds[1:], strict=True))
-    size = bytes_per_token(config, info)
+    size = info.bytes_per_token
     rate, limit = size / decode / 1e9, read_limit(session.threads, READ_BYTES)
     return Benchmark(
         model=info.name,
@@ -105,24 +100,6 @@ def _time_decode(session: Session, steps: int, vocabulary: int) -> float:
         session.append([step % vocabulary])
         stamps.append(time.perf_counter())
     return float(np.median([after - before for before, after in pairwise(stamps)]))
-
-
-def bytes_per_token(config: GPT2Config, info: ModelInfo) -> int:
-    """Bytes of matrices that decoding one token reads: those of every block and the head's."""
-    overrides = ",".join(f"{pattern}={dtype}" for pattern, dtype in info.tensor_dtypes.items())
-    types = make_types(info.dtype, overrides, info.cache_dtype)
-    total = config.vocab_size * config.n_embd * _BYTES_PER_WEIGHT[types.of(HEAD)]
-    for layer, block in enumerate(config.blocks):
-        attention = block.n_head * block.head_dim
-        shapes = {
-            "attn.c_attn": 3 * attention,
-            "attn.c_proj": attention,
-            "mlp.c_fc": block.n_inner,
-            "mlp.c_proj": block.n_inner,
-        }
-        for name, width in shapes.items():
-            total += width * config.n_embd * _BYTES_PER_WEIGHT[types.of(f"h.{layer}.{name}")]
-    return round(total)
 
 
 def read_limit(threads: int, size: int) -> float:

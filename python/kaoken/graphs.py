@@ -26,6 +26,8 @@ FORMATS = ("dot", "svg")
 _COLORS = {"op": "#f4f4f4", "changed": "#fff0c2", "end": "#dcebfa"}
 _BLOCK = re.compile(r"blocks?[./_](\d+)")
 
+_NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
+
 Op = Tensor | Norm | Linear | float
 
 
@@ -216,7 +218,8 @@ def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
 def _ops(graph: Graph) -> Iterator[tuple[str, Op]]:
     """What a pass may rewrite, by the name of its node."""
     yield "tokens", graph.decoder.embeddings.tokens
-    yield "positions", graph.decoder.embeddings.positions
+    if graph.decoder.embeddings.positions is not None:
+        yield "positions", graph.decoder.embeddings.positions
     for index, block in enumerate(graph.blocks):
         yield from ((f"h.{index}.{part}", op) for part, op in block_ops(block).items())
         yield f"h.{index}.attention", block.attention.scale
@@ -228,8 +231,8 @@ def block_ops(block: Block) -> dict[str, Norm | Linear]:
     """A block's ops that have tensors, in order."""
     attention, mlp = block.sublayers
     linears = {**block.attention.linears, **block.mlp.linears}
-    names = {"query": "query", "key": "key", "value": "value", "out": "attn_out", "up": "mlp_in", "down": "mlp_out"}
-    named = {names[name]: linear for name, linear in linears.items()}
+    names = {"out": "attn_out", "gate": "mlp_gate", "up": "mlp_in", "down": "mlp_out"}
+    named = {names.get(name, name): linear for name, linear in linears.items()}
     return {"ln_1": attention.before, **named, "ln_2": mlp.before}
 
 
@@ -271,20 +274,23 @@ def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blo
     """The picture of a graph; T is the number of positions of a pass."""
     embeddings = graph.decoder.embeddings
     tie = ("the head's own matrix",) if graph.tied else ()
-    start = (
+    start = [
         Node("ids", "ids [T]", kind="end"),
         _node(notes, "tokens", "Gather tokens", *_tensor_lines(embeddings.tokens), *tie),
-        _node(notes, "positions", "Slice positions", *_tensor_lines(embeddings.positions)),
-        Node("embedded", f"Add -> [T, {graph.width}]"),
-    )
-    edges = [("ids", "tokens"), ("tokens", "embedded"), ("positions", "embedded")]
-    clusters, hidden = [Cluster("", start)], "embedded"
+    ]
+    edges, hidden = [("ids", "tokens")], "tokens"
+    if embeddings.positions is not None:
+        start.append(_node(notes, "positions", "Slice positions", *_tensor_lines(embeddings.positions)))
+        start.append(Node("embedded", f"Add -> [T, {graph.width}]"))
+        edges += [("tokens", "embedded"), ("positions", "embedded")]
+        hidden = "embedded"
+    clusters = [Cluster("", tuple(start))]
     for first, last in _runs(graph, notes, all_blocks):
         clusters.append(_block_cluster(graph, notes, first, last))
-        edges += _block_edges(f"h.{first}", hidden)
+        edges += _block_edges(f"h.{first}", hidden, graph.blocks[first].mlp.gate is not None)
         hidden = f"h.{first}.add_2"
     end = (
-        _node(notes, "ln_f", "LayerNorm ln_f", *_tensor_lines(graph.decoder.norm)),
+        _node(notes, "ln_f", f"{_NORMS[graph.decoder.norm.kind]} ln_f", *_tensor_lines(graph.decoder.norm)),
         _node(notes, "head", f"Linear head -> [T, {graph.vocabulary}]", *_tensor_lines(graph.head)),
         Node("logits", f"logits [T, {graph.vocabulary}]", kind="end"),
     )
@@ -329,10 +335,16 @@ def _block_cluster(graph: Graph, notes: dict[str, list[str]], first: int, last: 
 
 def _block_nodes(graph: Graph, notes: dict[str, list[str]], index: int, block: Block) -> Iterator[Node]:
     prefix, attention, ops = f"h.{index}", block.attention, block_ops(block)
-    heads = f"{attention.heads} heads of {attention.width // attention.heads}, causal, scale {attention.scale:.6g}"
+    heads = f"{attention.heads} heads of {attention.dims}, causal, scale {attention.scale:.6g}"
+    if attention.kv_heads < attention.heads:
+        heads += f", {attention.kv_heads} of keys and values"
+    if attention.rotary is not None:
+        heads += ", rotary"
 
     def norm(name: str) -> Node:
-        return _node(notes, f"{prefix}.{name}", f"LayerNorm {name}", *_tensor_lines(ops[name]))
+        op = ops[name]
+        assert isinstance(op, Norm)
+        return _node(notes, f"{prefix}.{name}", f"{_NORMS[op.kind]} {name}", *_tensor_lines(op))
 
     def linear(name: str) -> Node:
         op = ops[name]
@@ -346,13 +358,16 @@ def _block_nodes(graph: Graph, notes: dict[str, list[str]], index: int, block: B
     yield linear("attn_out")
     yield Node(f"{prefix}.add_1", f"Add -> [T, {graph.width}]")
     yield norm("ln_2")
+    if block.mlp.gate is not None:
+        yield linear("mlp_gate")
     yield linear("mlp_in")
-    yield Node(f"{prefix}.activation", f"Activation {block.mlp.activation}")
+    gated = "" if block.mlp.gate is None else " of the gate, times mlp_in"
+    yield Node(f"{prefix}.activation", f"Activation {block.mlp.activation}{gated}")
     yield linear("mlp_out")
     yield Node(f"{prefix}.add_2", f"Add -> [T, {graph.width}]")
 
 
-def _block_edges(prefix: str, hidden: str) -> Iterator[tuple[str, str]]:
+def _block_edges(prefix: str, hidden: str, gated: bool) -> Iterator[tuple[str, str]]:
     def own(*names: str) -> tuple[str, ...]:
         return tuple(f"{prefix}.{name}" for name in names)
 
@@ -367,6 +382,9 @@ def _block_edges(prefix: str, hidden: str) -> Iterator[tuple[str, str]]:
     chain = (add, *own("ln_2", "mlp_in", "activation", "mlp_out", "add_2"))
     yield from pairwise(chain)
     yield add, chain[-1]
+    if gated:
+        norm_2, gate, activation = own("ln_2", "mlp_gate", "activation")
+        yield from [(norm_2, gate), (gate, activation)]
 
 
 def _node(notes: dict[str, list[str]], name: str, title: str, *lines: str) -> Node:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from kaoken.errors import InputError
 
 if TYPE_CHECKING:
-    from kaoken.library import GPT2Config
+    from kaoken.library import ModelConfig
 
 # Lists and tuples of integers, NumPy arrays, and whatever has `__array__`, such as torch tensors; and a mapping that
 # holds one of these as "input_ids", such as the BatchEncoding of transformers' tokenizers.
@@ -192,7 +192,7 @@ _GREEDY = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
 
 def generation_options(
-    config: GPT2Config,
+    config: ModelConfig,
     max_new_tokens: int | None = 20,
     do_sample: bool = False,
     temperature: float | None = 1.0,
@@ -261,7 +261,7 @@ def _explain_option(name: str) -> str:
 
 
 def _sampling(
-    config: GPT2Config, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
+    config: ModelConfig, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
 ) -> dict[str, Any]:
     """None turns an option off, as in transformers."""
     return {
@@ -305,7 +305,7 @@ def _fold(seed: int) -> int:
     return folded
 
 
-def _eos_token_ids(config: GPT2Config, eos_token_id: EosTokenId) -> tuple[int, ...]:
+def _eos_token_ids(config: ModelConfig, eos_token_id: EosTokenId) -> tuple[int, ...]:
     if isinstance(eos_token_id, _ModelDefault):
         return config.eos_token_ids
     if eos_token_id is None:
@@ -315,7 +315,7 @@ def _eos_token_ids(config: GPT2Config, eos_token_id: EosTokenId) -> tuple[int, .
     return tuple(_in_vocabulary("eos_token_id", item, config.vocab_size) for item in ids)
 
 
-def _pad_token_id(config: GPT2Config, pad_token_id: int | None, eos: tuple[int, ...]) -> int:
+def _pad_token_id(config: ModelConfig, pad_token_id: int | None, eos: tuple[int, ...]) -> int:
     """As transformers: the one given, else the model's, else the first end token."""
     if pad_token_id is not None:
         return _in_vocabulary("pad_token_id", pad_token_id, config.vocab_size)

@@ -27,16 +27,23 @@ _HOW_TO_MAKE_ONE = "make one with `kaoken bake CHECKPOINT -o FILE`"
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One transformer block. Blocks of one model may differ (pruned models)."""
+    """One transformer block. Blocks of one model may differ (pruned models).
+
+    `n_head` heads of queries share `n_kv_head` of keys and values.
+    """
 
     n_head: int
+    n_kv_head: int
     head_dim: int
     n_inner: int
 
 
 @dataclass(frozen=True)
-class GPT2Config:
-    """What was baked; names and meanings as in transformers' GPT2Config, heads and MLP widths per block."""
+class ModelConfig:
+    """What was baked, of whichever family; names are those of transformers' GPT2Config, heads and MLP widths per block.
+
+    `layer_norm_epsilon` is the last norm's.
+    """
 
     vocab_size: int
     n_positions: int
@@ -52,6 +59,17 @@ class GPT2Config:
 
 
 @dataclass(frozen=True)
+class MatrixInfo:
+    """One matrix as it is stored: the checkpoint's names of what it is made of, and its bytes with scales and sums."""
+
+    name: str
+    dtype: str
+    outputs: int
+    inputs: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """Where a baked model came from and how it was built.
 
@@ -60,6 +78,7 @@ class ModelInfo:
     of matrices that differ from `dtype`, by pattern; `statistics` is the JSON that the build left beside the library
     (processes, seconds, peak bytes), None where there is none. `generation_defaults` are the options of
     `generate` that the checkpoint's generation_config.json sets, `ignored_generation_options` those that Kaoken lacks.
+    `matrices` are those of all blocks and of the head.
     """
 
     name: str
@@ -78,6 +97,12 @@ class ModelInfo:
     statistics: dict[str, Any] | None
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     ignored_generation_options: tuple[str, ...] = ()
+    matrices: tuple[MatrixInfo, ...] = ()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """That decoding a token reads: every matrix but a token table that is not the head."""
+        return sum(matrix.nbytes for matrix in self.matrices)
 
 
 def default_library() -> Path:
@@ -203,7 +228,7 @@ def _check_machine(path: Path) -> None:
         raise LibraryError(f"{path} is for {machine} and this machine is {here}: bake the checkpoint again without CXX")
 
 
-def describe(library: _core.Library, path: Path, session: _core.Session) -> tuple[GPT2Config, ModelInfo]:
+def describe(library: _core.Library, path: Path, session: _core.Session) -> tuple[ModelConfig, ModelInfo]:
     """The model's configuration and origin, from the JSON inside the library and the one beside it."""
     try:
         description = json.loads(library.description)
@@ -214,14 +239,15 @@ def describe(library: _core.Library, path: Path, session: _core.Session) -> tupl
         ) from error
 
 
-def _config(description: dict[str, Any]) -> GPT2Config:
-    values = _known(GPT2Config, description)
-    values["blocks"] = tuple(BlockConfig(**_known(BlockConfig, block)) for block in values["blocks"])
+def _config(description: dict[str, Any]) -> ModelConfig:
+    values = _known(ModelConfig, description)
+    blocks = ({"n_kv_head": block["n_head"], **block} for block in values["blocks"])  # which older libraries lack
+    values["blocks"] = tuple(BlockConfig(**_known(BlockConfig, block)) for block in blocks)
     values["eos_token_ids"] = tuple(values["eos_token_ids"])
-    return GPT2Config(**values)
+    return ModelConfig(**values)
 
 
-def _known(kind: type[GPT2Config] | type[BlockConfig], description: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type[ModelConfig | BlockConfig | MatrixInfo], description: dict[str, Any]) -> dict[str, Any]:
     """The fields of `kind`: a newer Kaoken of the same ABI may describe more."""
     return {field.name: description[field.name] for field in fields(kind)}
 
@@ -247,6 +273,7 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         statistics=_statistics(path.with_name(path.name + ".json")),
         generation_defaults={name: value for name, value in defaults.items() if name not in unknown},
         ignored_generation_options=(*description.get("ignored_generation_options", ()), *unknown),
+        matrices=tuple(MatrixInfo(**_known(MatrixInfo, matrix)) for matrix in description.get("matrices", ())),
     )
 
 

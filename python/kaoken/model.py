@@ -28,7 +28,7 @@ from kaoken.inputs import (
     thread_count,
     token_ids,
 )
-from kaoken.library import GPT2Config, ModelInfo, default_library, describe, open_library
+from kaoken.library import ModelConfig, ModelInfo, default_library, describe, open_library
 from kaoken.text import decode_stream, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Session:
     between calls of `append` does not change a bit of the logits.
     """
 
-    def __init__(self, native: _core.Session, config: GPT2Config) -> None:
+    def __init__(self, native: _core.Session, config: ModelConfig) -> None:
         self._native = native
         self._config = config
 
@@ -152,7 +152,7 @@ class BakedGPT2(metaclass=_Explaining):
     The instruction set is chosen here, once: KAOKEN_ISA, else the best that library and machine share.
 
     Attributes:
-        config: Shapes and constants of the model, a `GPT2Config`.
+        config: Shapes and constants of the model, a `ModelConfig`.
         info: Where it came from and how it was built, a `ModelInfo`.
 
     Every method may be called from several threads at once, and after a fork: each call works in a session of
@@ -164,7 +164,7 @@ class BakedGPT2(metaclass=_Explaining):
         InputError: `model` is no path, or `threads` is not a positive integer.
     """
 
-    config: GPT2Config
+    config: ModelConfig
     info: ModelInfo
 
     def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
@@ -315,6 +315,6 @@ def _restore(model: str | os.PathLike[str] | None, threads: int | None) -> Baked
     return BakedGPT2(model, threads=threads)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None) -> BakedGPT2:
-    """The model in a library that `kaoken.bake` made; arguments and errors as for `BakedGPT2`."""
+def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> BakedGPT2:
+    """The model in a library that `kaoken.bake` made, or the one in this wheel; else as `BakedGPT2`."""
     return BakedGPT2(path, threads=threads)

@@ -24,7 +24,7 @@ from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.graph import Block, Linear, Norm
 from kaoken.codegen.graph import Tensor as Weight
-from kaoken.errors import KaokenError
+from kaoken.errors import InputError, KaokenError
 
 _ACTIVATIONS = {"gelu_erf": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _OPSET = {False: 17, True: 18}  # by `dynamo`; 18 is the least that its exporter writes without a conversion
@@ -42,8 +42,11 @@ class ExportedGPT2(nn.Module):
     def __init__(self, directory: Path, dropout: float = 0.0) -> None:
         super().__init__()
         self.graph = read_graph(open_checkpoint(directory))
+        positions = self.graph.decoder.embeddings.positions
+        if positions is None:
+            raise InputError(f"{directory} is no GPT-2, and ONNX exports are of GPT-2 alone: leave out --onnx")
         self.token_table = nn.Embedding.from_pretrained(_load(self.graph.decoder.embeddings.tokens))
-        self.position_table = nn.Embedding.from_pretrained(_load(self.graph.decoder.embeddings.positions))
+        self.position_table = nn.Embedding.from_pretrained(_load(positions))
         self.dropout = _dropout(dropout)
         self.blocks = nn.ModuleList(ExportedBlock(block, dropout) for block in self.graph.blocks)
         self.norm = _norm(self.graph.decoder.norm)

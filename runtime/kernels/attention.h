@@ -8,53 +8,66 @@
 
 #include "cache.h"
 #include "linear.h"
+#include "rotary.h"
 
 namespace kaoken::KAOKEN_ISA {
 
-// The epilogue of the fused query, key and value product: panels of the query, then of the keys, then of the values,
-// each head padded to whole panels. Keys have no bias (softmax ignores it) and the values' is in the projection's.
-template <int64_t Width>
+// How a row of queries, keys and values lies: Heads queries, then KvHeads keys, then as many values, of Dim floats
+// each, in whole panels. Heads / KvHeads consecutive queries share a key; a group is a key's.
+template <int64_t Heads, int64_t KvHeads, int64_t Dim>
+struct Layout {
+  static_assert(Heads % KvHeads == 0 && Dim % kLanes == 0);
+  static constexpr int64_t kHeads = Heads, kGroups = KvHeads, kShared = Heads / KvHeads, kDim = Dim;
+  static constexpr int64_t kKeys = Heads * Dim, kValues = kKeys + KvHeads * Dim, kStride = kValues + KvHeads * Dim;
+};
+
+// The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and under
+// rotary keys, too. Otherwise softmax ignores the keys', and the values' is in the projection's.
+template <class Layout, int64_t Biased>
 struct StoreQueryKeyValue {
-  float *out;  // [rows][3 * Width]
-  const float *query_bias;
+  float *out;  // [rows][kStride]
+  const float *bias;
   KAOKEN_MEMBER void operator()(int64_t row, int64_t panel, Vec sum) const {
     const int64_t column = panel * kLanes;
-    store(out + row * 3 * Width + column, column < Width ? add(sum, load(query_bias + column)) : sum);
+    store(out + row * Layout::kStride + column, column < Biased ? add(sum, load(bias + column)) : sum);
   }
 };
 
-// The parts of that product, in the order of their panels.
-enum Projection { kQueries, kKeys, kValues };
-
-// One of them: workers divide its panels, and with them its heads.
-template <class Kind, int64_t Depth, int64_t Width>
-KAOKEN_INLINE void project(Projection part, const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
-                           const typename Kind::Matrix &w, const StoreQueryKeyValue<Width> &epilogue,
-                           const char *next) {
-  constexpr int64_t panels = Width / kLanes;
-  const Share own = share(panels, worker);
-  multiply<Kind, Depth>(x, rows, w, {part * panels + own.begin, part * panels + own.end}, epilogue, next);
+// The part of that product in columns [begin, end): workers divide its panels, and with them its heads.
+template <class Kind, int64_t Depth, class Epilogue>
+KAOKEN_INLINE void project(int64_t begin, int64_t end, const Worker &worker, const typename Kind::Inputs &x,
+                           int64_t rows, const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next) {
+  const Share own = share((end - begin) / kLanes, worker);
+  const int64_t first = begin / kLanes;
+  multiply<Kind, Depth>(x, rows, w, {first + own.begin, first + own.end}, epilogue, next);
 }
 
-template <class Kind, int64_t Depth, int64_t Width>
+template <class Layout, class Kind, int64_t Depth, class Epilogue>
+KAOKEN_INLINE void project_queries(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+                                   const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next) {
+  project<Kind, Depth>(0, Layout::kKeys, worker, x, rows, w, epilogue, next);
+}
+
+template <class Layout, class Kind, int64_t Depth, class Epilogue>
 KAOKEN_INLINE void project_keys_and_values(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
-                                           const typename Kind::Matrix &w, const StoreQueryKeyValue<Width> &epilogue) {
-  constexpr int64_t panels = Width / kLanes;
-  const int64_t begin = share(panels, worker).begin;
-  project<Kind, Depth>(kKeys, worker, x, rows, w, epilogue, panel_address<Kind, Depth>(w, kValues * panels + begin));
-  project<Kind, Depth>(kValues, worker, x, rows, w, epilogue, panel_address<Kind, Depth>(w, kQueries * panels + begin));
+                                           const typename Kind::Matrix &w, const Epilogue &epilogue) {
+  constexpr int64_t keys = Layout::kKeys / kLanes, values = Layout::kValues / kLanes;
+  const char *value = panel_address<Kind, Depth>(w, values + share(values - keys, worker).begin);
+  const char *query = panel_address<Kind, Depth>(w, share(keys, worker).begin);
+  project<Kind, Depth>(Layout::kKeys, Layout::kValues, worker, x, rows, w, epilogue, value);
+  project<Kind, Depth>(Layout::kValues, Layout::kStride, worker, x, rows, w, epilogue, query);
 }
 
-// The heads that a worker attends with: its own from their projection on, so that nobody waits, where they come out
+// The groups that a worker attends with: its own from their projection on, so that nobody waits, where they come out
 // even; else all of them in turns with `worker`.
 struct HeadPart {
-  Share heads;
+  Share groups;
   Worker worker;
 };
-template <int64_t Heads>
+template <int64_t Groups>
 KAOKEN_INLINE HeadPart head_part(const Worker &worker) {
-  if (Heads % worker.count) return {{0, Heads}, worker};
-  return {share(Heads, worker), {0, 1, worker.team}};
+  if (Groups % worker.count) return {{0, Groups}, worker};
+  return {share(Groups, worker), {0, 1, worker.team}};
 }
 
 // Rows that are attended side by side; they start at multiples of it and so lie in one tile.
@@ -190,16 +203,18 @@ KAOKEN_INLINE void attend_tile(const typename Type::Step::Input *query, const fl
 }
 
 // Attends Rows consecutive rows of one sequence and head, the first at `position`, none of them in another tile.
-template <class Type, int Rows, int64_t Dim>
+template <class Type, class Rotary, int Rows, int64_t Dim>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
-                               const HeadCache<Type, Dim> &cache, int64_t position) {
+                               const HeadCache<Type, Dim> &cache, const Rotary &rotary, int64_t position) {
   Softmax<Rows> state;
   alignas(kAlignment) typename Type::Step::Input queries[Rows * Dim];
   float scales[Rows];
   store(state.largest, broadcast(-__builtin_inff()));
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
-    scales[row] = Type::template query<Dim>(query + row * query_stride, queries + row * Dim);
+    alignas(kAlignment) float turned[Rotary::kNone ? kLanes : Dim];
+    const float *given = rotary.template turn<Dim>(query + row * query_stride, position + row, turned);
+    scales[row] = Type::template query<Dim>(given, queries + row * Dim);
   }
   for (int64_t begin = 0; begin <= position; begin += kAttentionTile) {
     const int64_t left = position + 1 - begin;
@@ -214,27 +229,34 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
   }
 }
 
-// The keys and values of pass.qkv -> the cache. A head's worker is also the one that attends with it where it has heads
-// of its own, or there is one new position; so it needs no barrier before that.
-template <class Type, int64_t Heads, int64_t HeadDim>
-void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
-  constexpr int64_t dim = BlockCache<Type, Heads, HeadDim>::kDim;
-  constexpr int64_t width = Heads * dim;
-  constexpr int64_t step = Type::Step::kStep;
-  const int64_t heads = part.heads.end - part.heads.begin;
-  for (int64_t item = part.worker.index; item < pass.batch * heads; item += part.worker.count) {
-    const int64_t sequence = item / heads, head = part.heads.begin + item % heads;
-    const auto head_cache = cache.head(sequence, head);
-    const float *keys = pass.qkv + sequence * pass.count * 3 * width + width + head * dim;
+// The keys and values of pass.qkv -> the cache. The worker that writes a group is also the one that attends with it
+// where it has groups of its own, or where there is one new position and no group has several heads; so it needs no
+// barrier before that.
+template <class Layout, class Type, class Rotary>
+void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type, Layout::kGroups, Layout::kDim> &cache,
+                  const Rotary &rotary) {
+  constexpr int64_t step = Type::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
+  const int64_t groups = part.groups.end - part.groups.begin;
+  for (int64_t item = part.worker.index; item < pass.batch * groups; item += part.worker.count) {
+    const int64_t sequence = item / groups, group = part.groups.begin + item % groups;
+    const auto head_cache = cache.head(sequence, group);
+    float *keys = pass.qkv + sequence * pass.count * stride + Layout::kKeys + group * dim;
+    const float *values = keys + Layout::kValues - Layout::kKeys;
+    if constexpr (!Rotary::kNone) {
+      for (int64_t i = 0; i < pass.count; ++i) {
+        rotary.template turn<dim>(keys + i * stride, pass.past + i, keys + i * stride);
+      }
+    }
     for (int64_t position = pass.past, stored; position < pass.past + pass.count; position += stored) {
       if (position % step == 0 && position + step <= pass.past + pass.count) {
-        Type::template store<step>(head_cache, position, keys, keys + width, 3 * width);
+        Type::template store<step>(head_cache, position, keys, values, stride);
         stored = step;
       } else {
-        Type::template store<1>(head_cache, position, keys, keys + width, 3 * width);
+        Type::template store<1>(head_cache, position, keys, values, stride);
         stored = 1;
       }
-      keys += stored * 3 * width;
+      keys += stored * stride;
+      values += stored * stride;
     }
   }
 }
@@ -243,7 +265,7 @@ void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type,
 // logits of theirs are asked for. Moves to the front what remains: hidden rows, the inputs of a matrix of Kind with
 // `Depth` inputs, and queries, where they are there already. Makes `pass`, this worker's own copy, one of a single new
 // position.
-template <class Kind, int64_t Depth, int64_t HiddenWidth, int64_t AttentionWidth>
+template <class Layout, class Kind, int64_t Depth, int64_t HiddenWidth>
 KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
   if (pass.count == 1 || pass.logits_which != KAOKEN_LOGITS_LAST) return;
   constexpr int64_t input_bytes = Kind::row_stride(Depth) * static_cast<int64_t>(sizeof(typename Kind::Input));
@@ -253,8 +275,8 @@ KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
     const int64_t row = (sequence + 1) * pass.count - 1;
     __builtin_memmove(pass.hidden + sequence * HiddenWidth, pass.hidden + row * HiddenWidth,
                       HiddenWidth * sizeof *pass.hidden);
-    __builtin_memmove(pass.qkv + sequence * 3 * AttentionWidth, pass.qkv + row * 3 * AttentionWidth,
-                      AttentionWidth * sizeof *pass.qkv);
+    __builtin_memmove(pass.qkv + sequence * Layout::kStride, pass.qkv + row * Layout::kStride,
+                      Layout::kKeys * sizeof *pass.qkv);
     __builtin_memmove(inputs + sequence * input_bytes, inputs + row * input_bytes, input_bytes);
     pass.input_scales[sequence] = pass.input_scales[row];
   }
@@ -265,31 +287,33 @@ KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
 
 // The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
 // that the longer ones at the end of a prompt are spread over all.
-template <class Type, int64_t Heads, int64_t HeadDim>
-void attention(const Pass &pass, const HeadPart &part, const BlockCache<Type, Heads, HeadDim> &cache) {
-  constexpr int64_t dim = BlockCache<Type, Heads, HeadDim>::kDim;
-  constexpr int64_t width = Heads * dim;
-  const int64_t heads = part.heads.end - part.heads.begin;
-  if (pass.count > 1) barrier(part.worker);
+template <class Layout, class Type, class Rotary>
+void attention(const Pass &pass, const HeadPart &part, const BlockCache<Type, Layout::kGroups, Layout::kDim> &cache,
+               const Rotary &rotary) {
+  constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
+  const int64_t first_head = part.groups.begin * shared;
+  const int64_t heads = (part.groups.end - part.groups.begin) * shared;
+  if (pass.count > 1 || shared > 1) barrier(part.worker);
 
   const int64_t first_group = pass.past / kAttentionRows;
   const int64_t end = pass.past + pass.count;
   const int64_t groups = (end - 1) / kAttentionRows - first_group + 1;
   for (int64_t item = part.worker.index; item < pass.batch * heads * groups; item += part.worker.count) {
-    const int64_t sequence = item / groups / heads, head = part.heads.begin + item / groups % heads;
+    const int64_t sequence = item / groups / heads, head = first_head + item / groups % heads;
     const int64_t group = (first_group + item % groups) * kAttentionRows;
-    const HeadCache<Type, dim> head_cache = cache.head(sequence, head);
+    const HeadCache<Type, dim> head_cache = cache.head(sequence, head / shared);
     const int64_t row = sequence * pass.count - pass.past;  // of position 0
-    const float *query = pass.qkv + row * 3 * width + head * dim;
+    const float *query = pass.qkv + row * stride + head * dim;
     float *out = pass.attended + row * width + head * dim;
     if (group >= pass.past && group + kAttentionRows <= end) {
-      attend_rows<Type, kAttentionRows, dim>(query + group * 3 * width, 3 * width, out + group * width, width,
-                                             head_cache, group);
+      attend_rows<Type, Rotary, kAttentionRows, dim>(query + group * stride, stride, out + group * width, width,
+                                                     head_cache, rotary, group);
       continue;
     }
     for (int64_t position = group < pass.past ? pass.past : group; position < end && position < group + kAttentionRows;
          ++position) {
-      attend_rows<Type, 1, dim>(query + position * 3 * width, 0, out + position * width, 0, head_cache, position);
+      attend_rows<Type, Rotary, 1, dim>(query + position * stride, 0, out + position * width, 0, head_cache, rotary,
+                                        position);
     }
   }
 }

@@ -4,8 +4,8 @@
 // among the workers.
 #pragma once
 
-#include "layer_norm.h"
 #include "linear.h"
+#include "norm.h"
 
 namespace kaoken::KAOKEN_ISA {
 
@@ -36,28 +36,28 @@ KAOKEN_INLINE typename Kind::Inputs fill_rows(const Pass &pass, const Worker &wo
 }
 
 // x: [rows][Width padded with zeros]; weight and bias may be null.
-template <class Kind, int64_t Width, class Source>
+template <class Norm, class Kind, int64_t Width, class Source>
 KAOKEN_INLINE typename Kind::Inputs norm_rows(const Pass &pass, const Worker &worker, int64_t rows,
                                               OwnRow<Kind, Width> &own, float epsilon, const float *weight,
                                               const float *bias, const Source &source) {
   constexpr int64_t stride = round_up(Width, kLanes);
-  return fill_rows<Kind, Width>(pass, worker, rows, own,
-                                [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
-                                  alignas(kAlignment) float normed[stride];
-                                  layer_norm<Width>(pass.hidden + source(row) * stride, normed, epsilon, weight, bias);
-                                  Kind::template convert<Width>(normed, inputs, scale);
-                                });
+  return fill_rows<Kind, Width>(
+      pass, worker, rows, own, [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
+        alignas(kAlignment) float normed[stride];
+        Norm::template apply<Width>(pass.hidden + source(row) * stride, normed, epsilon, weight, bias);
+        Kind::template convert<Width>(normed, inputs, scale);
+      });
 }
 
 // Rows of this pass.
 KAOKEN_INLINE int64_t rows(const Pass &pass) { return pass.batch * pass.count; }
 
 // The normalized rows of the residual stream.
-template <class Kind, int64_t Width>
+template <class Norm, class Kind, int64_t Width>
 KAOKEN_INLINE typename Kind::Inputs normed(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
                                            float epsilon) {
-  return norm_rows<Kind, Width>(pass, worker, rows(pass), own, epsilon, nullptr, nullptr,
-                                [](int64_t row) { return row; });
+  return norm_rows<Norm, Kind, Width>(pass, worker, rows(pass), own, epsilon, nullptr, nullptr,
+                                      [](int64_t row) { return row; });
 }
 
 // Rows that the head reads: every one, or the last of each sequence.
@@ -65,12 +65,12 @@ KAOKEN_INLINE int64_t head_rows(const Pass &pass) {
   return pass.logits_which == KAOKEN_LOGITS_ALL ? rows(pass) : pass.batch;
 }
 
-template <class Kind, int64_t Width>
+template <class Norm, class Kind, int64_t Width>
 KAOKEN_INLINE typename Kind::Inputs final_norm(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
                                                float epsilon, const float *weight, const float *bias) {
   const int64_t step = pass.logits_which == KAOKEN_LOGITS_ALL ? 1 : pass.count;
-  return norm_rows<Kind, Width>(pass, worker, head_rows(pass), own, epsilon, weight, bias,
-                                [&](int64_t row) { return row * step + step - 1; });
+  return norm_rows<Norm, Kind, Width>(pass, worker, head_rows(pass), own, epsilon, weight, bias,
+                                      [&](int64_t row) { return row * step + step - 1; });
 }
 
 // Rows as they are, [rows][Depth padded with zeros].

@@ -68,14 +68,16 @@ void multiply(const typename Kind::Inputs &x, int64_t rows, const typename Kind:
   }
 }
 
-// The same with all of a matrix of any kind, [Panels] panels that workers divide; the caller puts a barrier behind it.
-template <class Kind, int64_t Depth, int64_t Panels, class Epilogue>
+// The same with all of a matrix of any kind, [Panels] panels that workers divide, Together at a time; the caller puts a
+// barrier behind it.
+template <class Kind, int64_t Depth, int64_t Panels, int64_t Together = 1, class Epilogue>
 KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
                           const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next = nullptr) {
   if constexpr (Kind::kExploded) {
     run_strips<Kind, Depth>(worker, x, rows, w, epilogue);
   } else {
-    multiply<Kind, Depth>(x, rows, w, share(Panels, worker), epilogue, next);
+    const Share part = share(Panels / Together, worker);
+    multiply<Kind, Depth>(x, rows, w, {part.begin * Together, part.end * Together}, epilogue, next);
   }
 }
 
@@ -86,6 +88,19 @@ struct Store {
   const float *bias;
   KAOKEN_MEMBER void operator()(int64_t row, int64_t panel, Vec sum) const {
     store(out + row * Width + panel * kLanes, Activation::apply(add(sum, load(bias + panel * kLanes))));
+  }
+};
+
+// The panels of a gate and of what it gates in turns: out[row][:] = Activation(gate + bias) * (sum + bias). A worker
+// has both of a pair, in this order.
+template <class Activation, int64_t Width>
+struct StoreGated {
+  float *out;
+  const float *bias;
+  KAOKEN_MEMBER void operator()(int64_t row, int64_t panel, Vec sum) const {
+    float *to = out + row * Width + panel / 2 * kLanes;
+    sum = add(sum, load(bias + panel * kLanes));
+    store(to, panel % 2 == 0 ? Activation::apply(sum) : mul(load(to), sum));
   }
 };
 

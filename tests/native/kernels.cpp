@@ -72,6 +72,7 @@ struct Linear {
 template <class Type, int64_t Heads, int64_t HeadDim>
 struct Attention {
   using Cache = BlockCache<Type, Heads, HeadDim>;
+  using Rows = Layout<Heads, Heads, Cache::kDim>;
 
   static void attend(int64_t batch, int64_t count, int64_t past, int64_t positions, float *qkv, void *cache,
                      float *attended) {
@@ -84,8 +85,8 @@ struct Attention {
     pass.cache = cache;
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
-    extend_cache(pass, part, Cache(pass, 0));
-    attention(pass, part, Cache(pass, 0));
+    extend_cache<Rows>(pass, part, Cache(pass, 0), NoRotary{nullptr});
+    attention<Rows>(pass, part, Cache(pass, 0), NoRotary{nullptr});
   }
 };
 

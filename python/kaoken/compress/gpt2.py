@@ -170,7 +170,7 @@ def _read_config(checkpoint: Checkpoint, graph: Graph) -> transformers.GPT2Confi
     options = (*TRAINING_FIELDS, "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
     return transformers.GPT2Config(
         vocab_size=graph.vocabulary,
-        n_positions=graph.positions,
+        n_positions=graph.decoder.limit,
         n_embd=graph.width,
         activation_function=given.get("activation_function", "gelu_new"),
         layer_norm_epsilon=graph.decoder.norm.epsilon,

@@ -1,20 +1,27 @@
-// x += down(activation(up(norm(x)))).
+// x += down(activation(up(norm(x)))) or, with a gate, down(activation(gate(norm(x))) * up(norm(x))).
 #pragma once
 
 #include "sublayers/product.h"
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has kWidth, kInner, kEpsilon, the Activation, and the types of the matrices (Up, Down).
+// Traits has kWidth, kInner, the Norm and its kEpsilon, the Activation, and the types of the matrices (Up, Down). With
+// kGated a panel of the gate and one of what it gates follow each other in `up`, in turns.
 template <class Traits>
 KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const Product<typename Traits::Up> &up,
                        const Product<typename Traits::Down> &down) {
   using Up = typename Traits::Up;
   constexpr int64_t stride = round_up(Traits::kInner, kPanel);
   OwnRow<Up, Traits::kWidth> row;
-  linear<Up, Traits::kWidth, stride / kPanel>(worker, normed(pass, worker, row, Traits::kEpsilon), rows(pass),
-                                              up.matrix,
-                                              Store<typename Traits::Activation, stride>{pass.inner, up.bias}, up.next);
+  const typename Up::Inputs x = normed<typename Traits::Norm>(pass, worker, row, Traits::kEpsilon);
+  if constexpr (Traits::kGated) {
+    linear<Up, Traits::kWidth, 2 * stride / kPanel, 2>(
+        worker, x, rows(pass), up.matrix, StoreGated<typename Traits::Activation, stride>{pass.inner, up.bias},
+        up.next);
+  } else {
+    linear<Up, Traits::kWidth, stride / kPanel>(
+        worker, x, rows(pass), up.matrix, Store<typename Traits::Activation, stride>{pass.inner, up.bias}, up.next);
+  }
   barrier(worker);
   add_product<typename Traits::Down, Traits::kInner, Traits::kWidth>(pass, worker, pass.inner, down);
   barrier(worker);

@@ -6,42 +6,47 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has kWidth, kEpsilon, kHeads, kHeadDim, the types of the KV cache (Cache) and of the matrices (Qkv, Out), and
-// kLast, for the last block: behind its keys and values only the rows that logits are asked of go on. Where none are,
-// the pass is over, and this returns false.
+// Traits has kWidth, kHeads, kKvHeads, kDims (of a head, in whole panels), the Norm and its kEpsilon, the Rotary, the
+// types of the KV cache (Cache) and of the matrices (Qkv, Out), and kLast, for the last block: behind its keys and
+// values only the rows that logits are asked of go on. Where none are, the pass is over, and this returns false.
 template <class Traits>
 KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before,
-                                  const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out) {
+                                  const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
+                                  const typename Traits::Rotary &rotary) {
   using Qkv = typename Traits::Qkv;
-  constexpr int64_t width = Traits::kHeads * round_up(Traits::kHeadDim, kPanel);
-  const BlockCache<typename Traits::Cache, Traits::kHeads, Traits::kHeadDim> cache(pass, cache_before);
-  const StoreQueryKeyValue<width> store_qkv = {pass.qkv, qkv.bias};
+  using Heads = Layout<Traits::kHeads, Traits::kKvHeads, Traits::kDims>;
+  constexpr int64_t width = Traits::kWidth;
+  const BlockCache<typename Traits::Cache, Traits::kKvHeads, Traits::kDims> cache(pass, cache_before);
+  const StoreQueryKeyValue<Heads, Traits::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
+                                                                                                      qkv.bias};
 
-  OwnRow<Qkv, Traits::kWidth> row;
-  const typename Qkv::Inputs x = normed(pass, worker, row, Traits::kEpsilon);
+  OwnRow<Qkv, width> row;
+  const typename Qkv::Inputs x = normed<typename Traits::Norm>(pass, worker, row, Traits::kEpsilon);
   // The strips of code are in no order of heads, so their workers wait for each other.
-  const HeadPart part = Qkv::kExploded ? HeadPart{{0, Traits::kHeads}, worker} : head_part<Traits::kHeads>(worker);
+  const HeadPart part = Qkv::kExploded ? HeadPart{{0, Heads::kGroups}, worker} : head_part<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
-    linear<Qkv, Traits::kWidth, 3 * width / kPanel>(worker, x, rows(pass), qkv.matrix, store_qkv);
+    linear<Qkv, width, Heads::kStride / kPanel>(worker, x, rows(pass), qkv.matrix, store_qkv);
   } else {
-    project_keys_and_values<Qkv, Traits::kWidth>(worker, x, rows(pass), qkv.matrix, store_qkv);
-    if (!Traits::kLast) project<Qkv, Traits::kWidth>(kQueries, worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
+    project_keys_and_values<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv);
+    if (!Traits::kLast) {
+      project_queries<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
+    }
   }
   barrier(part.worker);
-  extend_cache(pass, part, cache);
+  extend_cache<Heads>(pass, part, cache, rotary);
 
   if constexpr (Traits::kLast) {
     if (pass.logits_which == KAOKEN_LOGITS_NONE) return false;
-    keep_last_positions<Qkv, Traits::kWidth, round_up(Traits::kWidth, kPanel), width>(pass, worker);
+    keep_last_positions<Heads, Qkv, width, round_up(width, kPanel)>(pass, worker);
     if constexpr (!Qkv::kExploded) {
-      project<Qkv, Traits::kWidth>(kQueries, worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
+      project_queries<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
       barrier(part.worker);
     }
   }
 
-  attention(pass, part, cache);
+  attention<Heads>(pass, part, cache, rotary);
   barrier(worker);
-  add_product<typename Traits::Out, width, Traits::kWidth>(pass, worker, pass.attended, out);
+  add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
   barrier(worker);
   return true;
 }

@@ -1,4 +1,5 @@
-// LayerNorm (Ba, Kiros, Hinton, arXiv:1607.06450), population variance, epsilon inside the root.
+// LayerNorm (Ba, Kiros, Hinton, arXiv:1607.06450), population variance, epsilon inside the root, and RMSNorm (Zhang,
+// Sennrich, arXiv:1910.07467).
 #pragma once
 
 #include "vector.h"
@@ -37,5 +38,38 @@ KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const flo
     store(y + i, normed);
   }
 }
+
+// y = x / sqrt(mean of squares + epsilon), otherwise as above.
+template <int64_t Width>
+KAOKEN_INLINE void rms_norm(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
+  constexpr int64_t padded = round_up(Width, kLanes);
+  Vec squares[] = {broadcast(0.0f), broadcast(0.0f)};
+  for (int64_t i = 0; i < padded; i += 2 * kLanes) {
+    squares[0] = fma(load(x + i), load(x + i), squares[0]);
+    if (i + kLanes < padded) squares[1] = fma(load(x + i + kLanes), load(x + i + kLanes), squares[1]);
+  }
+  const float mean = reduce_add(add(squares[0], squares[1])) / Width;
+  const Vec scale = broadcast(1.0f / __builtin_sqrtf(mean + epsilon) + 0.0f * mean);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    Vec normed = mul(load(x + i), scale);
+    if (weight) normed = mul(normed, load(weight + i));
+    if (bias) normed = add(normed, load(bias + i));
+    store(y + i, normed);
+  }
+}
+
+// What kernels that are told a kind of norm call.
+struct LayerNorm {
+  template <int64_t Width>
+  KAOKEN_INLINE void apply(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
+    layer_norm<Width>(x, y, epsilon, weight, bias);
+  }
+};
+struct RmsNorm {
+  template <int64_t Width>
+  KAOKEN_INLINE void apply(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
+    rms_norm<Width>(x, y, epsilon, weight, bias);
+  }
+};
 
 }  // namespace kaoken::KAOKEN_ISA
