@@ -77,7 +77,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_config_of_the_bundled_model(bundled: BakedGPT2) -> None:
     config = bundled.config
     assert (config.vocab_size, config.n_positions, config.n_embd, config.n_layer) == (257, 256, 256, 6)
-    assert config.blocks == (kaoken.BlockConfig(n_head=8, head_dim=32, n_inner=1024),) * 6
+    assert config.blocks == (kaoken.BlockConfig(n_head=8, n_kv_head=8, head_dim=32, n_inner=1024),) * 6
     assert (config.activation_function, config.tie_word_embeddings) == ("gelu_new", True)
     assert (config.eos_token_ids, config.bos_token_id, config.pad_token_id) == ((256,), 256, None)
 

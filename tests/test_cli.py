@@ -133,7 +133,7 @@ def test_info_for_people(bundled: BakedGPT2, capsys: Capture) -> None:
 def test_info_for_programs(bundled: BakedGPT2, capsys: Capture) -> None:
     facts = json.loads(succeed(capsys, "info", "--json"))
     assert facts["weights_sha256"] == bundled.info.weights_sha256
-    assert facts["config"]["blocks"][5] == {"n_head": 8, "head_dim": 32, "n_inner": 1024}
+    assert facts["config"]["blocks"][5] == {"n_head": 8, "n_kv_head": 8, "head_dim": 32, "n_inner": 1024}
     assert facts["statistics"] == bundled.info.statistics
 
 

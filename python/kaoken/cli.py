@@ -413,9 +413,14 @@ def _setting(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _heads(block: BlockConfig) -> str:
+    shared = "" if block.n_kv_head == block.n_head else f" on {block.n_kv_head} of keys and values"
+    return f"{block.n_head} heads{shared}"
+
+
 def _blocks(blocks: Sequence[BlockConfig]) -> str:
     """Heads and MLP widths, once if all blocks are alike."""
-    shapes = [f"{block.n_head} heads of {block.head_dim}, n_inner {block.n_inner}" for block in blocks]
+    shapes = [f"{_heads(block)} of {block.head_dim}, n_inner {block.n_inner}" for block in blocks]
     return shapes[0] if len(set(shapes)) == 1 else "blocks: " + "; ".join(shapes)
 
 

@@ -71,7 +71,7 @@ struct Linear {
 // Attention with one type of cache, at one shape.
 template <class Type, int64_t Heads, int64_t HeadDim>
 struct Attention {
-  using Cache = BlockCache<Type, Heads, HeadDim>;
+  using Cache = BlockCache<Type, Heads, round_up(HeadDim, kLanes)>;
   using Rows = Layout<Heads, Heads, Cache::kDim>;
 
   static void attend(int64_t batch, int64_t count, int64_t past, int64_t positions, float *qkv, void *cache,
