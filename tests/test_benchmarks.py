@@ -303,3 +303,15 @@ def test_the_page_of_graphs_quotes_its_table() -> None:
     links = re.findall(r"\]\(([^)]+)\)", page)
     assert len(links) > 8
     assert [link for link in links if not (ROOT / "docs" / link).exists() and "results" not in link] == []
+
+
+@pytest.mark.ci
+def test_the_native_loops_are_timed(tmp_path: Path) -> None:
+    import ctypes
+
+    from benchmarks.native_library import build
+
+    library = build(["scalar"], tmp_path / "native")["scalar"]
+    timed = library.time("layer_attention", 1, 4, 1, passes=2, result=ctypes.c_int64)
+    assert len(timed.seconds) == 2
+    assert all(seconds > 0 for seconds in timed.seconds)

@@ -28,14 +28,14 @@ pytestmark = pytest.mark.ci
 
 PINS = Path(__file__).parent / "pins.json"
 TOY = "irregular"  # blocks that differ, heads that fill no panel
+TOY_DTYPES = ("float32", "int8", "int4")
 EVERY = [(dtype, isa) for dtype in DTYPES for isa in resolve("portable", platform.machine(), make_types(dtype).used())]
 
 
 @pytest.fixture(scope="module")
 def toys(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    models = {dtype.replace("-", "_"): (checkpoints(TOY), f"DTYPE {dtype} ISA portable") for dtype in DTYPES}
-    libraries = bake_together(tmp_path_factory.mktemp("toys"), models)
-    return {dtype: libraries[dtype.replace("-", "_")] for dtype in DTYPES}
+    models = {dtype: (checkpoints(TOY), f"DTYPE {dtype} ISA portable") for dtype in TOY_DTYPES}
+    return bake_together(tmp_path_factory.mktemp("toys"), models)
 
 
 def require(isa: str) -> None:
@@ -70,7 +70,7 @@ def test_logits_of_the_bundled_model(dtype: str, isa: str, bundled_libraries: Bu
     require_pinned(f"bundled {dtype} {isa}", digest(bundled_libraries[dtype], isa, np.array([IDS])))
 
 
-@pytest.mark.parametrize(("dtype", "isa"), EVERY)
+@pytest.mark.parametrize(("dtype", "isa"), [each for each in EVERY if each[0] in TOY_DTYPES])
 def test_logits_of_a_toy(dtype: str, isa: str, toys: dict[str, Path]) -> None:
     require(isa)
     require_pinned(f"{TOY} {dtype} {isa}", digest(toys[dtype], isa, CONFIGURATIONS[TOY].ids(batch=3)))

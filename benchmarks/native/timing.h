@@ -61,8 +61,8 @@ void time_passes(int64_t threads, int64_t passes, double *seconds, const Work &w
     double *seconds;
     const Work &work;
   } context = {passes, seconds, work};
-  borrow_team(static_cast<int>(threads))
-      ->run(
+  Team(static_cast<int>(threads))
+      .run(
           [](void *pointer, const Worker &worker) {
             const Context &all = *static_cast<Context *>(pointer);
             barrier(worker);
