@@ -24,6 +24,7 @@ if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS") != "1":
     pytest.importorskip("transformers")
 
 import torch
+from kaoken.codegen.families.fields import ACTIVATIONS
 from transformers import TrainerCallback
 
 from checkpoints import TOKENIZER, TOKENIZER_VOCAB
@@ -306,12 +307,13 @@ def test_the_byte_tokenizer_is_the_bundled_models() -> None:
 def test_the_gptlite_preset_is_the_bundled_model(bundled_directory: Path) -> None:
     bundled = gpt2.load(bundled_directory)
     preset = gpt2.new(presets.find("gptlite").config, None)
-    own = ("architectures", "dtype", "transformers_version", "_name_or_path")
+    own = ("architectures", "dtype", "transformers_version", "_name_or_path", "activation_function")
     ours, theirs = (
         {name: value for name, value in model.config.to_dict().items() if name not in own}
         for model in (preset, bundled)
     )
     assert ours == theirs
+    assert ACTIVATIONS[preset.config.activation_function] == ACTIVATIONS[bundled.config.activation_function]
     shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (preset, bundled)]
     assert shapes[0] == shapes[1]
 

@@ -36,7 +36,7 @@ from kaoken.codegen.checkpoint import (
 )
 from kaoken.codegen.families import check_config, read_weights
 from kaoken.codegen.graph import Graph
-from kaoken.errors import CheckpointError, InputError
+from kaoken.errors import CheckpointError, InputError, UnsupportedModelError
 
 Sizes = tuple[int, int, int]  # n_head, head_dim and n_inner of a block
 
@@ -83,8 +83,17 @@ def new(config: Mapping[str, Any], seed: int | None) -> GPT2LMHeadModel:
 
 def check_new(config: Mapping[str, Any], path: Path) -> None:
     """Raises KaokenError for a config.json of which `new` makes nothing that can be baked."""
+    _require_gpt2(config, path)
     check_config(config, path)
     _check_training_fields(config, path)
+
+
+def _require_gpt2(config: Mapping[str, Any], path: Path) -> None:
+    model_type = config.get("model_type", "gpt2")
+    if model_type != "gpt2":
+        raise UnsupportedModelError(
+            f"{path}: model_type is {quoted(model_type)}; expected 'gpt2', the family that Kaoken trains and prunes"
+        )
 
 
 def config_fields(model: transformers.GPT2LMHeadModel) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def set_dropout(model: transformers.GPT2LMHeadModel, probability: float) -> None
 def load(directory: str | Path) -> GPT2LMHeadModel:
     """The model of a checkpoint directory in float32 and evaluation mode; KaokenError where baking would refuse it."""
     checkpoint = open_checkpoint(Path(directory))
+    _require_gpt2(checkpoint.config, checkpoint.directory / CONFIG)
     graph, weights = read_weights(checkpoint)
     names = [name for name in weights.expected if not (graph.tied and name == "lm_head.weight")]
     model = _build(
