@@ -2,8 +2,7 @@
 
 A checkpoint is untrusted input. JSON is parsed without duplicate keys, NaN or bottomless nesting; shard names
 are bare file names; every tensor's size is checked against its file before anything is allocated; pickles are
-never opened. What the numbers mean for a model is the business of
-its family.
+never opened. What the numbers mean for a model is the business of its family.
 
 The format: https://github.com/huggingface/safetensors#format (8 bytes of header length, a JSON header, data).
 """

@@ -212,7 +212,7 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
         head_table if tied else _table("tokens", TOKENS, graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
     )
     positions = graph.decoder.embeddings.positions
-    tables = [*([] if positions is None else [_packed("positions", positions, pad_columns)])]
+    tables = [] if positions is None else [_packed("positions", positions, pad_columns)]
     rotary = _rotary_tables(graph)
     blocks = [
         _pack_block(index, block, rotary.get(_rotary_key(block)), types, blob_limit, shard_limit)

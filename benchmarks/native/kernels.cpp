@@ -118,8 +118,8 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
     for (int64_t i = 0; i < copies; ++i) {
       const Cache cache(pass, i * heads * Cache::kHeadBytes);
       const HeadPart part = head_part<heads>(worker);
-      extend_cache<Layout<heads, heads, dim>>(pass, part, cache, NoRotary{nullptr});
-      attention<Layout<heads, heads, dim>>(pass, part, cache, NoRotary{nullptr});
+      extend_cache<Layout<heads, heads, dim>>(pass, part, cache, NoRotary());
+      attention<Layout<heads, heads, dim>>(pass, part, cache, NoRotary());
       barrier(worker);
     }
   });

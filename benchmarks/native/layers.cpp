@@ -96,8 +96,8 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
     project_keys_and_values<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
     project_queries<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
     barrier(part.worker);
-    extend_cache<Heads>(pass, part, Cache(pass, 0), NoRotary{nullptr});
-    attention<Heads>(pass, part, Cache(pass, 0), NoRotary{nullptr});
+    extend_cache<Heads>(pass, part, Cache(pass, 0), NoRotary());
+    attention<Heads>(pass, part, Cache(pass, 0), NoRotary());
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

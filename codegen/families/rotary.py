@@ -30,6 +30,8 @@ def read_rotary(fields: Fields, dims: int, theta: float) -> Rotary:
     values = scaling if given is None else given
     if values is not None and not isinstance(values, dict):
         raise fields.fail(name, "an object or null")
+    if given is not None and scaling is not None and given != scaling:
+        raise fields.fail("rope_scaling", "what rope_parameters says, or null")
     inner = Fields(values or {}, f"{fields.where}: {name}", {"type": "rope_type"})
     kind = inner.get("rope_type", "default")
     theta = inner.number("rope_theta", theta, 1.0, _MAX)

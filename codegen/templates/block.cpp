@@ -52,7 +52,7 @@ GEN(arrays(unit))
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, cache_before,
           {GEN(packed_block.qkv | value), qkv_bias, GEN(nexts.qkv)},
-          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "nullptr")})) {
+          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "")})) {
     return;
   }
   mlp<GEN(unit.name)_mlp>(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         LibraryError,
         UnsupportedModelError,
     )
-    from kaoken.library import BlockConfig, ModelConfig, ModelInfo, verify
+    from kaoken.library import BlockConfig, MatrixInfo, ModelConfig, ModelInfo, verify
     from kaoken.model import BakedGPT2, Session, load
 
     __version__: str
@@ -55,7 +55,7 @@ __all__ = [
 
 _MODULES = {
     "kaoken.baking": ("bake",),
-    "kaoken.library": ("BlockConfig", "ModelConfig", "MatrixInfo", "ModelInfo", "verify"),
+    "kaoken.library": ("BlockConfig", "MatrixInfo", "ModelConfig", "ModelInfo", "verify"),
     "kaoken.model": ("BakedGPT2", "Session", "load"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

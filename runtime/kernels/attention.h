@@ -17,7 +17,7 @@ namespace kaoken::KAOKEN_ISA {
 template <int64_t Heads, int64_t KvHeads, int64_t Dim>
 struct Layout {
   static_assert(Heads % KvHeads == 0 && Dim % kLanes == 0);
-  static constexpr int64_t kHeads = Heads, kGroups = KvHeads, kShared = Heads / KvHeads, kDim = Dim;
+  static constexpr int64_t kGroups = KvHeads, kShared = Heads / KvHeads, kDim = Dim;
   static constexpr int64_t kKeys = Heads * Dim, kValues = kKeys + KvHeads * Dim, kStride = kValues + KvHeads * Dim;
 };
 

@@ -29,7 +29,6 @@ struct Rotary {
 // Of a model without.
 struct NoRotary {
   static constexpr bool kNone = true;
-  const float *table;
 
   template <int64_t Dim>
   KAOKEN_MEMBER const float *turn(const float *x, int64_t, float *) const {

@@ -85,8 +85,8 @@ struct Attention {
     pass.cache = cache;
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
-    extend_cache<Rows>(pass, part, Cache(pass, 0), NoRotary{nullptr});
-    attention<Rows>(pass, part, Cache(pass, 0), NoRotary{nullptr});
+    extend_cache<Rows>(pass, part, Cache(pass, 0), NoRotary());
+    attention<Rows>(pass, part, Cache(pass, 0), NoRotary());
   }
 };
 
