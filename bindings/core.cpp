@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -103,6 +104,9 @@ std::string path_bytes(const py::object &path) {
   return py::reinterpret_steal<py::bytes>(bytes);
 }
 
+// What kaoken_model_info had at first.
+constexpr size_t kFirstInfo = offsetof(kaoken_model_info, n_layer) + sizeof(int64_t);
+
 // A baked model. It is never unloaded: sessions, their threads and Python strings may point into it.
 class Library {
  public:
@@ -110,6 +114,13 @@ class Library {
 
   const kaoken_model_api &api() const { return api_; }
   const kaoken_model_info &info() const { return *api_.info; }
+
+  // Raises where the library ends before the field at `offset` of its table of functions.
+  void require(size_t offset, const char *what) const {
+    if (api_.size > offset) return;
+    throw Error("LibraryError", path_ + " was baked by an older Kaoken, which lacks " + what +
+                                    ": bake the checkpoint again with this Kaoken");
+  }
 
   std::optional<py::bytes> tokenizer() const {
     if (info().tokenizer == nullptr) return std::nullopt;
@@ -133,10 +144,11 @@ class Library {
     return compatible(model(), path);
   }
 
-  // An older library lacks what this module would call, so its size is looked at before any field.
+  // An older library lacks what was appended since, so its size is looked at before any field: it must have what every
+  // library has had, and require() asks for the rest.
   static const kaoken_model_api &compatible(const kaoken_model_api *api, const std::string &path) {
-    const bool sized = api != nullptr && api->size >= sizeof(kaoken_model_api);
-    if (sized && api->abi_version == KAOKEN_ABI_VERSION && api->info->size >= sizeof(kaoken_model_info)) {
+    const bool sized = api != nullptr && api->size >= offsetof(kaoken_model_api, session_step);
+    if (sized && api->abi_version == KAOKEN_ABI_VERSION && api->info->size >= kFirstInfo) {
       static kaoken_cores cores;  // of all models in this process
       api->share_cores(&cores);
       return *api;

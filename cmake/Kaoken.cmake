@@ -280,7 +280,7 @@ macro(kaoken_runtime OUT)
 endmacro()
 
 function(kaoken_compile_runtime OUT)
-  set(sources api cpu crowd generation isa machine sampling session share team)
+  set(sources api cpu crowd generation isa machine pages sampling session share team)
   list(TRANSFORM sources PREPEND "${KAOKEN_ROOT}/runtime/src/")
   list(TRANSFORM sources APPEND ".cpp")
   add_library(kaoken_runtime OBJECT ${sources})

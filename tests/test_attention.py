@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,20 @@ Floats = NDArray[np.float32]
 Exact = NDArray[np.float64]
 
 BATCH, POSITIONS = 2, 192
+PAGES = np.array([[3, 0, 5], [1, 4, 2]], np.int32)  # of each sequence, in no order
 TOTALS = (1, 6, 64, 65, 130, 192)
 
 shapes = pytest.mark.parametrize(("heads", "head_dim"), [(1, 16), (3, 12), (2, 64)])
 caches = pytest.mark.parametrize("dtype", CACHE_DTYPES)
+
+
+class Sequence(ctypes.Structure):
+    """As runtime/include/kaoken/pass.h declares it."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("row", "count", "past", "length")),
+        ("pages", ctypes.c_void_p),
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
 
 
 def attend(
-    library: ctypes.CDLL, dtype: str, inputs: Inputs, splits: Sequence[int] = (), side: Side = "end"
+    library: ctypes.CDLL, dtype: str, inputs: Inputs, splits: Iterable[int] = (), side: Side = "end"
 ) -> tuple[Values, Values]:
     """Runs all positions, in parts that the splits cut; the result [batch][positions][heads][padded], and the cache."""
     heads, dim = inputs.qkv.shape[-2:]
@@ -107,12 +117,16 @@ def attend(
     size = int(getattr(library, f"cache_bytes_{name}")()) * BATCH * POSITIONS
     cache = guarded(np.full(size, 0xFF, np.uint8), side, writable=True)  # NaN, in all that is a float
     results, past = [], 0
-    for part in np.split(inputs.qkv, splits, axis=1):
-        sizes = map(ctypes.c_int64, (BATCH, part.shape[1], past, POSITIONS))
+    for part in np.split(inputs.qkv, list(splits), axis=1):
+        count = part.shape[1]
+        sequences = (Sequence * BATCH)(
+            *(Sequence(i * count, count, past, past + count, pages.ctypes.data) for i, pages in enumerate(PAGES))
+        )
         qkv, out = guarded(part, side), output((*part.shape[:2], heads, dim), side)
-        getattr(library, f"attention_{name}")(*sizes, pointer(qkv), pointer(cache), pointer(out))
+        attention = getattr(library, f"attention_{name}")
+        attention(ctypes.c_int64(BATCH), sequences, ctypes.c_int64(BATCH * count), *map(pointer, (qkv, cache, out)))
         results.append(out)
-        past += part.shape[1]
+        past += count
     return np.concatenate(results, axis=1), cache
 
 

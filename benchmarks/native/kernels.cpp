@@ -94,23 +94,31 @@ int64_t time_linear(int64_t threads, int64_t rows, int64_t copies, int64_t passe
   return bytes;
 }
 
+template <class Type>
+struct Attention {
+  using Cache = Type;
+  using Layout = KAOKEN_ISA::Layout<12, 12, 64>;
+  using Rotary = NoRotary;
+  using Bias = NoBias;
+  static constexpr Sees kSees = Sees::kPast;
+};
+
 // Attention of GPT-2's 12 heads of 64 in `copies` blocks, `count` new positions behind `past` ones in each of `batch`
 // sequences. Returns the bytes that one block's cache has for all positions up to the last.
 template <class Type>
 int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t past, int64_t copies, int64_t passes,
                        double *seconds) {
-  constexpr int64_t heads = 12, dim = 64, width = heads * dim;
-  using Cache = BlockCache<Type, heads, dim>;
-  const int64_t positions = round_up(past + count, kAttentionTile);
+  using Traits = Attention<Type>;
+  using Cache = CacheOf<Traits>;
+  constexpr int64_t heads = Traits::Layout::kGroups, width = Traits::Layout::kKeys;
+  const Sequences sequences(count, past, batch);
   Buffer<float> qkv(batch * count * 3 * width), attended(batch * count * width);
-  Buffer<uint8_t> cache(heads * Cache::kHeadBytes * positions * batch * copies);
   Random().fill(qkv);
 
   Pass pass = {};
-  pass.batch = batch;
-  pass.count = count;
-  pass.past = past;
-  pass.positions = positions;
+  pass.batch = sequences.batch;
+  pass.page_bytes = heads * Cache::kHeadBytes * kPage * copies;
+  Buffer<uint8_t> cache(static_cast<int64_t>(sequences.pages.size()) * pass.page_bytes);
   pass.qkv = qkv.data;
   pass.attended = attended.data;
   pass.cache = cache.data;
@@ -118,8 +126,8 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
     for (int64_t i = 0; i < copies; ++i) {
       const Cache cache(pass, i * heads * Cache::kHeadBytes);
       const HeadPart part = head_part<heads>(worker);
-      extend_cache<Layout<heads, heads, dim>>(pass, part, cache, NoRotary());
-      attention<Layout<heads, heads, dim>>(pass, part, cache, NoRotary());
+      extend_cache<Traits>(pass, part, cache, {});
+      attention<Traits>(pass, part, cache, {}, {});
       barrier(worker);
     }
   });

@@ -21,6 +21,14 @@ struct Matrix {
   Float32::Matrix matrix() const { return {weights.data}; }
 };
 
+struct Attention {
+  using Cache = CacheFloat32;
+  using Layout = KAOKEN_ISA::Layout<kHeads, kHeads, kHeadDim>;
+  using Rotary = NoRotary;
+  using Bias = NoBias;
+  static constexpr Sees kSees = Sees::kPast;
+};
+
 // layer(worker) `repeats` times a pass, a barrier behind each unless one row is each worker's own.
 template <class Layer>
 void time_layer(int64_t threads, int64_t repeats, int64_t passes, double *seconds, bool alone, const Layer &layer) {
@@ -76,28 +84,28 @@ EXPORT void layer_linear(int64_t threads, int64_t rows, int64_t repeats, int64_t
 
 // One sequence of `rows` positions from an empty cache: the fused projections, attention, the output projection.
 EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int64_t passes, double *seconds) {
-  using Cache = BlockCache<CacheFloat32, kHeads, kHeadDim>;
   const Matrix qkv(kWidth, 3 * kWidth), projection(kWidth, kWidth);
   Buffer<float> x(rows * kWidth), y(rows * kWidth), split(rows * 3 * kWidth), attended(rows * kWidth);
   Random().fill(x);
+  using Cache = CacheOf<Attention>;
+  const Sequences sequence(rows, 0);
   Pass pass = {};
-  pass.batch = 1;
-  pass.count = rows;
-  pass.positions = round_up(rows, kAttentionTile);
-  Buffer<uint8_t> cache(kHeads * Cache::kHeadBytes * pass.positions);
+  pass.batch = sequence.batch;
+  pass.page_bytes = kPage * kHeads * Cache::kHeadBytes;
+  Buffer<uint8_t> cache(static_cast<int64_t>(sequence.pages.size()) * pass.page_bytes);
   pass.cache = cache.data;
   pass.qkv = split.data;
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
     const Float32::Inputs inputs = {x.data, nullptr};
-    using Heads = Layout<kHeads, kHeads, kHeadDim>;
+    using Heads = Attention::Layout;
     const StoreQueryKeyValue<Heads, Heads::kKeys> store_qkv = {split.data, qkv.bias.data};
     const HeadPart part = head_part<kHeads>(worker);
     project_keys_and_values<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
     project_queries<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
     barrier(part.worker);
-    extend_cache<Heads>(pass, part, Cache(pass, 0), NoRotary());
-    attention<Heads>(pass, part, Cache(pass, 0), NoRotary());
+    extend_cache<Attention>(pass, part, Cache(pass, 0), {});
+    attention<Attention>(pass, part, Cache(pass, 0), {}, {});
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "inputs.h"
 #include "team.h"
@@ -77,6 +78,23 @@ void time_passes(int64_t threads, int64_t passes, double *seconds, const Work &w
           },
           &context);
 }
+
+// `count` new positions behind `past` ones in each of `batch` sequences, and the pages of their cache.
+struct Sequences {
+  std::vector<int32_t> pages;
+  std::vector<Sequence> each;
+  Batch batch;
+
+  Sequences(int64_t count, int64_t past, int64_t sequences = 1) {
+    const int64_t per_sequence = round_up(past + count, kPage) / kPage;
+    for (int64_t page = 0; page < per_sequence * sequences; ++page) pages.push_back(static_cast<int32_t>(page));
+    for (int64_t i = 0; i < sequences; ++i) {
+      each.push_back({i * count, count, past, past + count, pages.data() + i * per_sequence});
+    }
+    batch = {count * sequences, sequences, each.data()};
+  }
+  Sequences(const Sequences &) = delete;
+};
 
 struct Unchanged {
   KAOKEN_INLINE Vec apply(Vec x) { return x; }

@@ -7,7 +7,10 @@
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
 struct GEN(unit.name)_attention {
-  static constexpr int64_t kWidth = n_embd, kHeads = GEN(attention.body.heads), kKvHeads = GEN(attention.body.kv_heads), kDims = GEN(attention.body.dims);
+  static constexpr int64_t kWidth = n_embd;
+  using Layout = KAOKEN_ISA::Layout<GEN(attention.body.heads), GEN(attention.body.kv_heads), GEN(attention.body.dims)>;
+  static constexpr Sees kSees = Sees::kPast;
+  using Bias = NoBias;
   using Rotary = KAOKEN_ISA::GEN("Rotary" if attention.body.rotary else "NoRotary");
   using Norm = GEN(norms[attention.before.kind]);
   static constexpr float kEpsilon = GEN(attention.before.epsilon | float32);
@@ -47,12 +50,11 @@ GEN(arrays(unit))
   };
 //% endif
 //% endfor
-  static_assert(BlockCache<CacheType, GEN(attention.body.kv_heads), GEN(attention.body.dims)>::kHeadBytes *
-                    GEN(attention.body.kv_heads) == GEN(cache_bytes));
+  static_assert(CacheOf<GEN(unit.name)_attention>::kHeadBytes * GEN(attention.body.kv_heads) == GEN(cache_bytes));
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, cache_before,
           {GEN(packed_block.qkv | value), qkv_bias, GEN(nexts.qkv)},
-          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "")})) {
+          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "")}, {})) {
     return;
   }
   mlp<GEN(unit.name)_mlp>(

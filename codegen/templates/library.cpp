@@ -52,10 +52,11 @@ const kaoken::Model model = {
     codes,
     GEN(known | length),
     GEN(graph.width | round_up),
+    GEN(qkv_width),
     GEN(attention_width),
     GEN(inner_width),
     GEN(packed.input_bytes),
-    GEN(cache_bytes),
+    GEN(page_bytes),
 };
 
 }  // namespace

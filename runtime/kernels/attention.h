@@ -1,9 +1,12 @@
-// Causal attention over the KV cache in one pass with an online softmax (Milakov and Gimelshein, arXiv:1805.02867;
-// tiled as in FlashAttention, Dao et al., arXiv:2205.14135).
+// Attention over the KV cache with an online softmax (Milakov and Gimelshein, arXiv:1805.02867; in tiles as in
+// FlashAttention, Dao et al., arXiv:2205.14135).
 //
-// Keys and values are rounded to the cache's type (cache.h) before anything attends to them. Tiles of kAttentionTile
-// positions start at absolute multiples of it and are merged in order, and each row stops at its own position. So a
-// row's arithmetic is the same in prefill and in decode, in any batch, on any thread.
+// Keys and values are rounded to the cache's type (cache.h) before anything attends to them. The cache's pages are
+// merged in order, and each row stops where its sight ends. So a row's arithmetic is the same in prefill and in decode,
+// in any batch, on any thread.
+//
+// The traits of a block's attention have its Layout, the type of its KV cache (Cache), its Rotary and its Bias, and
+// kSees.
 #pragma once
 
 #include "cache.h"
@@ -11,6 +14,26 @@
 #include "rotary.h"
 
 namespace kaoken::KAOKEN_ISA {
+
+// The positions that a row attends to: its own and those before it, or all of its sequence.
+enum class Sees { kPast, kAll };
+
+// What is added to scores: nothing, or a value by head and distance (T5, arXiv:1910.10683), in units of log2 e.
+struct NoBias {
+  static constexpr bool kNone = true;
+  KAOKEN_MEMBER const float *row(int64_t, int64_t) const { return nullptr; }
+};
+struct DistanceBias {
+  static constexpr bool kNone = false;
+  const float *table;  // [heads][stride]: of the distance from query to key, from -limit on
+  int64_t stride;      // past the largest distance there is room for a page
+  int64_t limit;
+
+  // What a query at `position` adds to the score of key 0, and behind it of the others.
+  KAOKEN_MEMBER const float *row(int64_t head, int64_t position) const {
+    return table + head * stride + limit - position;
+  }
+};
 
 // How a row of queries, keys and values lies: Heads queries, then KvHeads keys, then as many values, of Dim floats
 // each, in whole panels. Heads / KvHeads consecutive queries share a key; a group is a key's.
@@ -70,9 +93,9 @@ KAOKEN_INLINE HeadPart head_part(const Worker &worker) {
   return {share(Groups, worker), {0, 1, worker.team}};
 }
 
-// Rows that are attended side by side; they start at multiples of it and so lie in one tile.
+// Rows that are attended side by side; they start at positions that are multiples of it and so end in one page.
 constexpr int kAttentionRows = kTileRows >= 8 ? 8 : kTileRows >= 4 ? 4 : 2;
-static_assert(kAttentionTile % kAttentionRows == 0);
+static_assert(kPage % kAttentionRows == 0);
 
 // Running maxima of up to 16 rows, and their running sums with 16 lanes a row.
 template <int Rows>
@@ -103,7 +126,7 @@ KAOKEN_INLINE void product(const typename Step::Input *x, int64_t x_stride, cons
   }
 }
 
-// What a row of probabilities [kAttentionTile] gathers from the values of positions `from` to `to`, on top of sums.
+// What a row of probabilities [kPage] gathers from the values of positions `from` to `to`, on top of sums.
 // A step that reaches past `to` takes nothing of what lies there.
 template <class Step, int64_t Dim>
 KAOKEN_INLINE void gather_rest(const typename Step::Input *p, const typename Step::Weight *values, int64_t stride,
@@ -119,14 +142,15 @@ KAOKEN_INLINE void gather_rest(const typename Step::Input *p, const typename Ste
   }
 }
 
-// A row's scores of a tile from their sums, `count` vectors of them, of which the first `valid` count. Returns the
+// A row's scores of a page from their sums, `count` vectors of them, of which the first `valid` count. Returns the
 // running maximum.
-template <class Type, int64_t Dim>
-KAOKEN_INLINE float scores_of(const typename Type::Step::Element *sums, float scale, const HeadCache<Type, Dim> &cache,
-                              int64_t begin, int64_t count, int64_t valid, float largest, float *scores) {
+template <class Traits, class Page>
+KAOKEN_INLINE float scores_of(const typename Traits::Cache::Step::Element *sums, float scale, const Page &page,
+                              const float *bias, int64_t count, int64_t valid, float largest, float *scores) {
   Vec most = broadcast(largest);
   for (int64_t i = 0; i < count * kLanes; i += kLanes) {
-    const Vec score = Type::score(sums + i, scale, cache, begin + i);
+    Vec score = Traits::Cache::score(sums + i, scale, page, i);
+    if constexpr (!Traits::Bias::kNone) score = add(score, load(bias + i));
     const Vec masked = select_first(valid - i, score, broadcast(-__builtin_inff()));
     most = max(most, masked);
     store(scores + i, masked);
@@ -134,7 +158,7 @@ KAOKEN_INLINE float scores_of(const typename Type::Step::Element *sums, float sc
   return reduce_max(most);
 }
 
-// They become probabilities relative to the maximum, with zeros up to the tile's end. Returns their sum.
+// They become probabilities relative to the maximum, with zeros up to the page's end. Returns their sum.
 KAOKEN_INLINE Vec exponentials(float *scores, int64_t count, float largest) {
   Vec sum = broadcast(0.0f);
   for (int64_t i = 0; i < count * kLanes; i += kLanes) {
@@ -142,178 +166,206 @@ KAOKEN_INLINE Vec exponentials(float *scores, int64_t count, float largest) {
     sum = add(sum, p);
     store(scores + i, p);
   }
-  for (int64_t i = count * kLanes; i < kAttentionTile; i += kLanes) store(scores + i, broadcast(0.0f));
+  for (int64_t i = count * kLanes; i < kPage; i += kLanes) store(scores + i, broadcast(0.0f));
   return sum;
 }
 
-// Merges the tile at `begin` into Rows consecutive rows, of which the first sees `valid` positions of it and each
-// further one sees one more, up to the whole tile. query: [Rows][Dim]; out: [Rows][out_stride].
-template <class Type, int Rows, int64_t Dim>
-KAOKEN_INLINE void attend_tile(const typename Type::Step::Input *query, const float *query_scales, float *out,
-                               int64_t out_stride, const HeadCache<Type, Dim> &cache, int64_t begin, int64_t valid,
-                               Softmax<Rows> &state) {
+// Merges a page into Rows consecutive rows, of which the first sees `valid` positions of it and, where a row sees the
+// past, each further one sees one more, up to the whole page. query: [Rows][Dim]; out: [Rows][out_stride]; `bias` is
+// the first row's of the page's first key.
+template <class Traits, int Rows>
+KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query, const float *query_scales, float *out,
+                               int64_t out_stride, const HeadPage<typename Traits::Cache, Traits::Layout::kDim> &page,
+                               const float *bias, bool first, int64_t valid, Softmax<Rows> &state) {
+  using Type = typename Traits::Cache;
   using Step = typename Type::Step;
   constexpr int planes = Type::kPlanes;
-  alignas(kAlignment) typename Step::Element products[Rows * kAttentionTile];
-  alignas(kAlignment) float p[Rows * kAttentionTile];
-  alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kAttentionTile];
-  alignas(kAlignment) typename Step::Element sums[Rows * planes * Dim];
-  const auto sees = [&](int64_t row) { return valid + row < kAttentionTile ? valid + row : kAttentionTile; };
+  constexpr int64_t dim = Traits::Layout::kDim;
+  alignas(kAlignment) typename Step::Element products[Rows * kPage];
+  alignas(kAlignment) float p[Rows * kPage];
+  alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kPage];
+  alignas(kAlignment) typename Step::Element sums[Rows * planes * dim];
+  const auto sees = [&](int64_t row) {
+    if constexpr (Traits::kSees != Sees::kPast) return valid;
+    return valid + row < kPage ? valid + row : kPage;
+  };
   const int64_t seen = (sees(Rows - 1) + kLanes - 1) / kLanes;  // panels
-  product<Step, Rows>(query, Dim, cache.keys + begin * Dim, Dim * kLanes, Dim / Step::kStep, products, kAttentionTile,
-                      seen);
+  product<Step, Rows>(query, dim, page.keys, dim * kLanes, dim / Step::kStep, products, kPage, seen);
 
   // In stages, since each is a chain of its own for every row and one row has to wait for itself.
   const Vec before = load(state.largest);
   for (int row = 0; row < Rows; ++row) {
-    state.largest[row] = scores_of<Type>(products + row * kAttentionTile, query_scales[row], cache, begin, seen,
-                                         sees(row), state.largest[row], p + row * kAttentionTile);
+    state.largest[row] = scores_of<Traits>(products + row * kPage, query_scales[row], page, bias - row, seen, sees(row),
+                                           state.largest[row], p + row * kPage);
   }
   alignas(kAlignment) float shrink[kLanes];
   store(shrink, exp2(sub(before, load(state.largest))));
   for (int row = 0; row < Rows; ++row) {
-    const Vec sum = exponentials(p + row * kAttentionTile, seen, state.largest[row]);
+    const Vec sum = exponentials(p + row * kPage, seen, state.largest[row]);
     state.total[row] = fma(state.total[row], broadcast(shrink[row]), sum);
   }
   float scales[Rows];
   for (int row = 0; row < Rows; ++row) {
-    scales[row] =
-        Type::probabilities(p + row * kAttentionTile, cache, begin, probabilities + row * planes * kAttentionTile);
+    scales[row] = Type::probabilities(p + row * kPage, page, probabilities + row * planes * kPage);
   }
 
   // What all rows see, together; then what each row sees beyond, so that no sum takes in a masked value.
-  const typename Type::Element *values = cache.values() + begin * kLanes;
-  const int64_t stride = cache.positions * kLanes;
+  constexpr int64_t stride = kPage * kLanes;
   const int64_t common = Type::kExact ? round_up(sees(Rows - 1), Step::kStep) : valid / Step::kStep * Step::kStep;
-  product<Step, Rows * planes>(probabilities, kAttentionTile, values, stride, common / Step::kStep, sums, Dim,
-                               Dim / kLanes);
+  product<Step, Rows * planes>(probabilities, kPage, page.values(), stride, common / Step::kStep, sums, dim,
+                               dim / kLanes);
   if constexpr (!Type::kExact) {
     for (int row = 0; row < Rows; ++row) {
       if (sees(row) == common) continue;
-      gather_rest<Step, Dim>(probabilities + row * kAttentionTile, values, stride, common, sees(row), sums + row * Dim);
+      gather_rest<Step, dim>(probabilities + row * kPage, page.values(), stride, common, sees(row), sums + row * dim);
     }
   }
   for (int row = 0; row < Rows; ++row) {
-    for (int64_t d = 0; d < Dim; d += kLanes) {
+    for (int64_t d = 0; d < dim; d += kLanes) {
       float *merged = out + row * out_stride + d;
-      const Vec sum = Type::template value<Dim>(sums + row * planes * Dim + d, scales[row]);
-      store(merged, begin == 0 ? sum : fma(load(merged), broadcast(shrink[row]), sum));
+      const Vec sum = Type::template value<dim>(sums + row * planes * dim + d, scales[row]);
+      store(merged, first ? sum : fma(load(merged), broadcast(shrink[row]), sum));
     }
   }
 }
 
-// Attends Rows consecutive rows of one sequence and head, the first at `position`, none of them in another tile.
-template <class Type, class Rotary, int Rows, int64_t Dim>
+// Attends Rows consecutive rows of one sequence and head, the first at `position`, none of which ends in another page.
+template <class Traits, int Rows, class Cache>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
-                               const HeadCache<Type, Dim> &cache, const Rotary &rotary, int64_t position) {
+                               const Cache &cache, const Sequence &sequence, int64_t head, int64_t position,
+                               const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
+  constexpr int64_t dim = Traits::Layout::kDim;
   Softmax<Rows> state;
-  alignas(kAlignment) typename Type::Step::Input queries[Rows * Dim];
+  alignas(kAlignment) typename Traits::Cache::Step::Input queries[Rows * dim];
   float scales[Rows];
   store(state.largest, broadcast(-__builtin_inff()));
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
-    alignas(kAlignment) float turned[Rotary::kNone ? kLanes : Dim];
-    const float *given = rotary.template turn<Dim>(query + row * query_stride, position + row, turned);
-    scales[row] = Type::template query<Dim>(given, queries + row * Dim);
+    alignas(kAlignment) float turned[Traits::Rotary::kNone ? kLanes : dim];
+    const float *given = rotary.template turn<dim>(query + row * query_stride, position + row, turned);
+    scales[row] = Traits::Cache::template query<dim>(given, queries + row * dim);
   }
-  for (int64_t begin = 0; begin <= position; begin += kAttentionTile) {
-    const int64_t left = position + 1 - begin;
-    attend_tile<Type, Rows, Dim>(queries, scales, out, out_stride, cache, begin,
-                                 left < kAttentionTile ? left : kAttentionTile, state);
+  const int64_t end = Traits::kSees == Sees::kPast ? position + 1 : sequence.length,
+                group = head / Traits::Layout::kShared;
+  for (int64_t begin = 0; begin < end; begin += kPage) {
+    const int64_t left = end - begin;
+    if (Rows == 1 && left > kPage) cache.prefetch(sequence, group, begin + kPage);
+    attend_page<Traits, Rows>(queries, scales, out, out_stride, cache.page(sequence, group, begin),
+                              bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
   }
   for (int row = 0; row < Rows; ++row) {
     const Vec scale = broadcast(1.0f / reduce_add(state.total[row]));
-    for (int64_t d = 0; d < Dim; d += kLanes) {
+    for (int64_t d = 0; d < dim; d += kLanes) {
       store(out + row * out_stride + d, mul(load(out + row * out_stride + d), scale));
     }
   }
 }
 
+// Deals items out to workers in turns.
+struct Turns {
+  const int64_t count;
+  int64_t left;
+  explicit Turns(const Worker &worker) : count(worker.count), left(worker.index) {}
+  KAOKEN_MEMBER bool mine() {
+    if (left-- > 0) return false;
+    left = count - 1;
+    return true;
+  }
+};
+
+template <class Traits>
+using CacheOf = BlockCache<typename Traits::Cache, Traits::Layout::kGroups, Traits::Layout::kDim>;
+
 // The keys and values of pass.qkv -> the cache. The worker that writes a group is also the one that attends with it
-// where it has groups of its own, or where there is one new position and no group has several heads; so it needs no
-// barrier before that.
-template <class Layout, class Type, class Rotary>
-void extend_cache(const Pass &pass, const HeadPart &part, const BlockCache<Type, Layout::kGroups, Layout::kDim> &cache,
-                  const Rotary &rotary) {
-  constexpr int64_t step = Type::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
-  const int64_t groups = part.groups.end - part.groups.begin;
-  for (int64_t item = part.worker.index; item < pass.batch * groups; item += part.worker.count) {
-    const int64_t sequence = item / groups, group = part.groups.begin + item % groups;
-    const auto head_cache = cache.head(sequence, group);
-    float *keys = pass.qkv + sequence * pass.count * stride + Layout::kKeys + group * dim;
-    const float *values = keys + Layout::kValues - Layout::kKeys;
-    if constexpr (!Rotary::kNone) {
-      for (int64_t i = 0; i < pass.count; ++i) {
-        rotary.template turn<dim>(keys + i * stride, pass.past + i, keys + i * stride);
+// where it has groups of its own, or where each sequence has one new position and no group has several heads; so it
+// needs no barrier before that.
+template <class Traits>
+void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &cache,
+                  const typename Traits::Rotary &rotary) {
+  using Layout = typename Traits::Layout;
+  constexpr int64_t step = Traits::Cache::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
+  Turns turns(part.worker);
+  for (int64_t i = 0; i < pass.batch.count; ++i) {
+    const Sequence &sequence = pass.batch.sequences[i];
+    for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
+      if (!turns.mine()) continue;
+      float *keys = pass.qkv + sequence.row * stride + Layout::kKeys + group * dim;
+      const float *values = keys + Layout::kValues - Layout::kKeys;
+      const int64_t end = sequence.past + sequence.count;
+      if constexpr (!Traits::Rotary::kNone) {
+        for (int64_t row = 0; row < sequence.count; ++row) {
+          rotary.template turn<dim>(keys + row * stride, sequence.past + row, keys + row * stride);
+        }
       }
-    }
-    for (int64_t position = pass.past, stored; position < pass.past + pass.count; position += stored) {
-      if (position % step == 0 && position + step <= pass.past + pass.count) {
-        Type::template store<step>(head_cache, position, keys, values, stride);
-        stored = step;
-      } else {
-        Type::template store<1>(head_cache, position, keys, values, stride);
-        stored = 1;
+      for (int64_t position = sequence.past, stored; position < end; position += stored) {
+        const auto page = cache.page(sequence, group, position);
+        if (position % step == 0 && position + step <= end) {
+          Traits::Cache::template store<step>(page, position % kPage, keys, values, stride);
+          stored = step;
+        } else {
+          Traits::Cache::template store<1>(page, position % kPage, keys, values, stride);
+          stored = 1;
+        }
+        keys += stored * stride;
+        values += stored * stride;
       }
-      keys += stored * stride;
-      values += stored * stride;
     }
   }
 }
 
-// In the last block, behind extend_cache(): all but the last position of each sequence have done their part where no
-// logits of theirs are asked for. Moves to the front what remains: hidden rows, the inputs of a matrix of Kind with
-// `Depth` inputs, and queries, where they are there already. Makes `pass`, this worker's own copy, one of a single new
-// position.
+// In the last block, behind extend_cache(): the rows that no logits are asked of have done their part. Moves to the
+// front what remains: hidden rows, the inputs of a matrix of Kind with `Depth` inputs, and queries, where they are
+// there already. Makes `pass`, this worker's own copy, one of the outputs.
 template <class Layout, class Kind, int64_t Depth, int64_t HiddenWidth>
-KAOKEN_INLINE void keep_last_positions(Pass &pass, const Worker &worker) {
-  if (pass.count == 1 || pass.logits_which != KAOKEN_LOGITS_LAST) return;
+KAOKEN_INLINE void keep_outputs(Pass &pass, const Worker &worker) {
+  if (pass.outputs.rows == pass.batch.rows) return;
   constexpr int64_t input_bytes = Kind::row_stride(Depth) * static_cast<int64_t>(sizeof(typename Kind::Input));
   auto *inputs = static_cast<char *>(pass.inputs);
   barrier(worker);
-  for (int64_t sequence = 0; worker.index == 0 && sequence < pass.batch; ++sequence) {
-    const int64_t row = (sequence + 1) * pass.count - 1;
-    __builtin_memmove(pass.hidden + sequence * HiddenWidth, pass.hidden + row * HiddenWidth,
-                      HiddenWidth * sizeof *pass.hidden);
-    __builtin_memmove(pass.qkv + sequence * Layout::kStride, pass.qkv + row * Layout::kStride,
-                      Layout::kKeys * sizeof *pass.qkv);
-    __builtin_memmove(inputs + sequence * input_bytes, inputs + row * input_bytes, input_bytes);
-    pass.input_scales[sequence] = pass.input_scales[row];
+  for (int64_t to = 0; worker.index == 0 && to < pass.outputs.rows; ++to) {
+    const int64_t row = pass.kept[to];
+    if (row == to) continue;
+    __builtin_memcpy(pass.hidden + to * HiddenWidth, pass.hidden + row * HiddenWidth,
+                     HiddenWidth * sizeof *pass.hidden);
+    __builtin_memcpy(pass.qkv + to * Layout::kStride, pass.qkv + row * Layout::kStride,
+                     Layout::kKeys * sizeof *pass.qkv);
+    __builtin_memcpy(inputs + to * input_bytes, inputs + row * input_bytes, input_bytes);
+    pass.input_scales[to] = pass.input_scales[row];
   }
   barrier(worker);
-  pass.past += pass.count - 1;
-  pass.count = 1;
+  pass.batch = pass.outputs;
 }
 
 // The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
 // that the longer ones at the end of a prompt are spread over all.
-template <class Layout, class Type, class Rotary>
-void attention(const Pass &pass, const HeadPart &part, const BlockCache<Type, Layout::kGroups, Layout::kDim> &cache,
-               const Rotary &rotary) {
+template <class Traits>
+void attention(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &cache,
+               const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
+  using Layout = typename Traits::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
-  const int64_t first_head = part.groups.begin * shared;
-  const int64_t heads = (part.groups.end - part.groups.begin) * shared;
-  if (pass.count > 1 || shared > 1) barrier(part.worker);
+  if (pass.batch.rows > pass.batch.count || shared > 1) barrier(part.worker);
 
-  const int64_t first_group = pass.past / kAttentionRows;
-  const int64_t end = pass.past + pass.count;
-  const int64_t groups = (end - 1) / kAttentionRows - first_group + 1;
-  for (int64_t item = part.worker.index; item < pass.batch * heads * groups; item += part.worker.count) {
-    const int64_t sequence = item / groups / heads, head = first_head + item / groups % heads;
-    const int64_t group = (first_group + item % groups) * kAttentionRows;
-    const HeadCache<Type, dim> head_cache = cache.head(sequence, head / shared);
-    const int64_t row = sequence * pass.count - pass.past;  // of position 0
-    const float *query = pass.qkv + row * stride + head * dim;
-    float *out = pass.attended + row * width + head * dim;
-    if (group >= pass.past && group + kAttentionRows <= end) {
-      attend_rows<Type, Rotary, kAttentionRows, dim>(query + group * stride, stride, out + group * width, width,
-                                                     head_cache, rotary, group);
-      continue;
-    }
-    for (int64_t position = group < pass.past ? pass.past : group; position < end && position < group + kAttentionRows;
-         ++position) {
-      attend_rows<Type, Rotary, 1, dim>(query + position * stride, 0, out + position * width, 0, head_cache, rotary,
-                                        position);
+  Turns turns(part.worker);
+  for (int64_t i = 0; i < pass.batch.count; ++i) {
+    const Sequence &sequence = pass.batch.sequences[i];
+    const int64_t begin = sequence.past, end = begin + sequence.count;
+    const int64_t row = sequence.row - begin;  // of position 0
+    for (int64_t head = part.groups.begin * shared; head < part.groups.end * shared; ++head) {
+      const float *query = pass.qkv + row * stride + head * dim;
+      float *out = pass.attended + row * width + head * dim;
+      for (int64_t group = begin / kAttentionRows * kAttentionRows; group < end; group += kAttentionRows) {
+        if (!turns.mine()) continue;
+        if (group >= begin && group + kAttentionRows <= end) {
+          attend_rows<Traits, kAttentionRows>(query + group * stride, stride, out + group * width, width, cache,
+                                              sequence, head, group, rotary, bias);
+          continue;
+        }
+        for (int64_t position = group < begin ? begin : group; position < end && position < group + kAttentionRows;
+             ++position) {
+          attend_rows<Traits, 1>(query + position * stride, 0, out + position * width, 0, cache, sequence, head,
+                                 position, rotary, bias);
+        }
+      }
     }
   }
 }

@@ -1,15 +1,16 @@
 // The KV cache of one block: how each type stores keys and values, and how queries and probabilities meet them.
 //
-// For each sequence and head, with C positions of capacity and D padded head dimensions, S of them to a step:
-//   keys          [C / 16][D / S][16][S]   16 positions a panel: scores are a matrix product with the query
-//   values        [D / 16][C / S][16][S]   16 dimensions a panel: the sum of values is one with the probabilities
+// It lies in pages of kPage positions P, each with all blocks and all heads of a sequence. A head's part of a page,
+// with D padded head dimensions, S of them to a step, is
+//   keys          [P / 16][D / S][16][S]   16 positions a panel: scores are a matrix product with the query
+//   values        [D / 16][P / S][16][S]   16 dimensions a panel: the sum of values is one with the probabilities
 // and where keys and values are int8, each position of each head by itself:
-//   key scales    [C] float32
-//   value scales  [C] float32
-//   key sums      [C] int32, of the integers of a key
+//   key scales    [P] float32
+//   value scales  [P] float32
+//   key sums      [P] int32, of the integers of a key
 //
 // Queries and probabilities take the type that the cache's products take: float32, bfloat16, or, for int8, inputs of 8
-// bits (kinds.h). A query is rounded as a key is. Of a tile's probabilities, many of which may be small beside the
+// bits (kinds.h). A query is rounded as a key is. Of a page's probabilities, many of which may be small beside the
 // largest, 14 bits are kept, as two planes of 7.
 #pragma once
 
@@ -18,19 +19,18 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-constexpr int64_t kTileVecs = kAttentionTile / kLanes;
+constexpr int64_t kTileVecs = kPage / kLanes;
 
-// Keys and values of one sequence and head.
+// Keys and values of one head in one page.
 template <class Type, int64_t Dim>
-struct HeadCache {
+struct HeadPage {
   using Element = typename Type::Element;
   Element *keys;
-  int64_t positions;
 
-  KAOKEN_MEMBER Element *values() const { return keys + positions * Dim; }
-  KAOKEN_MEMBER float *key_scales() const { return reinterpret_cast<float *>(keys + 2 * positions * Dim); }
-  KAOKEN_MEMBER float *value_scales() const { return key_scales() + positions; }
-  KAOKEN_MEMBER int32_t *key_sums() const { return reinterpret_cast<int32_t *>(value_scales() + positions); }
+  KAOKEN_MEMBER Element *values() const { return keys + kPage * Dim; }
+  KAOKEN_MEMBER float *key_scales() const { return reinterpret_cast<float *>(keys + 2 * kPage * Dim); }
+  KAOKEN_MEMBER float *value_scales() const { return key_scales() + kPage; }
+  KAOKEN_MEMBER int32_t *key_sums() const { return reinterpret_cast<int32_t *>(value_scales() + kPage); }
 };
 
 // A block's cache; `before` is the bytes that a position of the blocks before takes.
@@ -39,42 +39,47 @@ struct BlockCache {
   static constexpr int64_t kDim = round_up(HeadDim, kLanes);
   static constexpr int64_t kHeadBytes =
       2 * kDim * static_cast<int64_t>(sizeof(typename Type::Element)) + Type::kExtraBytes;
-  uint8_t *block;
-  int64_t positions;
+  uint8_t *block;  // in page 0
+  int64_t page_bytes;
 
   BlockCache(const Pass &pass, int64_t before)
-      : block(static_cast<uint8_t *>(pass.cache) + before * pass.positions * pass.batch), positions(pass.positions) {}
-  KAOKEN_MEMBER HeadCache<Type, kDim> head(int64_t sequence, int64_t head) const {
-    uint8_t *begin = block + (sequence * Heads + head) * kHeadBytes * positions;
-    return {reinterpret_cast<typename Type::Element *>(begin), positions};
+      : block(static_cast<uint8_t *>(pass.cache) + before * kPage), page_bytes(pass.page_bytes) {}
+  KAOKEN_MEMBER HeadPage<Type, kDim> page(const Sequence &sequence, int64_t head, int64_t position) const {
+    uint8_t *begin = block + sequence.pages[position / kPage] * page_bytes + head * kHeadBytes * kPage;
+    return {reinterpret_cast<typename Type::Element *>(begin)};
+  }
+  // Pages do not follow each other in memory, so the processor does not do this by itself.
+  KAOKEN_MEMBER void prefetch(const Sequence &sequence, int64_t head, int64_t position) const {
+    const auto *begin = reinterpret_cast<const char *>(page(sequence, head, position).keys);
+    for (int64_t i = 0; i < kHeadBytes * kPage; i += kLine) __builtin_prefetch(begin + i);
   }
 };
 
-// Writes the keys and values of Count positions, [Count][Dim] each, to their places. They are one position, or a step's
-// from a multiple of it on.
+// Writes the keys and values of Count positions of a page, [Count][Dim] each, to their places. They are one position,
+// or a step's from a multiple of it on.
 template <int64_t Count, class Type, int64_t Dim>
-KAOKEN_INLINE void scatter(const HeadCache<Type, Dim> &cache, int64_t position, const typename Type::Element *keys,
+KAOKEN_INLINE void scatter(const HeadPage<Type, Dim> &page, int64_t position, const typename Type::Element *keys,
                            const typename Type::Element *values) {
   constexpr int64_t step = Type::Step::kStep;
   for (int64_t i = 0; i < Count; ++i) {
-    auto *to = cache.keys + (position + i) / kLanes * kLanes * Dim + (position + i) % kLanes * step;
+    auto *to = page.keys + (position + i) / kLanes * kLanes * Dim + (position + i) % kLanes * step;
     for (int64_t d = 0; d < Dim; d += step) {
       __builtin_memcpy(to + d * kLanes, keys + i * Dim + d, step * sizeof *keys);
     }
   }
-  auto *to = cache.values() + position / step * step * kLanes + position % step;
+  auto *to = page.values() + position / step * step * kLanes + position % step;
   for (int64_t d = 0; d < Dim; d += kLanes) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      for (int64_t i = 0; i < Count; ++i) to[d * cache.positions + lane * step + i] = values[i * Dim + d + lane];
+      for (int64_t i = 0; i < Count; ++i) to[d * kPage + lane * step + i] = values[i * Dim + d + lane];
     }
   }
 }
 
 // Each type below has
-//   store<Count>(cache, position, keys, values, stride): Count positions' [Dim] floats, `stride` apart, into the cache
+//   store<Count>(page, position, keys, values, stride): Count positions' [Dim] floats, `stride` apart, into a page
 //   query<Dim>(q, out): a query as [Dim] inputs; returns the scale that `score` takes
-//   score(sums, scale, cache, position): 16 scores, times log2 e, from their sums
-//   probabilities(p, cache, begin, out): a tile's as [kPlanes][kAttentionTile] inputs; returns what `value` takes
+//   score(sums, scale, page, position): 16 scores, times log2 e, from their sums
+//   probabilities(p, page, out): a page's as [kPlanes][kPage] inputs; returns what `value` takes
 //   value<Dim>(sums, scale): 16 sums of values from those of [kPlanes][Dim]
 // kExact says that a probability of zero leaves a sum as it is, whatever the value.
 
@@ -99,10 +104,10 @@ struct CacheFloat32 : FloatCache {
   using Step = Float32Step;
 
   template <int64_t Count, int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheFloat32, Dim> &cache, int64_t position, const float *keys,
+  KAOKEN_INLINE void store(const HeadPage<CacheFloat32, Dim> &page, int64_t position, const float *keys,
                            const float *values, int64_t) {
     static_assert(Count == 1);
-    scatter<1>(cache, position, keys, values);
+    scatter<1>(page, position, keys, values);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, float *out) {
@@ -110,8 +115,8 @@ struct CacheFloat32 : FloatCache {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheFloat32, Dim> &, int64_t, float *out) {
-    for (int64_t i = 0; i < kAttentionTile; i += kLanes) KAOKEN_ISA::store(out + i, load(p + i));
+  KAOKEN_INLINE float probabilities(const float *p, const HeadPage<CacheFloat32, Dim> &, float *out) {
+    for (int64_t i = 0; i < kPage; i += kLanes) KAOKEN_ISA::store(out + i, load(p + i));
     return 1.0f;
   }
 };
@@ -121,7 +126,7 @@ struct CacheBFloat16 : FloatCache {
   using Step = BFloat16Step;
 
   template <int64_t Count, int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheBFloat16, Dim> &cache, int64_t position, const float *keys,
+  KAOKEN_INLINE void store(const HeadPage<CacheBFloat16, Dim> &page, int64_t position, const float *keys,
                            const float *values, int64_t stride) {
     uint16_t rounded[2][Count * Dim];
     for (int64_t i = 0; i < Count; ++i) {
@@ -130,7 +135,7 @@ struct CacheBFloat16 : FloatCache {
         store_bfloat16(rounded[1] + i * Dim + d, load(values + i * stride + d));
       }
     }
-    scatter<Count>(cache, position, rounded[0], rounded[1]);
+    scatter<Count>(page, position, rounded[0], rounded[1]);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, uint16_t *out) {
@@ -138,8 +143,8 @@ struct CacheBFloat16 : FloatCache {
     return 1.0f;
   }
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheBFloat16, Dim> &, int64_t, uint16_t *out) {
-    for (int64_t i = 0; i < kAttentionTile; i += kLanes) store_bfloat16(out + i, load(p + i));
+  KAOKEN_INLINE float probabilities(const float *p, const HeadPage<CacheBFloat16, Dim> &, uint16_t *out) {
+    for (int64_t i = 0; i < kPage; i += kLanes) store_bfloat16(out + i, load(p + i));
     return 1.0f;
   }
 };
@@ -156,15 +161,15 @@ struct CacheInt8 {
   static constexpr int kZero = 128;            // what stands for a zero in a query
 
   template <int64_t Count, int64_t Dim>
-  KAOKEN_INLINE void store(const HeadCache<CacheInt8, Dim> &cache, int64_t position, const float *keys,
+  KAOKEN_INLINE void store(const HeadPage<CacheInt8, Dim> &page, int64_t position, const float *keys,
                            const float *values, int64_t stride) {
     int8_t rounded[2][Count * Dim];
     for (int64_t i = 0; i < Count; ++i) {
-      int32_t *sum = cache.key_sums() + position + i;
-      cache.key_scales()[position + i] = round<Dim>(keys + i * stride, rounded[0] + i * Dim, sum);
-      cache.value_scales()[position + i] = round<Dim>(values + i * stride, rounded[1] + i * Dim, nullptr);
+      int32_t *sum = page.key_sums() + position + i;
+      page.key_scales()[position + i] = round<Dim>(keys + i * stride, rounded[0] + i * Dim, sum);
+      page.value_scales()[position + i] = round<Dim>(values + i * stride, rounded[1] + i * Dim, nullptr);
     }
-    scatter<Count>(cache, position, rounded[0], rounded[1]);
+    scatter<Count>(page, position, rounded[0], rounded[1]);
   }
   template <int64_t Dim>
   KAOKEN_INLINE float query(const float *q, uint8_t *out) {
@@ -176,19 +181,18 @@ struct CacheInt8 {
     return largest / 127.0f * kLog2E + reduce_add(poison);
   }
   template <int64_t Dim>
-  KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const HeadCache<CacheInt8, Dim> &cache, int64_t position) {
-    const Ints offset = mul(broadcast_int(kZero - kInputOffset), load(cache.key_sums() + position));
-    return mul(to_float(sub(load(sums), offset)), mul(broadcast(scale), load(cache.key_scales() + position)));
+  KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const HeadPage<CacheInt8, Dim> &page, int64_t position) {
+    const Ints offset = mul(broadcast_int(kZero - kInputOffset), load(page.key_sums() + position));
+    return mul(to_float(sub(load(sums), offset)), mul(broadcast(scale), load(page.key_scales() + position)));
   }
   // Times the values' scales, so that what remains of a value is its integer.
   template <int64_t Dim>
-  KAOKEN_INLINE float probabilities(const float *p, const HeadCache<CacheInt8, Dim> &cache, int64_t begin,
-                                    uint8_t *out) {
+  KAOKEN_INLINE float probabilities(const float *p, const HeadPage<CacheInt8, Dim> &page, uint8_t *out) {
     const Vec zero = broadcast(0.0f);
     Vec scaled[kTileVecs], most = zero, poison = zero;
     for (int64_t i = 0; i < kTileVecs; ++i) {
       const Vec weight = load(p + i * kLanes);
-      const Vec product = mul(weight, load(cache.value_scales() + begin + i * kLanes));
+      const Vec product = mul(weight, load(page.value_scales() + i * kLanes));
       scaled[i] = select_less(zero, weight, product, zero);  // a masked position's scale may be anything
       most = max(scaled[i], most);
       poison = fma(scaled[i], zero, poison);
@@ -198,7 +202,7 @@ struct CacheInt8 {
     Ints integers[kTileVecs];
     for (int64_t i = 0; i < kTileVecs; ++i) integers[i] = to_int(mul(scaled[i], inverse));
     store_inputs<kTileVecs>(out, [&](int64_t i) { return shift_right<7>(integers[i]); });
-    store_inputs<kTileVecs>(out + kAttentionTile, [&](int64_t i) { return bit_and(integers[i], broadcast_int(127)); });
+    store_inputs<kTileVecs>(out + kPage, [&](int64_t i) { return bit_and(integers[i], broadcast_int(127)); });
     return largest / kLargest + reduce_add(poison);
   }
   template <int64_t Dim>

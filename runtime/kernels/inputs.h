@@ -35,42 +35,17 @@ KAOKEN_INLINE typename Kind::Inputs fill_rows(const Pass &pass, const Worker &wo
   return {values, pass.input_scales};
 }
 
-// x: [rows][Width padded with zeros]; weight and bias may be null.
-template <class Norm, class Kind, int64_t Width, class Source>
-KAOKEN_INLINE typename Kind::Inputs norm_rows(const Pass &pass, const Worker &worker, int64_t rows,
-                                              OwnRow<Kind, Width> &own, float epsilon, const float *weight,
-                                              const float *bias, const Source &source) {
-  constexpr int64_t stride = round_up(Width, kLanes);
-  return fill_rows<Kind, Width>(
-      pass, worker, rows, own, [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
-        alignas(kAlignment) float normed[stride];
-        Norm::template apply<Width>(pass.hidden + source(row) * stride, normed, epsilon, weight, bias);
-        Kind::template convert<Width>(normed, inputs, scale);
-      });
-}
-
-// Rows of this pass.
-KAOKEN_INLINE int64_t rows(const Pass &pass) { return pass.batch * pass.count; }
-
-// The normalized rows of the residual stream.
+// The normalized rows of the residual stream; weight and bias may be null.
 template <class Norm, class Kind, int64_t Width>
 KAOKEN_INLINE typename Kind::Inputs normed(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
-                                           float epsilon) {
-  return norm_rows<Norm, Kind, Width>(pass, worker, rows(pass), own, epsilon, nullptr, nullptr,
-                                      [](int64_t row) { return row; });
-}
-
-// Rows that the head reads: every one, or the last of each sequence.
-KAOKEN_INLINE int64_t head_rows(const Pass &pass) {
-  return pass.logits_which == KAOKEN_LOGITS_ALL ? rows(pass) : pass.batch;
-}
-
-template <class Norm, class Kind, int64_t Width>
-KAOKEN_INLINE typename Kind::Inputs final_norm(const Pass &pass, const Worker &worker, OwnRow<Kind, Width> &own,
-                                               float epsilon, const float *weight, const float *bias) {
-  const int64_t step = pass.logits_which == KAOKEN_LOGITS_ALL ? 1 : pass.count;
-  return norm_rows<Norm, Kind, Width>(pass, worker, head_rows(pass), own, epsilon, weight, bias,
-                                      [&](int64_t row) { return row * step + step - 1; });
+                                           float epsilon, const float *weight = nullptr, const float *bias = nullptr) {
+  constexpr int64_t stride = round_up(Width, kLanes);
+  return fill_rows<Kind, Width>(
+      pass, worker, pass.batch.rows, own, [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
+        alignas(kAlignment) float normed[stride];
+        Norm::template apply<Width>(pass.hidden + row * stride, normed, epsilon, weight, bias);
+        Kind::template convert<Width>(normed, inputs, scale);
+      });
 }
 
 // Rows as they are, [rows][Depth padded with zeros].
@@ -80,7 +55,7 @@ KAOKEN_INLINE typename Kind::Inputs converted(const Pass &pass, const Worker &wo
   if constexpr (Kind::kFloatInputs) {
     return {x, nullptr};
   } else {
-    return fill_rows<Kind, Depth>(pass, worker, rows(pass), own,
+    return fill_rows<Kind, Depth>(pass, worker, pass.batch.rows, own,
                                   [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
                                     Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs, scale);
                                   });

@@ -118,13 +118,12 @@ struct AddResidual {
 // Logits of the panels from `first` on, cut at the vocabulary's end. `bias` is null where the head has none.
 template <int64_t Vocabulary>
 struct StoreLogits {
-  const Pass &pass;
+  float *logits;  // [rows][Vocabulary]
   int64_t first;
   const float *bias;
   KAOKEN_MEMBER void operator()(int64_t row, int64_t panel, Vec sum) const {
-    const int64_t per_sequence = pass.logits_which == KAOKEN_LOGITS_ALL ? pass.count : 1;
     const int64_t token = (first + panel) * kLanes;
-    float *out = pass.logits + row / per_sequence * pass.logits_stride + row % per_sequence * Vocabulary + token;
+    float *out = logits + row * Vocabulary + token;
     if (bias) sum = add(sum, load(bias + token));
     if (token + kLanes <= Vocabulary) return store(out, sum);
     float lanes[kLanes];

@@ -88,15 +88,59 @@ kaoken_status session_append(kaoken_session *session, const int64_t *ids, int64_
   });
 }
 
-kaoken_status generation_create(kaoken_session *session, const int64_t *ids, int64_t count,
+kaoken_status session_step(kaoken_session *session, const kaoken_step *step) {
+  return guard([&] {
+    require(session, "session");
+    require(step, "step");
+    require_size(step->size, sizeof *step, "step");
+    session->step(*step);
+  });
+}
+
+int64_t session_slot_length(const kaoken_session *session, int64_t slot) {
+  return slot >= 0 && slot < session->batch() ? session->length(slot) : -1;
+}
+
+kaoken_status session_slot_rewind(kaoken_session *session, int64_t slot, int64_t length) {
+  return guard([&] {
+    require(session, "session");
+    session->rewind(slot, length);
+  });
+}
+
+kaoken_status session_fork(kaoken_session *session, int64_t from, int64_t to) {
+  return guard([&] {
+    require(session, "session");
+    session->fork(from, to);
+  });
+}
+
+// `lengths(session)` is made once the session is known to be there.
+template <class Lengths>
+kaoken_status create_generation(kaoken_session *session, const int64_t *ids, const Lengths &lengths,
                                 const kaoken_generation_options *options, kaoken_generation **generation) {
   return guard([&] {
     require(session, "session");
     require(options, "options");
     require(generation, "generation");
     require_size(options->size, sizeof *options, "options");
-    *generation = new kaoken_generation(*session, ids, count, *options);
+    *generation = new kaoken_generation(*session, ids, lengths(static_cast<size_t>(session->batch())), *options);
   });
+}
+
+kaoken_status generation_create(kaoken_session *session, const int64_t *ids, int64_t count,
+                                const kaoken_generation_options *options, kaoken_generation **generation) {
+  return create_generation(
+      session, ids, [&](size_t batch) { return std::vector<int64_t>(batch, count); }, options, generation);
+}
+
+kaoken_status generation_create_ragged(kaoken_session *session, const int64_t *ids, const int64_t *lengths,
+                                       const kaoken_generation_options *options, kaoken_generation **generation) {
+  const auto copy = [&](size_t batch) {
+    require(lengths, "lengths");
+    return std::vector<int64_t>(lengths, lengths + batch);
+  };
+  return create_generation(session, ids, copy, options, generation);
 }
 
 kaoken_status generation_next(kaoken_generation *generation, int64_t *tokens, int32_t *done) {
@@ -128,10 +172,28 @@ kaoken_status session_create(const Model &model, const kaoken_session_options *o
 
 kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
   return {
-      sizeof(kaoken_model_api), KAOKEN_ABI_VERSION, &model.info,       last_error,      create,
-      session_destroy,          session_length,     session_threads,   session_isa,     session_executed_isa,
-      session_rewind,           session_append,     generation_create, generation_next, generation_destroy,
-      session_isa_reason,       set_cores,
+      sizeof(kaoken_model_api),
+      KAOKEN_ABI_VERSION,
+      &model.info,
+      last_error,
+      create,
+      session_destroy,
+      session_length,
+      session_threads,
+      session_isa,
+      session_executed_isa,
+      session_rewind,
+      session_append,
+      generation_create,
+      generation_next,
+      generation_destroy,
+      session_isa_reason,
+      set_cores,
+      session_step,
+      session_slot_length,
+      session_slot_rewind,
+      session_fork,
+      generation_create_ragged,
   };
 }
 

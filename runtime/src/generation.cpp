@@ -14,10 +14,10 @@ void check(const kaoken_generation_options &options, const Model &model) {
                 "max_new_tokens is " + std::to_string(options.max_new_tokens) + "; it must be at least 1");
   }
   if (options.eos_count > 0 && !options.eos_token_ids) throw Error(KAOKEN_INVALID_ARGUMENT, "eos_token_ids is null");
-  if (options.eos_count > 0 && (options.pad_token_id < 0 || options.pad_token_id >= model.info.vocab_size)) {
+  if (options.eos_count > 0 && (options.pad_token_id < -1 || options.pad_token_id >= model.info.vocab_size)) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "pad_token_id is " + std::to_string(options.pad_token_id) +
                                              "; it must be in the vocabulary, 0 to " +
-                                             std::to_string(model.info.vocab_size - 1));
+                                             std::to_string(model.info.vocab_size - 1) + ", or -1");
   }
   if (!options.do_sample) return;
   if (!(options.temperature > 0) || !std::isfinite(options.temperature)) {
@@ -34,54 +34,81 @@ void check(const kaoken_generation_options &options, const Model &model) {
   }
 }
 
-// How many tokens a generation may add to each sequence.
-int64_t checked_steps(const Session &session, int64_t count, const kaoken_generation_options &options) {
+// How many tokens a generation may add to the sequence with the most room, once `lengths` are appended.
+int64_t checked_steps(const Session &session, const std::vector<int64_t> &lengths,
+                      const kaoken_generation_options &options) {
   check(options, session.model());
   const int64_t n_positions = session.model().info.n_positions;
-  const int64_t room = n_positions - session.length() - std::max<int64_t>(count, 0);
-  if (count >= 1 && room == 0) {
+  int64_t room = 0;
+  for (int64_t slot = 0; slot < session.batch(); ++slot) {
+    if (lengths[slot] < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
+    room = std::max(room, n_positions - session.length(slot) - std::min(lengths[slot], n_positions));
+  }
+  if (room == 0) {
     throw Error(KAOKEN_CONTEXT_FULL, "the prompt fills the model's " + std::to_string(n_positions) +
                                          " positions and leaves no room to generate; give a shorter one");
   }
-  const int64_t steps = std::min(options.max_new_tokens, room);
-  if (steps > 0) session.check_memory(count + steps, 1);
-  return steps;
+  return std::min(options.max_new_tokens, room);
 }
 
 }  // namespace
 
-Generation::Generation(Session &session, const int64_t *ids, int64_t count, const kaoken_generation_options &options)
+Generation::Generation(Session &session, const int64_t *ids, std::vector<int64_t> lengths,
+                       const kaoken_generation_options &options)
     : session_(session),
-      left_(checked_steps(session, count, options)),
+      left_(checked_steps(session, lengths, options)),
       eos_(options.eos_token_ids, options.eos_token_ids + (options.eos_token_ids ? options.eos_count : 0)),
       pad_(options.pad_token_id),
       sampler_(options, session.batch(), session.model().info.vocab_size, session.threads()),
-      logits_(static_cast<size_t>(session.batch() * session.model().info.vocab_size)),
-      tokens_(static_cast<size_t>(session.batch())),
-      finished_(static_cast<size_t>(session.batch()), false) {
-  session.append(ids, count, KAOKEN_LOGITS_LAST, logits_.data(), false);
+      lengths_(std::move(lengths)) {
+  const size_t batch = lengths_.size();
+  tokens_.reserve(batch);
+  slots_.resize(batch);
+  ids_.resize(batch);
+  std::vector<int64_t> outputs(batch);
+  for (size_t slot = 0; slot < batch; ++slot) {
+    const auto length = session.length(static_cast<int64_t>(slot)) + lengths_[slot];
+    outputs[slot] = length < session.model().info.n_positions;
+    if (outputs[slot]) tokens_.push_back({slot, length, 0});
+  }
+  kaoken_step prompts = {sizeof prompts, session.batch(), nullptr, lengths_.data(), ids, outputs.data(), nullptr};
+  session.check_memory(prompts, left_, session.batch());
+  logits_.resize(batch * static_cast<size_t>(session.model().info.vocab_size));
+  prompts.logits = logits_.data();
+  session.step(prompts, false);
+  lengths_.assign(batch, 1);
 }
 
 bool Generation::next(int64_t *tokens) {
   if (left_ == 0) throw Error(KAOKEN_INVALID_ARGUMENT, "this generation is done; start another");
   if (!tokens) throw Error(KAOKEN_INVALID_ARGUMENT, "tokens is null");
-  if (pending_) session_.append(tokens_.data(), 1, KAOKEN_LOGITS_LAST, logits_.data(), false);
+  if (pending_) {
+    const auto count = static_cast<int64_t>(tokens_.size());
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      slots_[i] = static_cast<int64_t>(tokens_[i].row);
+      ids_[i] = tokens_[i].id;
+    }
+    session_.step({sizeof(kaoken_step), count, slots_.data(), lengths_.data(), ids_.data(), nullptr, logits_.data()},
+                  false);
+  }
   pending_ = false;
   const int64_t left = left_ - 1;
   left_ = 0;
-  sampler_.choose(session_, logits_.data(), finished_, session_.length(), tokens_.data());
-  bool all_finished = true;
-  for (size_t row = 0; row < finished_.size(); ++row) {
-    if (finished_[row]) tokens_[row] = pad_;
-    finished_[row] = finished_[row] || is_eos(tokens_[row]);
-    all_finished = all_finished && finished_[row];
-    tokens[row] = tokens_[row];
-  }
+  for (Sampler::Token &token : tokens_) token.position = session_.length(static_cast<int64_t>(token.row));
+  sampler_.choose(session_, logits_.data(), tokens_);
+  std::fill(tokens, tokens + session_.batch(), pad_);
+  for (const Sampler::Token &token : tokens_) tokens[token.row] = token.id;
+  const auto end = std::remove_if(tokens_.begin(), tokens_.end(), [&](const auto &each) { return has_finished(each); });
+  tokens_.erase(end, tokens_.end());
   pending_ = true;
-  left_ = all_finished ? 0 : left;
+  left_ = tokens_.empty() ? 0 : left;
   return left_ == 0;
 }
 
-bool Generation::is_eos(int64_t token) const { return std::find(eos_.begin(), eos_.end(), token) != eos_.end(); }
+// Whether a sequence ends with this token, or has no room for one more behind it.
+bool Generation::has_finished(const Sampler::Token &token) const {
+  return std::find(eos_.begin(), eos_.end(), token.id) != eos_.end() ||
+         token.position + 1 >= session_.model().info.n_positions;
+}
 
 }  // namespace kaoken

@@ -72,19 +72,18 @@ Sampler::Sampler(const kaoken_generation_options &options, int64_t batch, int64_
 
 Sampler::~Sampler() = default;
 
-void Sampler::choose(Session &session, float *logits, const std::vector<bool> &finished, int64_t position,
-                     int64_t *tokens) {
-  position_ = static_cast<uint32_t>(position);
+void Sampler::choose(Session &session, float *logits, std::vector<Token> &tokens) {
   open_ = 0;
-  for (size_t row = 0; row < finished.size(); ++row) {
-    if (finished[row]) continue;
+  for (const Token &token : tokens) {
     const size_t block = open_ * static_cast<size_t>(blocks_);
-    rows_[open_++] = {logits + static_cast<int64_t>(row) * vocab_size_,
-                      maxima_.data() + block,
-                      do_sample_ ? sums_.data() + block : nullptr,
-                      row,
-                      0,
-                      0};
+    rows_[open_] = {logits + static_cast<int64_t>(open_) * vocab_size_,
+                    maxima_.data() + block,
+                    do_sample_ ? sums_.data() + block : nullptr,
+                    token.row,
+                    static_cast<uint32_t>(token.position),
+                    0,
+                    0};
+    ++open_;
   }
   struct Job {
     Sampler &sampler;
@@ -96,15 +95,15 @@ void Sampler::choose(Session &session, float *logits, const std::vector<bool> &f
         job.sampler.work(job.code, worker);
       },
       &job);
-  for (size_t row = 0, next = 0; row < finished.size(); ++row) {
-    if (finished[row]) continue;
-    if (rows_[next].largest == -kInfinity) {
-      throw Error(KAOKEN_INTERNAL, "no logit of sequence " + std::to_string(row) + " at position " +
-                                       std::to_string(position) +
+  const Row *row = rows_.data();
+  for (Token &token : tokens) {
+    if (row->largest == -kInfinity) {
+      throw Error(KAOKEN_INTERNAL, "no logit of sequence " + std::to_string(token.row) + " at position " +
+                                       std::to_string(token.position) +
                                        " is a number: the model's arithmetic overflowed; check the checkpoint for "
                                        "infinities and NaN");
     }
-    tokens[row] = rows_[next++].token;
+    token.id = (row++)->token;
   }
 }
 
@@ -201,7 +200,7 @@ float Sampler::kth_largest_weight(const SamplingCode &code, const float *weights
 int64_t Sampler::draw(const SamplingCode &code, const Row &row, float *weights, int64_t count) const {
   const double limit = top_p_ * total(row.sums, count);
   for (uint32_t attempt = 0;; ++attempt) {
-    const int64_t token = pick(row, weights, count, uniform(seed_, row.number, position_, attempt));
+    const int64_t token = pick(row, weights, count, uniform(seed_, row.number, row.position, attempt));
     if (top_p_ >= 1) return token;
     const float weight = weights[token];
     const int64_t block = token / kSampleBlock, end = std::min((block + 1) * kSampleBlock, count);

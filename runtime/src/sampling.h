@@ -21,12 +21,20 @@ double uniform(uint64_t seed, uint64_t row, uint32_t position, uint32_t attempt)
 // them.
 class Sampler {
  public:
+  // A token to choose: the row of logits behind the previous one's is its. Draws depend on the seed, `row` and
+  // `position`.
+  struct Token {
+    uint64_t row;  // of the batch
+    int64_t position;
+    int64_t id;  // once it is chosen
+  };
+
   Sampler(const kaoken_generation_options &options, int64_t batch, int64_t vocab_size, int workers);
   ~Sampler();
 
-  // Chooses for every row that is not finished from logits [batch, vocab_size], which are overwritten. Draws depend on
-  // the seed, the row and `position`. Raises Error where a row holds nothing larger than -infinity. Allocates nothing.
-  void choose(Session &session, float *logits, const std::vector<bool> &finished, int64_t position, int64_t *tokens);
+  // Chooses from logits [tokens, vocab_size], which are overwritten; at most `batch` tokens. Raises Error where a row
+  // holds nothing larger than -infinity. Allocates nothing.
+  void choose(Session &session, float *logits, std::vector<Token> &tokens);
 
  private:
   struct Row {
@@ -34,6 +42,7 @@ class Sampler {
     float *maxima;    // [blocks]
     float *sums;      // [blocks], of the weights
     uint64_t number;  // in the batch
+    uint32_t position;
     float largest;
     int64_t token;
   };
@@ -56,8 +65,7 @@ class Sampler {
   const uint64_t seed_;
   const bool few_;  // so few tokens are kept that most blocks hold none of them
   std::vector<Row> rows_;
-  size_t open_ = 0;        // rows in use
-  uint32_t position_ = 0;  // of the tokens to choose
+  size_t open_ = 0;  // rows in use
   std::vector<float> maxima_, sums_;
   std::vector<std::unique_ptr<Scratch>> scratch_;
 };

@@ -15,19 +15,26 @@
 namespace kaoken {
 namespace {
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // Bytes of scratch for each row of a pass.
 int64_t scratch_bytes(const Model &model) {
-  const int64_t floats = model.hidden_width + 4 * model.attention_width + model.inner_width;
+  const int64_t floats = model.hidden_width + model.qkv_width + model.attention_width + model.inner_width;
   return floats * static_cast<int64_t>(sizeof(float)) + model.input_bytes + static_cast<int64_t>(sizeof(RowScale));
 }
 
-size_t arena_bytes(const Model &model, int64_t batch, int64_t capacity, int64_t rows) {
-  const double bytes =
-      static_cast<double>(batch) * capacity * model.cache_bytes + static_cast<double>(rows) * scratch_bytes(model);
+int64_t cache_bytes(const Model &model, int64_t batch) {
+  return Pages::count(batch, model.info.n_positions) * model.page_bytes;
+}
+
+size_t arena_bytes(const Model &model, int64_t batch, int64_t rows) {
+  const double pages = static_cast<double>(batch) * (model.info.n_positions / kPage + 1);
+  const double bytes = pages * model.page_bytes + static_cast<double>(rows) * scratch_bytes(model);
   if (bytes > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
-  return static_cast<size_t>(batch * capacity * model.cache_bytes + rows * scratch_bytes(model));
+  return static_cast<size_t>(cache_bytes(model, batch) + rows * scratch_bytes(model));
+}
+
+Error cannot_rewind(int64_t length, const std::string &what, int64_t held) {
+  return Error(KAOKEN_INVALID_ARGUMENT,
+               "cannot rewind to " + std::to_string(length) + " positions: " + what + " holds " + std::to_string(held));
 }
 
 int64_t checked_batch(int64_t batch) {
@@ -108,96 +115,169 @@ Session::Session(const Model &model, int64_t batch, int threads, const char *isa
     : model_(model),
       choice_(choose_code(model, isa)),
       batch_(checked_batch(batch)),
-      capacity_(round_up(model.info.n_positions, kAttentionTile)),
       pass_rows_(std::max(kPassRows, batch)),
-      pass_ids_(static_cast<size_t>(pass_rows_)),
-      arena_(arena_bytes(model, batch, capacity_, pass_rows_)),
-      team_(checked_threads(threads)) {}
-
-void Session::rewind(int64_t length) {
-  if (length < 0 || length > length_) {
-    throw Error(KAOKEN_INVALID_ARGUMENT, "cannot rewind to " + std::to_string(length) +
-                                             " positions: the session holds " + std::to_string(length_));
-  }
-  length_ = length;
+      arena_(arena_bytes(model, batch, pass_rows_)),
+      pages_(arena_.data(), model.page_bytes, batch, model.info.n_positions),
+      ids_(static_cast<size_t>(pass_rows_)),
+      kept_(ids_.size()),
+      team_(checked_threads(threads)) {
+  sequences_.reserve(static_cast<size_t>(batch));
+  outputs_.reserve(static_cast<size_t>(batch));
 }
 
-void Session::check_memory(int64_t count, int64_t rows) const {
-  const int64_t positions = round_up(std::min(length_ + count, model_.info.n_positions), kAttentionTile);
-  double row = static_cast<double>(rows) * model_.info.vocab_size * sizeof(float);
-  row += static_cast<double>(std::max<int64_t>(positions - touched_, 0)) * model_.cache_bytes;
-  double bytes = row * batch_;
-  if (touched_ == 0) bytes += static_cast<double>(std::min(pass_rows_, batch_ * count)) * scratch_bytes(model_);
+int64_t Session::length() const {
+  int64_t longest = 0;
+  for (int64_t slot = 0; slot < batch_; ++slot) longest = std::max(longest, length(slot));
+  return longest;
+}
+
+void Session::rewind(int64_t slot, int64_t length) {
+  check_slot(slot);
+  if (length < 0 || length > this->length(slot)) throw cannot_rewind(length, "the slot", this->length(slot));
+  pages_.rewind(slot, length);
+}
+
+void Session::rewind(int64_t length) {
+  if (length < 0 || length > this->length()) throw cannot_rewind(length, "the session", this->length());
+  for (int64_t slot = 0; slot < batch_; ++slot) pages_.rewind(slot, std::min(length, this->length(slot)));
+}
+
+void Session::fork(int64_t from, int64_t to) {
+  check_slot(from);
+  check_slot(to);
+  pages_.fork(from, to);
+}
+
+void Session::check_slot(int64_t slot) const {
+  if (slot >= 0 && slot < batch_) return;
+  throw Error(KAOKEN_INVALID_ARGUMENT,
+              "there is no slot " + std::to_string(slot) + "; the session's are 0 to " + std::to_string(batch_ - 1));
+}
+
+void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits) const {
+  int64_t pages = -pages_.spare(), rows = 0, longest = 0;
+  for (int64_t i = 0; i < step.count; ++i) {
+    const int64_t slot = step.slots ? step.slots[i] : i, length = this->length(slot);
+    const int64_t count = std::min(step.lengths[i] + more, model_.info.n_positions - length);
+    pages += pages_.needed(slot, count);
+    rows += step.lengths[i];
+    longest = std::max(longest, length + count);
+  }
+  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.page_bytes;
+  bytes += static_cast<double>(logits) * model_.info.vocab_size * sizeof(float);
+  if (executed_isa_[0] == 0) bytes += static_cast<double>(std::min(pass_rows_, rows)) * scratch_bytes(model_);
   if (bytes <= kUncheckedMemory) return;
   const double available = available_memory();
   if (bytes <= available) return;
-  throw Error(KAOKEN_OUT_OF_MEMORY, "a batch of " + std::to_string(batch_) + " with " +
-                                        std::to_string(length_ + count) + " positions needs " + in_gib(bytes) +
-                                        " more, and " + in_gib(available) +
+  throw Error(KAOKEN_OUT_OF_MEMORY, "a batch of " + std::to_string(step.count) + " with " + std::to_string(longest) +
+                                        " positions needs " + in_gib(bytes) + " more, and " + in_gib(available) +
                                         " are available; use a smaller batch or shorter sequences");
 }
 
-void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits, bool fresh) {
-  check(ids, count, which, logits);
-  check_memory(count, !fresh || which == KAOKEN_LOGITS_NONE ? 0 : which == KAOKEN_LOGITS_ALL ? count : 1);
-  touched_ = std::max(touched_, round_up(length_ + count, kAttentionTile));
-  const int64_t vocab_size = model_.info.vocab_size;
-  const int64_t step = std::max<int64_t>(1, pass_rows_ / batch_);
-  Pass pass = lay_out();
-  for (int64_t done = 0; done < count; done += pass.count) {
-    pass.past = length_;
-    pass.count = std::min(step, count - done);
-    for (int64_t row = 0; row < batch_ * pass.count; ++row) {
-      pass_ids_[row] = static_cast<int32_t>(ids[row / pass.count * count + done + row % pass.count]);
-    }
-    const bool last = done + pass.count == count;
-    pass.logits_which = which == KAOKEN_LOGITS_LAST && !last ? KAOKEN_LOGITS_NONE : which;
-    pass.logits_stride = which == KAOKEN_LOGITS_ALL ? count * vocab_size : vocab_size;
-    pass.logits = which == KAOKEN_LOGITS_ALL ? logits + done * vocab_size : logits;
-    run(pass);
-    length_ += pass.count;
-  }
-}
-
-void Session::check(const int64_t *ids, int64_t count, int32_t which, const float *logits) const {
+void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
   if (count < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
-  if (!ids) throw Error(KAOKEN_INVALID_ARGUMENT, "ids is null");
   if (which < KAOKEN_LOGITS_NONE || which > KAOKEN_LOGITS_ALL) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "which is " + std::to_string(which) + "; it must be a KAOKEN_LOGITS_ value");
   }
-  if (which != KAOKEN_LOGITS_NONE && !logits) throw Error(KAOKEN_INVALID_ARGUMENT, "logits is null");
-  if (count > model_.info.n_positions - length_) {
-    throw Error(KAOKEN_CONTEXT_FULL, std::to_string(count) + " tokens behind " + std::to_string(length_) +
-                                         " pass the model's " + std::to_string(model_.info.n_positions) +
-                                         " positions; give fewer, or start a new session");
+  counts_.assign(static_cast<size_t>(batch_), count);
+  which_.assign(counts_.size(), which == KAOKEN_LOGITS_NONE ? 0 : which == KAOKEN_LOGITS_ALL ? count : 1);
+  step({sizeof(kaoken_step), batch_, nullptr, counts_.data(), ids, which_.data(), logits});
+}
+
+void Session::step(const kaoken_step &step, bool fresh) {
+  check(step);
+  const auto slot_of = [&](int64_t i) { return step.slots ? step.slots[i] : i; };
+  const auto outputs_of = [&](int64_t i) { return step.outputs ? step.outputs[i] : 1; };
+  int64_t logits = 0;
+  for (int64_t i = 0; i < step.count; ++i) logits += outputs_of(i);
+  check_memory(step, 0, fresh ? logits : 0);
+  for (int64_t i = 0; i < step.count; ++i) pages_.reserve(slot_of(i), step.lengths[i]);
+
+  const int64_t *ids = step.ids;
+  Pass pass = lay_out();
+  pass.logits = step.logits;
+  for (int64_t i = 0; i < step.count; ++i) {
+    for (int64_t left = step.lengths[i], count; left > 0; left -= count, ids += count) {
+      if (pass.batch.rows == pass_rows_) run(pass);
+      count = std::min(left, pass_rows_ - pass.batch.rows);
+      add(pass, slot_of(i), count, std::clamp<int64_t>(outputs_of(i) - (left - count), 0, count), ids);
+    }
   }
-  for (int64_t i = 0; i < batch_ * count; ++i) {
-    if (ids[i] >= 0 && ids[i] < model_.info.vocab_size) continue;
-    throw Error(KAOKEN_TOKEN_OUT_OF_RANGE, "token id " + std::to_string(ids[i]) + " at sequence " +
-                                               std::to_string(i / count) + ", position " + std::to_string(i % count) +
-                                               " is outside the vocabulary, 0 to " +
-                                               std::to_string(model_.info.vocab_size - 1));
+  run(pass);
+}
+
+// Adds the next tokens of a sequence to a pass that has room for them; of the last `outputs` logits are asked.
+void Session::add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids) {
+  const int64_t past = length(slot), first = pass.batch.rows;
+  std::copy(ids, ids + count, ids_.begin() + first);
+  sequences_.push_back({first, count, past, past + count, pages_.of(slot)});
+  if (outputs) {
+    outputs_.push_back({pass.outputs.rows, outputs, past + count - outputs, past + count, pages_.of(slot)});
+  }
+  for (int64_t i = count - outputs; i < count; ++i) kept_[pass.outputs.rows++] = first + i;
+  pass.batch.rows += count;
+  pages_.extend(slot, count);
+}
+
+void Session::check(const kaoken_step &step) const {
+  if (!step.lengths) throw Error(KAOKEN_INVALID_ARGUMENT, "lengths is null");
+  if (!step.ids) throw Error(KAOKEN_INVALID_ARGUMENT, "ids is null");
+  if (step.count < 1 || step.count > batch_) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "count is " + std::to_string(step.count) +
+                                             "; it must be from 1 to the session's batch, which is " +
+                                             std::to_string(batch_));
+  }
+  const int64_t *ids = step.ids;
+  for (int64_t i = 0, before = -1; i < step.count; ++i) {
+    const int64_t slot = step.slots ? step.slots[i] : i, count = step.lengths[i];
+    check_slot(slot);
+    if (slot <= before) throw Error(KAOKEN_INVALID_ARGUMENT, "slots are not ascending; name each once, in order");
+    before = slot;
+    if (count < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
+    const int64_t outputs = step.outputs ? step.outputs[i] : 1;
+    if (outputs < 0 || outputs > count) {
+      throw Error(KAOKEN_INVALID_ARGUMENT, "outputs is " + std::to_string(outputs) + "; it must be from 0 to the " +
+                                               std::to_string(count) + " tokens of its sequence");
+    }
+    if (outputs && !step.logits) throw Error(KAOKEN_INVALID_ARGUMENT, "logits is null");
+    if (count > model_.info.n_positions - length(slot)) {
+      throw Error(KAOKEN_CONTEXT_FULL, std::to_string(count) + " tokens behind " + std::to_string(length(slot)) +
+                                           " pass the model's " + std::to_string(model_.info.n_positions) +
+                                           " positions; give fewer, or start a new session");
+    }
+    for (int64_t position = 0; position < count; ++position, ++ids) {
+      if (*ids >= 0 && *ids < model_.info.vocab_size) continue;
+      throw Error(KAOKEN_TOKEN_OUT_OF_RANGE, "token id " + std::to_string(*ids) + " at sequence " + std::to_string(i) +
+                                                 ", position " + std::to_string(position) +
+                                                 " is outside the vocabulary, 0 to " +
+                                                 std::to_string(model_.info.vocab_size - 1));
+    }
   }
 }
 
 // The arena: the cache, then the rows of a pass. Each part is a multiple of kAlignment.
 Pass Session::lay_out() const {
   Pass pass = {};
-  pass.batch = batch_;
-  pass.positions = capacity_;
-  pass.ids = pass_ids_.data();
+  pass.ids = ids_.data();
+  pass.kept = kept_.data();
   pass.executed_isa = "";
   pass.cache = arena_.data();
-  pass.inputs = static_cast<char *>(pass.cache) + batch_ * capacity_ * model_.cache_bytes;
+  pass.page_bytes = model_.page_bytes;
+  pass.inputs = static_cast<char *>(pass.cache) + cache_bytes(model_, batch_);
   pass.hidden = reinterpret_cast<float *>(static_cast<char *>(pass.inputs) + pass_rows_ * model_.input_bytes);
   pass.qkv = pass.hidden + pass_rows_ * model_.hidden_width;
-  pass.attended = pass.qkv + 3 * pass_rows_ * model_.attention_width;
+  pass.attended = pass.qkv + pass_rows_ * model_.qkv_width;
   pass.inner = pass.attended + pass_rows_ * model_.attention_width;
   pass.input_scales = reinterpret_cast<RowScale *>(pass.inner + pass_rows_ * model_.inner_width);
   return pass;
 }
 
+// Runs a pass and empties it.
 void Session::run(Pass &pass) {
+  pass.batch.count = static_cast<int64_t>(sequences_.size());
+  pass.batch.sequences = sequences_.data();
+  pass.outputs.count = static_cast<int64_t>(outputs_.size());
+  pass.outputs.sequences = outputs_.data();
   struct Job {
     const Code &code;
     Pass &pass;
@@ -209,6 +289,10 @@ void Session::run(Pass &pass) {
       },
       &job);
   executed_isa_ = pass.executed_isa;
+  pass.logits += pass.outputs.rows * model_.info.vocab_size;
+  pass.batch.rows = pass.outputs.rows = 0;
+  sequences_.clear();
+  outputs_.clear();
 }
 
 }  // namespace kaoken

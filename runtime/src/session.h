@@ -6,6 +6,7 @@
 
 #include "isa.h"
 #include "kaoken/pass.h"
+#include "pages.h"
 #include "team.h"
 
 namespace kaoken {
@@ -30,21 +31,29 @@ class Session {
   // `isa` null: KAOKEN_ISA, else the best that this machine has. Raises Error.
   Session(const Model &model, int64_t batch, int threads, const char *isa);
 
-  // Appends ids [batch, count] to every sequence and writes the logits that `which` asks for (kaoken.h). Everything is
-  // checked before anything changes. Raises Error.
-  // `fresh` logits are memory that may not have been touched yet.
-  void append(const int64_t *ids, int64_t count, int32_t which, float *logits, bool fresh = true);
-  void rewind(int64_t length);
+  // Appends tokens to sequences and writes the logits that are asked of (kaoken.h). Everything is checked before
+  // anything changes. Raises Error. `fresh` logits are memory that may not have been touched yet.
+  void step(const kaoken_step &step, bool fresh = true);
+  // The same with ids [batch, count] and logits as `which` says.
+  void append(const int64_t *ids, int64_t count, int32_t which, float *logits);
 
-  // Raises Error where the memory is not available for `count` more positions and for the logits of `rows` of them.
-  void check_memory(int64_t count, int64_t rows) const;
+  // Forgets all but the first `length` positions, of one sequence or of all. Raises Error.
+  void rewind(int64_t slot, int64_t length);
+  void rewind(int64_t length);
+  // Makes the sequence of one slot a copy of another's. Raises Error.
+  void fork(int64_t from, int64_t to);
+
+  // Raises Error where the memory is not available for each slot's new positions, lengths[i] of slots[i] and `more`,
+  // and for `logits` rows of logits.
+  void check_memory(const kaoken_step &step, int64_t more, int64_t logits) const;
 
   // Runs task(context, worker) on as many workers as the process has free, this thread being one of them.
   void compute(void (*task)(void *context, const Worker &worker), void *context) { team_.run(task, context); }
 
   const Model &model() const { return model_; }
   int64_t batch() const { return batch_; }
-  int64_t length() const { return length_; }
+  int64_t length() const;
+  int64_t length(int64_t slot) const { return pages_.length(slot); }
   int threads() const { return team_.size(); }
   const SamplingCode &sampling() const { return *choice_.code.sampling; }
   const char *isa() const { return choice_.code.isa; }
@@ -52,20 +61,24 @@ class Session {
   const char *executed_isa() const { return executed_isa_; }
 
  private:
-  void check(const int64_t *ids, int64_t count, int32_t which, const float *logits) const;
+  void check(const kaoken_step &step) const;
+  void check_slot(int64_t slot) const;
   Pass lay_out() const;
+  void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);
   void run(Pass &pass);
 
   const Model &model_;
   const Choice choice_;
   const int64_t batch_;
-  const int64_t capacity_;  // cache positions, a multiple of kAttentionTile
   const int64_t pass_rows_;
-  int64_t length_ = 0;
-  int64_t touched_ = 0;  // positions whose memory is in use
   const char *executed_isa_ = "";
-  std::vector<int32_t> pass_ids_;
   Arena arena_;
+  Pages pages_;
+  // Of the pass at work, with room for the largest.
+  std::vector<int32_t> ids_;
+  std::vector<int64_t> kept_;
+  std::vector<Sequence> sequences_, outputs_;
+  std::vector<int64_t> counts_, which_;  // what append() makes a step of
   Team team_;
 };
 

@@ -9,7 +9,8 @@ namespace {
 
 int64_t waits;
 
-constexpr int64_t kBlocks = 6, kPositions = 256, kWidth = 256, kInner = 1024, kVocabulary = 257;
+constexpr int64_t kBlocks = 6, kPositions = 256, kPages = kPositions / kaoken::kPage, kWidth = 256, kInner = 1024,
+                  kVocabulary = 257;
 
 // What one worker of `workers` waits for in a pass of `count` positions of each of `batch` sequences.
 struct Expected {
@@ -46,10 +47,22 @@ int64_t count_waits(void (*forward)(kaoken::Pass &, const kaoken::Worker &), con
     next += count;
     return taken;
   };
+  const int64_t all = expected.logits == KAOKEN_LOGITS_ALL ? expected.count : 1;
+  const int64_t outputs = expected.logits == KAOKEN_LOGITS_NONE ? 0 : all;
+  std::vector<int32_t> pages(static_cast<size_t>(expected.batch * kPages));
+  std::vector<kaoken::Sequence> sequences, kept_sequences;
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < expected.batch; ++i) {
+    const int32_t *own = pages.data() + i * kPages;
+    for (int64_t page = 0; page < kPages; ++page) pages[static_cast<size_t>(i * kPages + page)] = i * kPages + page;
+    sequences.push_back({i * expected.count, expected.count, 0, expected.count, own});
+    kept_sequences.push_back({i * outputs, outputs, expected.count - outputs, expected.count, own});
+    for (int64_t row = expected.count - outputs; row < expected.count; ++row) kept.push_back(i * expected.count + row);
+  }
   kaoken::Pass pass = {};
-  pass.batch = expected.batch;
-  pass.count = expected.count;
-  pass.positions = kPositions;
+  pass.batch = {expected.batch * expected.count, expected.batch, sequences.data()};
+  pass.outputs = {expected.batch * outputs, expected.batch, kept_sequences.data()};
+  pass.kept = kept.data();
   pass.ids = ids.data();
   pass.hidden = take(rows * kWidth);
   pass.qkv = take(rows * 3 * kWidth);
@@ -57,10 +70,9 @@ int64_t count_waits(void (*forward)(kaoken::Pass &, const kaoken::Worker &), con
   pass.inner = take(rows * kInner);
   pass.inputs = take(rows * kInner);
   pass.cache = take(static_cast<size_t>(expected.batch * kBlocks * kPositions * 2 * kWidth));
+  pass.page_bytes = kBlocks * kaoken::kPage * 2 * kWidth * static_cast<int64_t>(sizeof(float));
   pass.logits = take(rows * kVocabulary);
   pass.input_scales = scales.data();
-  pass.logits_which = expected.logits;
-  pass.logits_stride = expected.count * kVocabulary;
   waits = 0;
   forward(pass, {0, expected.workers, nullptr});
   return waits;

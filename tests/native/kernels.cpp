@@ -71,23 +71,31 @@ struct Linear {
 // Attention with one type of cache, at one shape.
 template <class Type, int64_t Heads, int64_t HeadDim>
 struct Attention {
-  using Cache = BlockCache<Type, Heads, round_up(HeadDim, kLanes)>;
-  using Rows = Layout<Heads, Heads, Cache::kDim>;
+  using Cache = Type;
+  using Layout = KAOKEN_ISA::Layout<Heads, Heads, round_up(HeadDim, kLanes)>;
+  using Rotary = NoRotary;
+  using Bias = NoBias;
+  static constexpr Sees kSees = Sees::kPast;
+  static constexpr int64_t kCacheBytes = Heads * CacheOf<Attention>::kHeadBytes;
 
-  static void attend(int64_t batch, int64_t count, int64_t past, int64_t positions, float *qkv, void *cache,
-                     float *attended) {
+  static void attend(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, void *cache, float *attended) {
     Pass pass = {};
-    pass.batch = batch;
-    pass.count = count;
-    pass.past = past;
-    pass.positions = positions;
+    pass.batch = {rows, batch, sequences};
     pass.qkv = qkv;
     pass.cache = cache;
+    pass.page_bytes = kPage * kCacheBytes;
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
-    extend_cache<Rows>(pass, part, Cache(pass, 0), NoRotary());
-    attention<Rows>(pass, part, Cache(pass, 0), NoRotary());
+    extend_cache<Attention>(pass, part, CacheOf<Attention>(pass, 0), {});
+    attention<Attention>(pass, part, CacheOf<Attention>(pass, 0), {}, {});
   }
+};
+
+// One sequence of so many rows, from row 0 on.
+struct Single {
+  Sequence sequence;
+  Batch batch;
+  Single(int64_t rows, int64_t past) : sequence{0, rows, past, past + rows, nullptr}, batch{rows, 1, &sequence} {}
 };
 
 }  // namespace
@@ -124,15 +132,15 @@ struct Attention {
   LINEAR(kind, dtype, 129, 81)     \
   LINEAR(kind, dtype, 768, 160)
 
-// attention_*: qkv [batch][count][3][heads][padded] -> attended [batch][count][heads][padded], with a cache of
-// cache_bytes_* for each sequence and position.
-#define ATTENTION(type, dtype, heads, head_dim)                                                                       \
-  EXPORT int64_t cache_bytes_##dtype##_##heads##_##head_dim() {                                                       \
-    return heads * Attention<type, heads, head_dim>::Cache::kHeadBytes;                                               \
-  }                                                                                                                   \
-  EXPORT void attention_##dtype##_##heads##_##head_dim(int64_t batch, int64_t count, int64_t past, int64_t positions, \
-                                                       float *qkv, void *cache, float *attended) {                    \
-    Attention<type, heads, head_dim>::attend(batch, count, past, positions, qkv, cache, attended);                    \
+// attention_*: qkv [rows][3][heads][padded] -> attended [rows][heads][padded], with a cache of cache_bytes_* for each
+// position of its pages.
+#define ATTENTION(type, dtype, heads, head_dim)                                                                \
+  EXPORT int64_t cache_bytes_##dtype##_##heads##_##head_dim() {                                                \
+    return Attention<type, heads, head_dim>::kCacheBytes;                                                      \
+  }                                                                                                            \
+  EXPORT void attention_##dtype##_##heads##_##head_dim(int64_t batch, const Sequence *sequences, int64_t rows, \
+                                                       float *qkv, void *cache, float *attended) {             \
+    Attention<type, heads, head_dim>::attend(batch, sequences, rows, qkv, cache, attended);                    \
   }
 #define KAOKEN_CACHE(type, dtype) \
   ATTENTION(type, dtype, 1, 16)   \
@@ -156,10 +164,9 @@ LAYER_NORM(768)
 // The token and position embeddings of 36 values, and a whole MLP of 36 and 83, each as a block composes it.
 EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const float *tokens, const float *positions,
                       float *hidden) {
+  const Single single(count, past);
   Pass pass = {};
-  pass.batch = 1;
-  pass.count = count;
-  pass.past = past;
+  pass.batch = single.batch;
   pass.ids = ids;
   pass.hidden = hidden;
   const Float32::Matrix shard = {tokens};
@@ -168,13 +175,7 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
 
 // The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.
 EXPORT void logits(const float *x, int64_t rows, const float *w, float *out) {
-  Pass pass = {};
-  pass.batch = 1;
-  pass.count = rows;
-  pass.logits_which = KAOKEN_LOGITS_ALL;
-  pass.logits = out;
-  pass.logits_stride = rows * 17;
-  linear<Float32, 33, 2>(alone, {x, nullptr}, rows, {w}, StoreLogits<17>{pass, 0, nullptr});
+  linear<Float32, 33, 2>(alone, {x, nullptr}, rows, {w}, StoreLogits<17>{out, 0, nullptr});
 }
 
 EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_in, const float *w_out,

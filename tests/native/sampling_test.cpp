@@ -56,12 +56,14 @@ class Choosing {
   std::vector<int64_t> many(const Logits &logits, const kaoken_generation_options &options) {
     kaoken::Session &session = *reinterpret_cast<kaoken::Session *>(handle_);
     kaoken::Sampler sampler(options, 1, static_cast<int64_t>(logits.size()), session.threads());
-    std::vector<int64_t> tokens(kDraws);
+    std::vector<int64_t> ids;
     for (int64_t position = 0; position < kDraws; ++position) {
       Logits copy = logits;
-      sampler.choose(session, copy.data(), {false}, position, &tokens[static_cast<size_t>(position)]);
+      std::vector<kaoken::Sampler::Token> tokens = {{0, position, -1}};
+      sampler.choose(session, copy.data(), tokens);
+      ids.push_back(tokens[0].id);
     }
-    return tokens;
+    return ids;
   }
 
   std::vector<int64_t> operator()(Logits logits, int64_t batch, const kaoken_generation_options &options,
@@ -70,9 +72,18 @@ class Choosing {
     const int64_t vocab_size = static_cast<int64_t>(logits.size()) / batch;
     kaoken::Sampler sampler(options, batch, vocab_size, session.threads());
     finished.resize(static_cast<size_t>(batch), false);
-    std::vector<int64_t> tokens(static_cast<size_t>(batch), -1);
-    sampler.choose(session, logits.data(), finished, position, tokens.data());
-    return tokens;
+    std::vector<kaoken::Sampler::Token> tokens;
+    Logits open;  // those of the rows that have not finished
+    for (size_t row = 0; row < finished.size(); ++row) {
+      if (finished[row]) continue;
+      tokens.push_back({row, position, -1});
+      const auto begin = logits.begin() + static_cast<int64_t>(row) * vocab_size;
+      open.insert(open.end(), begin, begin + vocab_size);
+    }
+    sampler.choose(session, open.data(), tokens);
+    std::vector<int64_t> ids(finished.size(), -1);
+    for (const auto &token : tokens) ids[token.row] = token.id;
+    return ids;
   }
 
  private:

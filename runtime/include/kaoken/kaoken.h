@@ -63,6 +63,17 @@ enum {
   KAOKEN_LOGITS_ALL = 2   /* [batch, count, vocab_size] */
 };
 
+/* New tokens of some of a session's sequences, each as many as it has. */
+typedef struct kaoken_step {
+  size_t size;            /* sizeof(kaoken_step) of the caller */
+  int64_t count;          /* sequences, at least 1 */
+  const int64_t *slots;   /* [count] which they are, ascending, from 0 to batch - 1; NULL: the first `count` */
+  const int64_t *lengths; /* [count] new tokens of each, at least 1 */
+  const int64_t *ids;     /* [the sum of lengths] one sequence's behind the other's */
+  const int64_t *outputs; /* [count] how many of its last tokens logits are written of, 0 to its length; NULL: 1 each */
+  float *logits;          /* [the sum of outputs, vocab_size]; may be NULL where that is 0 */
+} kaoken_step;
+
 /* Meanings as in transformers' GenerationMixin.generate. */
 typedef struct kaoken_generation_options {
   size_t size;            /* sizeof(kaoken_generation_options) of the caller */
@@ -74,7 +85,7 @@ typedef struct kaoken_generation_options {
   uint64_t seed; /* a draw depends on it, on the row and on the position alone: row 1 draws other tokens than row 0 */
   const int64_t *eos_token_ids; /* may be NULL where eos_count is 0 */
   size_t eos_count;
-  int64_t pad_token_id; /* written for rows that have finished; used only with an eos */
+  int64_t pad_token_id; /* written for sequences that have finished before others; -1 is a mark that is no token */
 } kaoken_generation_options;
 
 /* How the calls of a process share its cores; all zero at first. */
@@ -90,17 +101,17 @@ typedef struct kaoken_model_api {
   /* The message of this thread's last failed call; "" before any. */
   const char *(*last_error)(void);
 
-  /* A session is a KV cache for `batch` sequences of one length, its scratch memory and its threads. */
+  /* A session is a KV cache for `batch` sequences, its scratch memory and its threads. */
   kaoken_status (*session_create)(const kaoken_session_options *options, kaoken_session **session);
   void (*session_destroy)(kaoken_session *session);
-  /* Positions in the cache, the same for every sequence of the batch. */
+  /* Positions in the cache, of the longest sequence. */
   int64_t (*session_length)(const kaoken_session *session);
   int32_t (*session_threads)(const kaoken_session *session);
   /* The instruction set chosen for this session. */
   const char *(*session_isa)(const kaoken_session *session);
   /* The tag left by the code that really ran the last pass; "" before the first. */
   const char *(*session_executed_isa)(const kaoken_session *session);
-  /* Forgets all but the first `length` positions. */
+  /* Forgets all but the first `length` positions of every sequence. */
   kaoken_status (*session_rewind)(kaoken_session *session, int64_t length);
   /* Appends ids [batch, count], row-major, to every sequence; on failure the session is unchanged. */
   kaoken_status (*session_append)(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which,
@@ -123,6 +134,20 @@ typedef struct kaoken_model_api {
    * Libraries of one process that are given the same cores, once, before their first session, count each other's calls
    * too. */
   void (*share_cores)(kaoken_cores *cores);
+
+  /* Sequences with lengths of their own. A sequence lies in a slot, from 0 to batch - 1; its results do not depend on
+   * those beside it. On failure the session is unchanged. */
+  kaoken_status (*session_step)(kaoken_session *session, const kaoken_step *step);
+  /* Positions of one sequence; -1 for a slot that is not there. */
+  int64_t (*session_slot_length)(const kaoken_session *session, int64_t slot);
+  /* Forgets all but its first `length` positions; with 0 the slot is as new. */
+  kaoken_status (*session_slot_rewind)(kaoken_session *session, int64_t slot, int64_t length);
+  /* Makes the sequence of slot `to` a copy of the one of slot `from`. What they share lies in memory once. */
+  kaoken_status (*session_fork)(kaoken_session *session, int64_t from, int64_t to);
+  /* As generation_create, with prompts of lengths [batch] of their own, ids [the sum of lengths]. A sequence that
+   * reaches n_positions has finished; generation_next goes on while one of the others has not. */
+  kaoken_status (*generation_create_ragged)(kaoken_session *session, const int64_t *ids, const int64_t *lengths,
+                                            const kaoken_generation_options *options, kaoken_generation **generation);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */

@@ -8,11 +8,11 @@
 
 namespace kaoken {
 
-constexpr int64_t kPanel = 16;          // outputs per weight panel; the unit of every padded width
-constexpr int64_t kPassRows = 256;      // rows (sequences times positions) of one pass, unless the batch is larger
-constexpr int64_t kAttentionTile = 64;  // cache positions merged at a time, at absolute multiples of 64
-constexpr int64_t kSampleBlock = 64;    // logits whose largest and whose sum of weights are kept, when choosing a token
-constexpr int64_t kAlignment = 64;      // bytes: blobs, arena buffers and their rows start on a cache line
+constexpr int64_t kPanel = 16;        // outputs per weight panel; the unit of every padded width
+constexpr int64_t kPassRows = 256;    // rows (new positions) of one pass, unless more sequences have one each
+constexpr int64_t kPage = 64;         // positions of a page of the cache, which attention merges at a time
+constexpr int64_t kSampleBlock = 64;  // logits whose largest and whose sum of weights are kept, when choosing a token
+constexpr int64_t kAlignment = 64;    // bytes: blobs, arena buffers and their rows start on a cache line
 
 // How a row of 8-bit inputs stands for floats: value = scale * (input - zero).
 struct RowScale {
@@ -20,24 +20,38 @@ struct RowScale {
   int32_t zero;
 };
 
-// One forward pass over `count` new positions of each of `batch` sequences. Row r of every buffer belongs to
-// sequence r / count at position past + r % count. Rows are padded with zeros to a multiple of kPanel floats.
-struct Pass {
-  int64_t batch;
+// New positions of one sequence, in consecutive rows of every buffer of a pass.
+struct Sequence {
+  int64_t row;           // of the first of them
+  int64_t count;         // how many there are
+  int64_t past;          // the position of the first: the cache holds so many before it
+  int64_t length;        // positions that the sequence has behind this pass
+  const int32_t *pages;  // of its cache: position p lies in pages[p / kPage]
+};
+
+// Sequences whose rows follow each other.
+struct Batch {
+  int64_t rows;
   int64_t count;
-  int64_t past;            // positions already in the cache
-  int64_t positions;       // capacity of the cache, a multiple of kAttentionTile
-  const int32_t *ids;      // [batch * count], checked against the vocabulary
+  const Sequence *sequences;
+};
+
+// One forward pass. A sequence's results do not depend on those beside it. Rows are padded with zeros to a multiple of
+// kPanel floats.
+struct Pass {
+  Batch batch;
+  Batch outputs;           // what remains behind the last block's keys and values: the rows that logits are asked of
+  const int64_t *kept;     // [outputs.rows]: where each of them was in `batch`, ascending
+  const int32_t *ids;      // [batch.rows], checked against the vocabulary
   float *hidden;           // [rows][n_embd]: the residual stream
-  float *qkv;              // [rows][3 * n_head * head_dim] of the block at work
+  float *qkv;              // [rows][(n_head + 2 * n_kv_head) * head_dim] of the block at work
   float *attended;         // [rows][n_head * head_dim]
   float *inner;            // [rows][n_inner]
   void *inputs;            // [rows]: what the next linear reads, in its own type
   RowScale *input_scales;  // [rows]
-  void *cache;             // see cache.h
-  int32_t logits_which;    // KAOKEN_LOGITS_*
-  float *logits;           // row (sequence, position) at logits + sequence * logits_stride + position * vocab_size
-  int64_t logits_stride;   // in floats
+  void *cache;             // [pages][page_bytes], see cache.h
+  int64_t page_bytes;
+  float *logits;  // [outputs.rows][vocab_size]
   const char *executed_isa;
 };
 
@@ -78,11 +92,12 @@ struct Model {
   kaoken_model_info info;
   const Code *codes;  // best last
   int32_t code_count;
-  int64_t hidden_width;     // floats, padded
-  int64_t attention_width;  // the largest of any block, as are the next two
+  int64_t hidden_width;  // floats, padded
+  int64_t qkv_width;     // the largest of any block, as are the next two
+  int64_t attention_width;
   int64_t inner_width;
   int64_t input_bytes;  // of a row of the widest inputs
-  int64_t cache_bytes;  // of each sequence and position, all blocks together; a multiple of 4
+  int64_t page_bytes;   // of the cache, all blocks together; a multiple of kAlignment
 };
 
 }  // namespace kaoken

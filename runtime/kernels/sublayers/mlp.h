@@ -16,11 +16,12 @@ KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const Product<typename 
   const typename Up::Inputs x = normed<typename Traits::Norm>(pass, worker, row, Traits::kEpsilon);
   if constexpr (Traits::kGated) {
     linear<Up, Traits::kWidth, 2 * stride / kPanel, 2>(
-        worker, x, rows(pass), up.matrix, StoreGated<typename Traits::Activation, stride>{pass.inner, up.bias},
+        worker, x, pass.batch.rows, up.matrix, StoreGated<typename Traits::Activation, stride>{pass.inner, up.bias},
         up.next);
   } else {
-    linear<Up, Traits::kWidth, stride / kPanel>(
-        worker, x, rows(pass), up.matrix, Store<typename Traits::Activation, stride>{pass.inner, up.bias}, up.next);
+    linear<Up, Traits::kWidth, stride / kPanel>(worker, x, pass.batch.rows, up.matrix,
+                                                Store<typename Traits::Activation, stride>{pass.inner, up.bias},
+                                                up.next);
   }
   barrier(worker);
   add_product<typename Traits::Down, Traits::kInner, Traits::kWidth>(pass, worker, pass.inner, down);

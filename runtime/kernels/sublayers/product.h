@@ -19,7 +19,7 @@ template <class Kind, int64_t Depth, int64_t Width>
 KAOKEN_INLINE void add_product(const Pass &pass, const Worker &worker, const float *x, const Product<Kind> &product) {
   constexpr int64_t stride = round_up(Width, kLanes);
   OwnRow<Kind, Depth> row;
-  linear<Kind, Depth, stride / kLanes>(worker, converted(pass, worker, row, x), rows(pass), product.matrix,
+  linear<Kind, Depth, stride / kLanes>(worker, converted(pass, worker, row, x), pass.batch.rows, product.matrix,
                                        AddResidual<stride>{pass.hidden, product.bias}, product.next);
 }
 

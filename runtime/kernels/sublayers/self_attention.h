@@ -1,4 +1,4 @@
-// x += out(attention(query, key, value of norm(x))), each position seeing itself and those before it.
+// x += out(attention(query, key, value of norm(x))).
 #pragma once
 
 #include "attention.h"
@@ -6,17 +6,17 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has kWidth, kHeads, kKvHeads, kDims (of a head, in whole panels), the Norm and its kEpsilon, the Rotary, the
-// types of the KV cache (Cache) and of the matrices (Qkv, Out), and kLast, for the last block: behind its keys and
-// values only the rows that logits are asked of go on. Where none are, the pass is over, and this returns false.
+// Traits has what attention.h says, kWidth, the Norm and its kEpsilon, the types of the matrices (Qkv, Out), and kLast,
+// for the last block: behind its keys and values only the rows that logits are asked of go on. Where none are, the pass
+// is over, and this returns false.
 template <class Traits>
 KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before,
                                   const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
-                                  const typename Traits::Rotary &rotary) {
+                                  const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
   using Qkv = typename Traits::Qkv;
-  using Heads = Layout<Traits::kHeads, Traits::kKvHeads, Traits::kDims>;
+  using Heads = typename Traits::Layout;
   constexpr int64_t width = Traits::kWidth;
-  const BlockCache<typename Traits::Cache, Traits::kKvHeads, Traits::kDims> cache(pass, cache_before);
+  const CacheOf<Traits> cache(pass, cache_before);
   const StoreQueryKeyValue<Heads, Traits::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
                                                                                                       qkv.bias};
 
@@ -25,26 +25,26 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   // The strips of code are in no order of heads, so their workers wait for each other.
   const HeadPart part = Qkv::kExploded ? HeadPart{{0, Heads::kGroups}, worker} : head_part<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
-    linear<Qkv, width, Heads::kStride / kPanel>(worker, x, rows(pass), qkv.matrix, store_qkv);
+    linear<Qkv, width, Heads::kStride / kPanel>(worker, x, pass.batch.rows, qkv.matrix, store_qkv);
   } else {
-    project_keys_and_values<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv);
+    project_keys_and_values<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv);
     if (!Traits::kLast) {
-      project_queries<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
+      project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
     }
   }
   barrier(part.worker);
-  extend_cache<Heads>(pass, part, cache, rotary);
+  extend_cache<Traits>(pass, part, cache, rotary);
 
   if constexpr (Traits::kLast) {
-    if (pass.logits_which == KAOKEN_LOGITS_NONE) return false;
-    keep_last_positions<Heads, Qkv, width, round_up(width, kPanel)>(pass, worker);
+    if (pass.outputs.rows == 0) return false;
+    keep_outputs<Heads, Qkv, width, round_up(width, kPanel)>(pass, worker);
     if constexpr (!Qkv::kExploded) {
-      project_queries<Heads, Qkv, width>(worker, x, rows(pass), qkv.matrix, store_qkv, qkv.next);
+      project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
       barrier(part.worker);
     }
   }
 
-  attention<Heads>(pass, part, cache, rotary);
+  attention<Traits>(pass, part, cache, rotary, bias);
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
   barrier(worker);

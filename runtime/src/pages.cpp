@@ -1,0 +1,82 @@
+#include "pages.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "kaoken/pass.h"
+
+namespace kaoken {
+namespace {
+
+int64_t pages_of(int64_t positions) { return (positions + kPage - 1) / kPage; }
+
+}  // namespace
+
+Pages::Pages(void *memory, int64_t page_bytes, int64_t slots, int64_t limit)
+    : memory_(memory),
+      page_bytes_(page_bytes),
+      per_slot_(pages_of(limit)),
+      lengths_(static_cast<size_t>(slots)),
+      table_(static_cast<size_t>(slots * per_slot_)),
+      owners_(table_.size()),
+      seen_(table_.size()) {}
+
+int64_t Pages::count(int64_t slots, int64_t limit) { return slots * pages_of(limit); }
+
+int64_t Pages::held(int64_t slot) const { return pages_of(lengths_[slot]); }
+
+int64_t Pages::needed(int64_t slot, int64_t count) const {
+  const int64_t length = lengths_[slot];
+  const bool copies = length % kPage && owners_[of(slot)[length / kPage]] > 1;
+  return pages_of(length + count) - held(slot) + copies;
+}
+
+void Pages::reserve(int64_t slot, int64_t count) {
+  const int64_t length = lengths_[slot];
+  int32_t *pages = table_.data() + slot * per_slot_;
+  const int64_t last = length / kPage;
+  if (length % kPage && owners_[pages[last]] > 1) {
+    const int32_t copy = take(slot * per_slot_ + last);
+    memcpy(static_cast<char *>(memory_) + copy * page_bytes_, static_cast<char *>(memory_) + pages[last] * page_bytes_,
+           static_cast<size_t>(page_bytes_));
+    release(pages[last]);
+    pages[last] = copy;
+  }
+  for (int64_t i = held(slot); i < pages_of(length + count); ++i) pages[i] = take(slot * per_slot_ + i);
+}
+
+void Pages::rewind(int64_t slot, int64_t length) {
+  const int64_t before = held(slot);
+  lengths_[slot] = length;
+  for (int64_t i = held(slot); i < before; ++i) release(of(slot)[i]);
+}
+
+void Pages::fork(int64_t from, int64_t to) {
+  if (from == to) return;
+  rewind(to, 0);
+  lengths_[to] = lengths_[from];
+  for (int64_t i = 0; i < held(from); ++i) {
+    const int32_t page = of(from)[i];
+    ++owners_[page];
+    table_[to * per_slot_ + i] = page;
+  }
+}
+
+// A page without an owner: the preferred one, so that a sequence lies in one piece, or any other. There are as many as
+// all sequences may have.
+int32_t Pages::take(int64_t preferred) {
+  int64_t page = preferred;
+  if (owners_[page]) page = std::find(owners_.begin(), owners_.end(), 0) - owners_.begin();
+  owners_[page] = 1;
+  ++used_;
+  if (!seen_[page]) ++touched_;
+  seen_[page] = true;
+  return static_cast<int32_t>(page);
+}
+
+void Pages::release(int32_t page) {
+  if (--owners_[page] == 0) --used_;
+}
+
+}  // namespace kaoken
