@@ -29,9 +29,11 @@ class Weights:
         self._optional: set[str] = set()
         self._renamed: dict[str, str] = {}
 
-    def tensor(self, name: str, shape: Shape) -> Tensor:
-        """An array as it is stored."""
+    def tensor(self, name: str, shape: Shape, old: str | None = None) -> Tensor:
+        """An array as it is stored, under an `old` name where it has no other."""
         self.expected[name] = shape
+        if old is not None and old in self._stored and name not in self._stored:
+            self._renamed[name] = old
 
         def rows(start: int, stop: int) -> Array:
             return self.read(name, slice(start, stop)).astype(np.float64)
@@ -39,8 +41,9 @@ class Weights:
         return Tensor(shape, (name,), rows)
 
     def layer_norm(self, name: str, width: int, epsilon: float) -> Norm:
-        weight, bias = (self.tensor(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
-        return Norm("layer", epsilon, weight, bias)
+        """torch's LayerNorm, whose tensors BERT's first checkpoints named gamma and beta."""
+        weight = self.tensor(f"{name}.weight", (width,), f"{name}.gamma")
+        return Norm("layer", epsilon, weight, self.tensor(f"{name}.bias", (width,), f"{name}.beta"))
 
     def rms_norm(self, name: str, width: int, epsilon: float) -> Norm:
         return Norm("rms", epsilon, self.tensor(f"{name}.weight", (width,)), None)
