@@ -154,9 +154,13 @@ class Fields:
         """The tokens that begin, end and pad a text, by default these."""
         return SpecialTokens(
             eos=self._token_ids("eos_token_id", eos, vocabulary),
-            bos=next(iter(self._token_ids("bos_token_id", bos, vocabulary)), None),
-            pad=next(iter(self._token_ids("pad_token_id", pad, vocabulary)), None),
+            bos=self.token("bos_token_id", bos, vocabulary),
+            pad=self.token("pad_token_id", pad, vocabulary),
         )
+
+    def token(self, name: str, default: int | None, vocabulary: int) -> int | None:
+        """A token of the vocabulary, the first where there is a list of them."""
+        return next(iter(self._token_ids(name, default, vocabulary)), None)
 
     def _token_ids(self, name: str, default: int | None, vocabulary: int) -> tuple[int, ...]:
         """A token id, a list of them, or null, without those outside the vocabulary: no logit is theirs."""
