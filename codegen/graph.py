@@ -1,7 +1,8 @@
 """What a model computes, in a short closed vocabulary, with its tensors; what the passes rewrite.
 
-A model is a stack of blocks and a head, a block is a list of sublayers, and a sublayer adds what its body makes of the
-residual stream to it. Names of tensors and fields are known to the reader of a checkpoint alone.
+A model is an encoder, a decoder with a head, or both. Each is a stack of blocks, a block is a list of sublayers, and a
+sublayer adds what its body makes of the residual stream to it. Names of tensors and fields are known to the reader of a
+checkpoint alone.
 
 Tensors are lazy: an op knows the shape of its weights and how to compute them, and nothing is read until emission asks,
 a piece of a matrix at a time. That keeps codegen's memory small, and lets the plan be made from headers alone.
@@ -115,20 +116,24 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Attention:
-    """out(softmax(scale * query . key) value), of heads that see their own position and those before it.
+    """out(softmax(scale * query . key + distance_bias) value).
 
-    Consecutive heads share a key and value head where there are fewer of those.
+    A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
+    ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
+    fewer of those.
     """
 
     heads: int
     kv_heads: int
     head_dim: int  # of the checkpoint; the linears may have more, which are zero
     query: Linear  # [heads * dims, width]
-    key: Linear  # [kv_heads * dims, width], as is the value
+    key: Linear  # [kv_heads * dims, width], as is the value; under "source" the encoder's width
     value: Linear
     out: Linear  # [width, heads * dims]
     scale: float
     rotary: Rotary | None = None
+    sees: str = "past"  # or "all" or "source"
+    distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
 
     @property
     def width(self) -> int:
@@ -171,22 +176,37 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """x += body(before(x))."""
+    """x = after(x + body(before(x))); a norm that is None changes nothing.
+
+    `before` is a pre-norm and `after` a post-norm. With `replaces` the stream takes what `before` gives, as it does
+    where that was the post-norm of the sublayer in front: x = before(x), then x + body(x).
+    """
 
     body: Attention | Mlp
-    before: Norm
+    before: Norm | None = None
+    after: Norm | None = None
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
 class Block:
-    """Sublayers one after another: attention and an MLP."""
+    """Sublayers one after another: attention, in the decoder of an encoder-decoder attention to the source, an MLP."""
 
     sublayers: tuple[Sublayer, ...]
 
     @property
     def attention(self) -> Attention:
-        (found,) = (each.body for each in self.sublayers if isinstance(each.body, Attention))
+        """To the sequence itself."""
+        (found,) = (each for each in self._attentions() if each.sees != "source")
         return found
+
+    @property
+    def cross(self) -> Attention | None:
+        """To the source."""
+        return next((each for each in self._attentions() if each.sees == "source"), None)
+
+    def _attentions(self) -> list[Attention]:
+        return [each.body for each in self.sublayers if isinstance(each.body, Attention)]
 
     @property
     def mlp(self) -> Mlp:
@@ -200,86 +220,155 @@ class Block:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """tokens[id] + positions[position], or the tokens alone."""
+    """norm(tokens[id] + positions[position] + types[type]), or as much of that as there is."""
 
     tokens: Tensor  # [vocabulary, width]; the head's own weight where they are tied
     positions: Tensor | None  # [limit, width]
+    types: Tensor | None = None  # [token types, width]; a token's type is 0 where nothing says another
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Embeddings, blocks, and a norm behind them."""
+    """Embeddings, blocks, and a norm behind them where there is one."""
 
     embeddings: Embeddings
     blocks: tuple[Block, ...]
-    norm: Norm
+    norm: Norm | None
     limit: int  # positions that a sequence may have
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The ids that end a text, and those that begin and pad one; each within the vocabulary."""
-
-    eos: tuple[int, ...]
-    bos: int | None
-    pad: int | None
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A decoder and the head behind it."""
-
-    decoder: Stack
-    head: Linear  # [vocabulary, width]
-    special: SpecialTokens
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head's matrix is the token table too."""
-        return self.head.weight is self.decoder.embeddings.tokens
 
     @property
     def width(self) -> int:
         """Of the residual stream."""
-        return self.head.weight.shape[1]
+        return self.embeddings.tokens.shape[1]
+
+    @property
+    def sublayers(self) -> list[Sublayer]:
+        """Of all blocks, in order."""
+        return [each for block in self.blocks for each in block.sublayers]
+
+    def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Stack:
+        """The stack with each sublayer rewritten."""
+        return replace(self, blocks=tuple(block.map(rewrite) for block in self.blocks))
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids that end a text, those that begin and pad one, and what a decoder starts from; within the vocabulary."""
+
+    eos: tuple[int, ...]
+    bos: int | None
+    pad: int | None
+    start: int | None = None  # of the decoder of an encoder-decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """An encoder, or a decoder and the head behind it, or both: then the decoder attends to the encoder's outputs."""
+
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    head: Linear | None = None  # [vocabulary, width]; an encoder alone has none
+    special: SpecialTokens
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Those that there are, the encoder first."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack is not None)
+
+    @property
+    def stack(self) -> Stack:
+        """The one that outputs come from."""
+        return self.stacks[-1]
+
+    @property
+    def kind(self) -> str:
+        """ "encoder", "decoder" or "encoder-decoder"."""
+        return "-".join(name for name in ("encoder", "decoder") if getattr(self, name) is not None)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's matrix is the decoder's token table too."""
+        return self.head is not None and self.decoder is not None and self.head.weight is self.decoder.embeddings.tokens
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream that outputs come from."""
+        return self.stack.width
 
     @property
     def vocabulary(self) -> int:
-        return self.head.weight.shape[0]
+        """Rows of the token table."""
+        return self.stack.embeddings.tokens.shape[0]
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        return self.decoder.blocks
+        """Of the stack that outputs come from."""
+        return self.stack.blocks
 
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Graph:
-        """The graph with each sublayer rewritten."""
-        blocks = tuple(block.map(rewrite) for block in self.blocks)
-        return replace(self, decoder=replace(self.decoder, blocks=blocks))
+        """The graph with each sublayer of each stack rewritten."""
+        return self.map_stacks(lambda stack: stack.map(rewrite))
+
+    def map_stacks(self, rewrite: Callable[[Stack], Stack]) -> Graph:
+        """The graph with each stack rewritten."""
+        encoder = None if self.encoder is None else rewrite(self.encoder)
+        return replace(self, encoder=encoder, decoder=None if self.decoder is None else rewrite(self.decoder))
 
 
 def verify(graph: Graph) -> None:
     """Checks that all shapes fit each other; run on the graph entering and leaving each pass."""
-    width = graph.width
-    _expect(graph.decoder.embeddings.tokens, graph.head.weight.shape)
-    if graph.decoder.embeddings.positions is not None:
-        _expect(graph.decoder.embeddings.positions, (graph.decoder.limit, width))
-    for sublayer in (each for block in graph.blocks for each in block.sublayers):
-        _expect_norm(sublayer.before, width)
-        body = sublayer.body
-        if isinstance(body, Attention):
-            shared = body.kv_heads * body.dims
-            shapes = {"query": (body.width, width), "key": (shared, width), "value": (shared, width)}
-            shapes["out"] = (width, body.width)
+    if not graph.stacks or (graph.head is None) != (graph.decoder is None):
+        raise AssertionError("a graph has a decoder with a head, an encoder, or all three")
+    for stack in graph.stacks:
+        source = None if graph.encoder is None or stack is graph.encoder else graph.encoder.width
+        _verify_stack(stack, source)
+    if graph.head is not None:
+        _expect_linear(graph.head, graph.vocabulary, graph.width)
+
+
+def _verify_stack(stack: Stack, source: int | None) -> None:
+    """`source` is the width of the encoder that the stack attends to."""
+    width, embeddings = stack.width, stack.embeddings
+    if embeddings.positions is not None:
+        _expect(embeddings.positions, (stack.limit, width))
+    if embeddings.types is not None:
+        _expect(embeddings.types, (embeddings.types.shape[0], width))
+    norms = [embeddings.norm, stack.norm]
+    for sublayer in stack.sublayers:
+        norms += [sublayer.before, sublayer.after]
+        if sublayer.replaces and sublayer.before is None:
+            raise AssertionError("a sublayer replaces the stream by what its norm gives, but has none before it")
+        if isinstance(sublayer.body, Attention):
+            _verify_attention(sublayer.body, width, source, stack.limit)
         else:
+            body = sublayer.body
             shapes = {"gate": (body.inner, width), "up": (body.inner, width), "down": (width, body.inner)}
-        for name, linear in body.linears.items():
-            _expect_linear(linear, *shapes[name])
-    _expect_norm(graph.decoder.norm, width)
-    _expect_linear(graph.head, *graph.head.weight.shape)
+            for name, linear in body.linears.items():
+                _expect_linear(linear, *shapes[name])
+    for norm in norms:
+        _expect_norm(norm, width)
 
 
-def _expect_norm(norm: Norm, width: int) -> None:
-    for vector in (norm.weight, norm.bias):
+def _verify_attention(body: Attention, width: int, source: int | None, limit: int) -> None:
+    if body.sees not in ("past", "all", "source"):
+        raise AssertionError(f"attention sees {body.sees!r}, which is nothing that the graph knows")
+    inputs = width
+    if body.sees == "source":
+        if source is None or body.rotary is not None or body.distance_bias is not None:
+            raise AssertionError("attention to a source needs an encoder, and knows no distances from it")
+        inputs = source
+    shared = body.kv_heads * body.dims
+    shapes = {"query": (body.width, width), "key": (shared, inputs), "value": (shared, inputs)}
+    shapes["out"] = (width, body.width)
+    for name, linear in body.linears.items():
+        _expect_linear(linear, *shapes[name])
+    if body.distance_bias is not None:
+        _expect(body.distance_bias, (body.heads, 2 * limit))
+
+
+def _expect_norm(norm: Norm | None, width: int) -> None:
+    for vector in () if norm is None else (norm.weight, norm.bias):
         if vector is not None:
             _expect(vector, (width,))
 
@@ -297,22 +386,52 @@ def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_ready(graph: Graph) -> None:
     """Asserts what the kernels rely on, behind the last pass: whatever a pass has left would be left out silently."""
-    for index, block in enumerate(graph.blocks):
-        bodies = [type(each.body) for each in block.sublayers]
-        _require(bodies == [Attention, Mlp], index, "attention and an MLP behind it")
-        _require(all(each.before.bare for each in block.sublayers), index, "norms without weight and bias")
-        attention, mlp = block.attention, block.mlp
-        _require(attention.scale == 1, index, "scores that are not scaled")
-        _require(attention.value.bias is None, index, "values without a bias")
-        _require((attention.key.bias is None) == (attention.rotary is None), index, "a bias of keys just under rotary")
-        biases = [linear.bias for linear in (attention.query, attention.out, *mlp.linears.values())]
-        _require(None not in biases, index, "a bias of all other linears")
-        _require(attention.heads % attention.kv_heads == 0, index, "as many queries of each key")
-        _require(attention.dims == attention.padded_dims, index, "heads of whole panels")
-    norm = graph.decoder.norm
-    _require(norm.bias is None or norm.weight is not None, None, "a weight of the final norm where it has a bias")
+    for stack in graph.stacks:
+        name = "" if len(graph.stacks) == 1 else "encoder " if stack is graph.encoder else "decoder "
+        sees = ["all"] if stack is graph.encoder else ["past"] if graph.encoder is None else ["past", "source"]
+        for index, block in enumerate(stack.blocks):
+            _check_block(block, sees, f"{name}block {index}")
+        where = f"the {name}stack" if name else "the model"
+        _require(not stack.blocks[0].sublayers[0].replaces, where, "embeddings whose norm is their own")
+        _require(stack.norm is not None, where, "a norm behind the last block")
+        _require(_complete(stack.embeddings.norm), where, "a weight and a bias of the embeddings' norm")
+        if stack is graph.encoder:
+            _require(_complete(stack.norm), where, "a weight and a bias of an encoder's final norm")
+        elif stack.norm is not None:
+            gained = stack.norm.bias is None or stack.norm.weight is not None
+            _require(gained, where, "a weight of the final norm where it has a bias")
 
 
-def _require(holds: bool, block: int | None, what: str) -> None:
+def _check_block(block: Block, sees: list[str], where: str) -> None:
+    """`sees` is what its attentions have to see, in order; the MLP stands behind them."""
+    bodies = [each.body.sees if isinstance(each.body, Attention) else "" for each in block.sublayers]
+    _require(bodies == [*sees, ""], where, f"attention that sees {' and '.join(sees)}, and an MLP behind it")
+    for sublayer in block.sublayers:
+        body, before = sublayer.body, sublayer.before
+        _require(sublayer.after is None, where, "no norms behind sublayers")
+        if sublayer.replaces:
+            _require(_complete(before), where, "a weight and a bias of norms whose results are kept")
+        else:
+            _require(before is None or before.bare, where, "norms without weight and bias")
+        if isinstance(body, Attention):
+            _check_attention(body, where)
+        biases = [linear.bias for name, linear in body.linears.items() if name not in ("key", "value")]
+        _require(None not in biases, where, "a bias of all linears but keys and values")
+
+
+def _check_attention(attention: Attention, where: str) -> None:
+    _require(attention.scale == 1, where, "scores that are not scaled")
+    _require(attention.value.bias is None, where, "values without a bias")
+    _require((attention.key.bias is None) == (attention.rotary is None), where, "a bias of keys just under rotary")
+    _require(attention.heads % attention.kv_heads == 0, where, "as many queries of each key")
+    _require(attention.dims == attention.padded_dims, where, "heads of whole panels")
+
+
+def _complete(norm: Norm | None) -> bool:
+    """Whether a norm has all the vectors that its kind can have, or is not there."""
+    return norm is None or (norm.weight is not None and (norm.bias is not None or norm.kind == "rms"))
+
+
+def _require(holds: bool, where: str, what: str) -> None:
     if not holds:
-        raise AssertionError(f"{'the model' if block is None else f'block {block}'}: the kernels need {what}")
+        raise AssertionError(f"{where}: the kernels need {what}")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..checkpoint import quoted
 from ..errors import CheckpointError, UnsupportedModelError
 from ..graph import SpecialTokens
+
+Meaning = TypeVar("Meaning")
 
 # transformers' name of an activation -> the function it stands for.
 ACTIVATIONS = {
@@ -33,6 +35,7 @@ MAX_POSITIONS = 1 << 20
 MAX_WIDTH = 1 << 16
 MAX_LAYERS = 1 << 10
 MAX_HEADS = 1 << 16
+MAX_TYPES = 1 << 10
 MAX_INNER = 1 << 20
 MIN_EPSILON = float(np.finfo(np.float32).tiny)
 
@@ -122,15 +125,19 @@ class Fields:
             raise self.fail(name, f"a number from {least:g} to {most:g}")
         return float(value)
 
-    def activation(self, name: str, default: str) -> str:
-        """What an activation is called here, by transformers' name of it."""
+    def choice(self, name: str, default: str, meanings: Mapping[str, Meaning]) -> Meaning:
+        """What one of some words stands for."""
         value = self.get(name, default)
-        if not isinstance(value, str) or value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in meanings:
             raise UnsupportedModelError(
                 f"{self.where}: {name} is {quoted(value)}; expected one of "
-                f"{', '.join(ACTIVATIONS)}: choose a checkpoint with one of these"
+                f"{', '.join(meanings)}: choose a checkpoint with one of these"
             )
-        return ACTIVATIONS[value]
+        return meanings[value]
+
+    def activation(self, name: str, default: str) -> str:
+        """What an activation is called here, by transformers' name of it."""
+        return self.choice(name, default, ACTIVATIONS)
 
     def objects(self, name: str, count: int, keys: Sequence[str], each: str) -> list[Fields]:
         """A list of `count` objects of just these keys, one a `each`."""
@@ -141,13 +148,19 @@ class Fields:
             raise self.fail(name, f"objects with just {', '.join(keys)}")
         return [Fields(value, f"{self.where}: {name}[{index}]") for index, value in enumerate(values)]
 
-    def special_tokens(self, vocabulary: int, eos: int | None, bos: int | None) -> SpecialTokens:
+    def special_tokens(
+        self, vocabulary: int, eos: int | None, bos: int | None, pad: int | None = None
+    ) -> SpecialTokens:
         """The tokens that begin, end and pad a text, by default these."""
         return SpecialTokens(
             eos=self._token_ids("eos_token_id", eos, vocabulary),
-            bos=next(iter(self._token_ids("bos_token_id", bos, vocabulary)), None),
-            pad=next(iter(self._token_ids("pad_token_id", None, vocabulary)), None),
+            bos=self.token("bos_token_id", bos, vocabulary),
+            pad=self.token("pad_token_id", pad, vocabulary),
         )
+
+    def token(self, name: str, default: int | None, vocabulary: int) -> int | None:
+        """A token of the vocabulary, the first where there is a list of them."""
+        return next(iter(self._token_ids(name, default, vocabulary)), None)
 
     def _token_ids(self, name: str, default: int | None, vocabulary: int) -> tuple[int, ...]:
         """A token id, a list of them, or null, without those outside the vocabulary: no logit is theirs."""

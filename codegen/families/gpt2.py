@@ -59,7 +59,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     norm = weights.layer_norm("ln_f", width, epsilon)
     head = weights.head("lm_head.weight", embeddings.tokens, fields.boolean("tie_word_embeddings", True))
     special = tokens.special_tokens(vocabulary, eos=50256, bos=50256)
-    return Graph(Stack(embeddings, blocks, norm, limit), Linear(head, None), special)
+    return Graph(decoder=Stack(embeddings, blocks, norm, limit), head=Linear(head, None), special=special)
 
 
 def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:

@@ -31,8 +31,11 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     blocks = tuple(_read_blocks(fields, weights, width, epsilon))
     norm = weights.rms_norm("norm", width, epsilon)
     head = weights.head("lm_head.weight", table, fields.boolean("tie_word_embeddings", False))
-    special = tokens.special_tokens(vocabulary, eos=2, bos=1)
-    return Graph(Stack(Embeddings(table, None), blocks, norm, limit), Linear(head, None), special)
+    return Graph(
+        decoder=Stack(Embeddings(table, None), blocks, norm, limit),
+        head=Linear(head, None),
+        special=tokens.special_tokens(vocabulary, eos=2, bos=1),
+    )
 
 
 def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:

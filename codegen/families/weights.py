@@ -29,9 +29,11 @@ class Weights:
         self._optional: set[str] = set()
         self._renamed: dict[str, str] = {}
 
-    def tensor(self, name: str, shape: Shape) -> Tensor:
-        """An array as it is stored."""
+    def tensor(self, name: str, shape: Shape, old: str | None = None) -> Tensor:
+        """An array as it is stored, under an `old` name where it has no other."""
         self.expected[name] = shape
+        if old is not None and old in self._stored and name not in self._stored:
+            self._renamed[name] = old
 
         def rows(start: int, stop: int) -> Array:
             return self.read(name, slice(start, stop)).astype(np.float64)
@@ -39,11 +41,14 @@ class Weights:
         return Tensor(shape, (name,), rows)
 
     def layer_norm(self, name: str, width: int, epsilon: float) -> Norm:
-        weight, bias = (self.tensor(f"{name}.{part}", (width,)) for part in ("weight", "bias"))
-        return Norm("layer", epsilon, weight, bias)
+        """torch's LayerNorm, whose tensors BERT's first checkpoints named gamma and beta."""
+        weight = self.tensor(f"{name}.weight", (width,), f"{name}.gamma")
+        return Norm("layer", epsilon, weight, self.tensor(f"{name}.bias", (width,), f"{name}.beta"))
 
-    def rms_norm(self, name: str, width: int, epsilon: float) -> Norm:
-        return Norm("rms", epsilon, self.tensor(f"{name}.weight", (width,)), None)
+    def rms_norm(self, name: str, width: int, epsilon: float, gain: float = 1.0) -> Norm:
+        """A norm whose weight is `gain` times what is stored."""
+        weight = self.tensor(f"{name}.weight", (width,))
+        return Norm("rms", epsilon, weight if gain == 1.0 else weight.map(lambda rows: rows * gain), None)
 
     def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> Linear:
         """torch's Linear: weight [outputs, inputs]."""
@@ -69,20 +74,22 @@ class Weights:
         return [linear(part) for part in range(parts)]
 
     def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
-        """The head's matrix: of an untied model its own, of a tied one the table of tokens.
+        """The head's matrix: of an untied model its own, of a tied one the table of tokens."""
+        return self.copy(name, tokens) if tied else self.tensor(name, tokens.shape)
 
-        Where a tied checkpoint stores both and they differ, the head is used, as in transformers 5; where it stores the
-        head alone, as safetensors' save_model does, that is the table too.
+    def copy(self, name: str, table: Tensor) -> Tensor:
+        """What is the same tensor as `table`, under a name that a checkpoint may store, too.
+
+        Where a checkpoint stores both and they differ, the copy is used, as in transformers 5; where it stores the copy
+        alone, as safetensors' save_model does, that is the table too.
         """
-        (table,) = tokens.sources
-        if not tied:
-            return self.tensor(name, tokens.shape)
-        if table not in self._stored and name in self._stored:
-            self._renamed[table] = name
-            return tokens
+        (original,) = (self._renamed.get(source, source) for source in table.sources)
+        if original not in self._stored and name in self._stored:
+            self._renamed[original] = name
+            return table
         self._optional.add(name)
-        head = self.tensor(name, tokens.shape)
-        return head if self._differ(name, table) else tokens
+        copied = self.tensor(name, table.shape)
+        return copied if self._differ(name, original) else table
 
     def _differ(self, name: str, other: str) -> bool:
         if name not in self._stored or other not in self._stored:

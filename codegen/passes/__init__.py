@@ -12,10 +12,12 @@ from .drop_key_bias import drop_key_bias
 from .fill_biases import fill_biases
 from .fold_attention_scale import fold_attention_scale
 from .fold_norm import fold_norm
+from .move_post_norms import move_post_norms
 from .move_value_bias import move_value_bias
 from .pad_heads import pad_heads
 
 PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
+    move_post_norms,
     fold_norm,
     fold_attention_scale,
     drop_key_bias,

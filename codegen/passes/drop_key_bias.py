@@ -1,6 +1,7 @@
 """The key's bias away: it adds the same q . b to every score of a row, and softmax does not see that.
 
-Under rotary it stays, as it is turned by each key's position.
+That holds whatever the row sees, and beside a bias of distances. Under rotary it stays, as it is turned by each key's
+position.
 """
 
 from __future__ import annotations

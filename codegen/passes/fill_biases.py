@@ -1,6 +1,8 @@
-"""Zeros for the biases that a checkpoint lacks, so that the kernels need no other way.
+"""Zeros for the biases that a checkpoint lacks and ones for the weights of norms, so that kernels need no other way.
 
-The value has none, as the linear behind it takes it in, nor has the key without rotary.
+The value has none, as the linear behind it takes it in, nor has the key without rotary. Norms are filled where their
+results are kept: that of the embeddings, that of an encoder's end, and those that replace the residual stream. Kernels
+apply the others bare.
 """
 
 from __future__ import annotations
@@ -9,16 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Attention, Graph, Linear, Sublayer, Tensor
+from ..graph import Attention, Graph, Linear, Mlp, Norm, Stack, Sublayer, Tensor
 
 
 def fill_biases(graph: Graph) -> Graph:
-    """Every linear that kernels add a bias of has one."""
-    return graph.map(_fill)
+    """Every linear and every norm that kernels add a bias of has one."""
+    filled = graph.map(_fill).map_stacks(_fill_embeddings)
+    if filled.encoder is None:
+        return filled
+    return replace(filled, encoder=replace(filled.encoder, norm=_filled(filled.encoder.norm, filled.encoder.width)))
 
 
 def _fill(sublayer: Sublayer) -> Sublayer:
     body = sublayer.body
+    if sublayer.replaces:
+        sublayer = replace(sublayer, before=_filled(sublayer.before, _width(body)))
     if isinstance(body, Attention):
         key = body.key if body.rotary is None else _with_bias(body.key)
         return replace(sublayer, body=replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out)))
@@ -26,8 +33,28 @@ def _fill(sublayer: Sublayer) -> Sublayer:
     return replace(sublayer, body=replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate))
 
 
+def _fill_embeddings(stack: Stack) -> Stack:
+    embeddings = stack.embeddings
+    return replace(stack, embeddings=replace(embeddings, norm=_filled(embeddings.norm, stack.width)))
+
+
+def _width(body: Attention | Mlp) -> int:
+    """Of the residual stream."""
+    return (body.out if isinstance(body, Attention) else body.down).weight.shape[0]
+
+
+def _filled(norm: Norm | None, width: int) -> Norm | None:
+    if norm is None:
+        return None
+    bias = _constant(width, 0.0) if norm.bias is None and norm.kind == "layer" else norm.bias
+    return replace(norm, weight=norm.weight or _constant(width, 1.0), bias=bias)
+
+
 def _with_bias(linear: Linear) -> Linear:
     if linear.bias is not None:
         return linear
-    outputs = linear.weight.shape[0]
-    return replace(linear, bias=Tensor((outputs,), (), lambda start, stop: np.zeros(stop - start)))
+    return replace(linear, bias=_constant(linear.weight.shape[0], 0.0))
+
+
+def _constant(count: int, value: float) -> Tensor:
+    return Tensor((count,), (), lambda start, stop: np.full(stop - start, value))

@@ -1,4 +1,4 @@
-"""The scale of query . key into the query: s (q . k) = (s q) . k."""
+"""The scale of query . key into the query: s (q . k) = (s q) . k; a bias of distances is added behind the scale."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 """A norm's weight and bias into the linears that read it: W (g x + b) = (W g) x + W b.
 
-The final norm stays as it is where the head is tied: the head's weight is also the token table.
+That holds where nothing else reads the norm. So a norm stays as it is
+- where the residual stream takes what it gives: behind a sublayer, and before one with `replaces`;
+- at the end of an encoder, as every cross attention and the caller read it;
+- at the end of a decoder whose head is tied, as the head's weight is also the token table.
+Where attention sees the source, the query alone takes the norm in, as keys and values do not read it.
 """
 
 from __future__ import annotations
@@ -11,21 +15,25 @@ from ..graph import Array, Attention, Graph, Linear, Norm, Sublayer, Tensor, mat
 
 
 def fold_norm(graph: Graph) -> Graph:
-    """No norm before a body keeps a weight or a bias, nor the final one where the head is its own matrix."""
+    """No norm that only a body or a head reads keeps a weight or a bias."""
     folded = graph.map(_fold_before)
-    if graph.tied:
+    if folded.decoder is None or folded.decoder.norm is None or folded.head is None or folded.tied:
         return folded
-    norm = graph.decoder.norm
-    return replace(folded, decoder=replace(folded.decoder, norm=_bare(norm)), head=_fold(norm, graph.head))
+    norm = folded.decoder.norm
+    return replace(folded, decoder=replace(folded.decoder, norm=_bare(norm)), head=_fold(norm, folded.head))
 
 
 def _fold_before(sublayer: Sublayer) -> Sublayer:
     norm, body = sublayer.before, sublayer.body
+    if norm is None or sublayer.replaces:
+        return sublayer
     if isinstance(body, Attention):
         query, key, value = (_fold(norm, linear) for linear in (body.query, body.key, body.value))
-        return Sublayer(replace(body, query=query, key=key, value=value), _bare(norm))
+        if body.sees == "source":
+            key, value = body.key, body.value
+        return replace(sublayer, body=replace(body, query=query, key=key, value=value), before=_bare(norm))
     gate = None if body.gate is None else _fold(norm, body.gate)
-    return Sublayer(replace(body, up=_fold(norm, body.up), gate=gate), _bare(norm))
+    return replace(sublayer, body=replace(body, up=_fold(norm, body.up), gate=gate), before=_bare(norm))
 
 
 def _bare(norm: Norm) -> Norm:

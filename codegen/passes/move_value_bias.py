@@ -1,4 +1,7 @@
-"""The value's bias into the bias of the linear behind it: probabilities sum to 1, so it reaches every output."""
+"""The value's bias into the bias of the linear behind it: probabilities sum to 1, so it reaches every output.
+
+That holds for attention to the past, to everything, and to a source, each of at least one position.
+"""
 
 from __future__ import annotations
 

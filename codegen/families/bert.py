@@ -1,0 +1,77 @@
+"""BERT (Devlin et al., arXiv:1810.04805), as transformers' BertModel computes it; defaults are those of its BertConfig.
+
+It is read as the bare encoder: its outputs are the vectors of the last block, and its heads' tensors are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from ..graph import Attention, Block, Embeddings, Graph, Linear, Mlp, Stack, Sublayer
+from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_TYPES, MAX_VOCABULARY, MAX_WIDTH, Fields, names
+from .weights import Weights
+
+TITLE = "a BERT"
+ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
+ALIASES: dict[str, str] = {}
+OFF = names("is_decoder")
+HARMLESS = names(
+    "attention_probs_dropout_prob classifier_dropout hidden_dropout_prob",
+    # The heads, which are left out; and what the multilingual checkpoints note of theirs.
+    "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type",
+    "tie_word_embeddings",
+)
+PREFIX = "bert."
+
+# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
+IGNORED = re.compile(r"(cls|pooler|classifier|qa_outputs)\..*|embeddings\.position_ids", re.DOTALL)
+
+
+def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
+    """The graph of a config; special tokens stand in `tokens`."""
+    width = fields.integer("hidden_size", 768, MAX_WIDTH)
+    vocabulary = fields.integer("vocab_size", 30522, MAX_VOCABULARY)
+    limit = fields.integer("max_position_embeddings", 512, MAX_POSITIONS)
+    types = fields.integer("type_vocab_size", 2, MAX_TYPES)
+    epsilon = fields.epsilon("layer_norm_eps", 1e-12)
+    fields.choice("position_embedding_type", "absolute", {"absolute": None})
+    embeddings = Embeddings(
+        tokens=weights.tensor("embeddings.word_embeddings.weight", (vocabulary, width)),
+        positions=weights.tensor("embeddings.position_embeddings.weight", (limit, width)),
+        types=weights.tensor("embeddings.token_type_embeddings.weight", (types, width)),
+        norm=weights.layer_norm("embeddings.LayerNorm", width, epsilon),
+    )
+    blocks = tuple(_read_blocks(fields, weights, width, epsilon))
+    special = tokens.special_tokens(vocabulary, eos=None, bos=None, pad=0)
+    return Graph(encoder=Stack(embeddings, blocks, None, limit), special=special)
+
+
+def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:
+    heads = fields.integer("num_attention_heads", 12, MAX_HEADS)
+    if width % heads:
+        raise fields.fail("num_attention_heads", f"a divisor of hidden_size, which is {width}")
+    inner = fields.integer("intermediate_size", 3072, MAX_INNER)
+    activation = fields.activation("hidden_act", "gelu")
+    for index in range(fields.integer("num_hidden_layers", 12, MAX_LAYERS)):
+        layer = f"encoder.layer.{index}"
+
+        def linear(name: str, outputs: int, inputs: int, layer: str = layer) -> Linear:
+            return weights.linear(f"{layer}.{name}", outputs, inputs)
+
+        attention = Attention(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            query=linear("attention.self.query", width, width),
+            key=linear("attention.self.key", width, width),
+            value=linear("attention.self.value", width, width),
+            out=linear("attention.output.dense", width, width),
+            scale=1 / math.sqrt(width // heads),
+            sees="all",
+        )
+        norm_1 = weights.layer_norm(f"{layer}.attention.output.LayerNorm", width, epsilon)
+        mlp = Mlp(linear("intermediate.dense", inner, width), linear("output.dense", width, inner), activation)
+        norm_2 = weights.layer_norm(f"{layer}.output.LayerNorm", width, epsilon)
+        yield Block((Sublayer(attention, after=norm_1), Sublayer(mlp, after=norm_2)))

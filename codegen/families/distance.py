@@ -1,0 +1,47 @@
+"""T5's relative positions (Raffel et al., arXiv:1910.10683, section 2.1): a bias for each distance of two positions.
+
+The checkpoint has one bias a bucket. Half of the buckets hold a distance each, the others as many more as the logarithm
+says, and the last one all from the furthest on. They are sorted as transformers' T5Attention does it, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import Array, Tensor
+
+
+def distance_bias(table: Tensor, limit: int, furthest: int, both_ways: bool) -> Tensor:
+    """[buckets, heads] -> [heads, 2 * limit], at key position - query position + limit.
+
+    Keys ahead of the query have half of the buckets to themselves or, unless `both_ways`, the bucket of distance 0.
+    """
+    count, heads = table.shape
+    of_distances = buckets(np.arange(-limit, limit), count, furthest, both_ways)
+
+    def rows(start: int, stop: int) -> Array:
+        return table.load().T[start:stop][:, of_distances]
+
+    return Tensor((heads, 2 * limit), table.sources, rows)
+
+
+def buckets(distances: NDArray[np.int64], count: int, furthest: int, both_ways: bool) -> NDArray[np.int64]:
+    """The bucket of each key position - query position."""
+    ahead: NDArray[np.int64] = np.zeros_like(distances)
+    if both_ways:
+        count //= 2
+        ahead = np.where(distances > 0, count, 0)
+        distances = np.abs(distances)
+    else:
+        distances = np.maximum(-distances, 0)
+    exact = count // 2
+    ratios = np.maximum(distances, exact).astype(np.float32) / np.float32(exact)
+    logarithms = np.log(ratios.astype(np.float64)).astype(
+        np.float32
+    )  # rounded once, whatever NumPy's float32 logarithm
+    steps = logarithms / np.float32(math.log(furthest / exact)) * np.float32(count - exact)
+    far = np.minimum(exact + steps.astype(np.int64), count - 1)
+    return ahead + np.where(distances < exact, distances, far)

@@ -1,0 +1,43 @@
+"""A norm behind a sublayer to the front of the next: kernels normalize on entry of a sublayer alone.
+
+What x = after(x + body(x)) gives is what the next sublayer reads and adds to, so its `before` replaces the residual
+stream. The next one may be the next block's, and behind the last sublayer the norm is the stack's own. That needs a
+place that is free: a sublayer with norms on both sides (a sandwich) is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import UnsupportedModelError
+from ..graph import Block, Graph, Norm, Stack
+
+
+def move_post_norms(graph: Graph) -> Graph:
+    """No sublayer has a norm behind it."""
+    return graph.map_stacks(_move)
+
+
+def _move(stack: Stack) -> Stack:
+    moving: Norm | None = None
+    blocks = []
+    for block in stack.blocks:
+        sublayers = []
+        for sublayer in block.sublayers:
+            if moving is not None:
+                _require_free(sublayer.before)
+                sublayer = replace(sublayer, before=moving, replaces=True)
+            moving = sublayer.after
+            sublayers.append(replace(sublayer, after=None))
+        blocks.append(Block(tuple(sublayers)))
+    if moving is not None:
+        _require_free(stack.norm)
+    return replace(stack, blocks=tuple(blocks), norm=stack.norm if moving is None else moving)
+
+
+def _require_free(norm: Norm | None) -> None:
+    if norm is not None:
+        raise UnsupportedModelError(
+            "a norm stands behind a sublayer and another before what follows it; expected one of the two: "
+            "choose a model without norms on both sides"
+        )

@@ -1,0 +1,103 @@
+"""What a graph of kaoken.codegen.graph computes, in NumPy float64, whatever passes it has been through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from kaoken.codegen.graph import Attention, Graph, Linear, Mlp, Norm, Rotary, Stack, Tensor
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+}
+
+
+def evaluate(
+    graph: Graph, ids: Sequence[int], decoder_ids: Sequence[int] | None = None, types: Sequence[int] | None = None
+) -> Array:
+    """Logits [count, vocabulary] or, of an encoder alone, vectors [count, width]; `types` are the encoder's."""
+    source = None
+    if graph.encoder is not None:
+        source = run_stack(graph.encoder, ids, types, None)
+    if graph.decoder is None:
+        assert source is not None
+        return source
+    assert graph.head is not None
+    return linear(graph.head, run_stack(graph.decoder, ids if decoder_ids is None else decoder_ids, None, source))
+
+
+def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, source: Array | None) -> Array:
+    """Vectors [count, width] behind the last norm."""
+    embeddings = stack.embeddings
+    x = embeddings.tokens.load()[list(ids)]
+    if embeddings.positions is not None:
+        x = x + embeddings.positions.load()[: len(ids)]
+    if embeddings.types is not None:
+        x = x + embeddings.types.load()[[0] * len(ids) if types is None else list(types)]
+    x = norm(embeddings.norm, x)
+    for sublayer in stack.sublayers:
+        read = norm(sublayer.before, x)
+        body = sublayer.body
+        made = mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, stack.limit)
+        x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
+    return norm(stack.norm, x)
+
+
+def norm(op: Norm | None, x: Array) -> Array:
+    if op is None:
+        return x
+    x = x - x.mean(-1, keepdims=True) if op.kind == "layer" else x
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + op.epsilon)
+    return x * loaded(op.weight, 1.0) + loaded(op.bias, 0.0)
+
+
+def linear(op: Linear, x: Array) -> Array:
+    return x @ op.weight.load().T + loaded(op.bias, 0.0)
+
+
+def loaded(tensor: Tensor | None, default: float) -> Array | float:
+    return default if tensor is None else tensor.load()
+
+
+def mlp(op: Mlp, x: Array) -> Array:
+    activate = ACTIVATIONS[op.activation]
+    up = linear(op.up, x)
+    return linear(op.down, activate(up) if op.gate is None else activate(linear(op.gate, x)) * up)
+
+
+def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Array:
+    read = x
+    if op.sees == "source":
+        assert source is not None
+        read = source
+    query = linear(op.query, x).reshape(len(x), op.heads, -1)
+    key, value = (linear(each, read).reshape(len(read), op.kv_heads, -1) for each in (op.key, op.value))
+    if op.rotary is not None:
+        query, key = turn(op.rotary, query), turn(op.rotary, key)
+    key, value = (np.repeat(each, op.heads // op.kv_heads, axis=1) for each in (key, value))
+    scores = op.scale * np.einsum("qhd,khd->hqk", query, key)
+    distances = np.arange(len(read))[None] - np.arange(len(x))[:, None]
+    if op.distance_bias is not None:
+        scores = scores + op.distance_bias.load()[:, distances + limit]
+    if op.sees == "past":
+        scores[:, distances > 0] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))
+
+
+def turn(rotary: Rotary, x: Array) -> Array:
+    """[count, heads, dims], each half of a head padded with zeros that no frequency turns."""
+    half = x.shape[-1] // 2
+    frequencies = np.zeros(half)
+    frequencies[: len(rotary.frequencies)] = rotary.frequencies
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None, None] * frequencies)
+    return np.concatenate([turned.real, turned.imag], axis=-1)

@@ -1,0 +1,326 @@
+"""The passes on graphs of every form: what is computed stays, and what they cannot take is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kaoken.codegen import passes
+from kaoken.codegen.errors import UnsupportedModelError
+from kaoken.codegen.graph import (
+    Attention,
+    Block,
+    Embeddings,
+    Graph,
+    Linear,
+    Mlp,
+    Norm,
+    Rotary,
+    SpecialTokens,
+    Stack,
+    Sublayer,
+    Tensor,
+    check_ready,
+    verify,
+)
+
+from evaluator import evaluate
+
+WIDTH, SOURCE, VOCABULARY, LIMIT = 12, 20, 31, 70
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6
+
+IDS = np.random.default_rng(1).integers(0, VOCABULARY, 67).tolist()
+DECODER_IDS = np.random.default_rng(2).integers(0, VOCABULARY, 66).tolist()
+TYPES = np.random.default_rng(3).integers(0, 2, 67).tolist()
+
+
+class Maker:
+    """Random tensors, norms and sublayers; `biases` says whether linears have any."""
+
+    def __init__(self, biases: bool = True) -> None:
+        self.random = np.random.default_rng(7)
+        self.biases = biases
+
+    def tensor(self, *shape: int, scale: float = 1.0, base: float = 0.0) -> Tensor:
+        values = base + scale * self.random.uniform(-1, 1, shape)
+        return Tensor(shape, (f"tensor of {shape}",), lambda start, stop: values[start:stop])
+
+    def norm(self, width: int = WIDTH, kind: str = "layer") -> Norm:
+        bias = self.tensor(width, scale=0.3) if kind == "layer" else None
+        return Norm(kind, 1e-5, self.tensor(width, scale=0.4, base=1.0), bias)
+
+    def linear(self, outputs: int, inputs: int) -> Linear:
+        bias = self.tensor(outputs, scale=0.4) if self.biases else None
+        return Linear(self.tensor(outputs, inputs, scale=math.sqrt(3 / inputs)), bias)
+
+    def attention(
+        self, sees: str, width: int = WIDTH, source: int | None = None, rotary: Rotary | None = None
+    ) -> Attention:
+        key, value = (self.linear(KV_HEADS * HEAD_DIM, source or width) for _ in range(2))
+        bias = self.tensor(HEADS, 2 * LIMIT) if sees != "source" else None
+        all_heads = HEADS * HEAD_DIM
+        query, out = self.linear(all_heads, width), self.linear(width, all_heads)
+        return Attention(HEADS, KV_HEADS, HEAD_DIM, query, key, value, out, 0.4, rotary, sees, bias)
+
+    def mlp(self, width: int = WIDTH, gated: bool = False) -> Mlp:
+        gate = self.linear(9, width) if gated else None
+        return Mlp(self.linear(9, width), self.linear(width, 9), "gelu_tanh", gate)
+
+    def stack(self, *blocks: Block, width: int = WIDTH, norm: Norm | None = None, embedded: bool = False) -> Stack:
+        embeddings = Embeddings(self.tensor(VOCABULARY, width), self.tensor(LIMIT, width))
+        if embedded:
+            embeddings = replace(embeddings, types=self.tensor(2, width), norm=self.norm(width))
+        return Stack(embeddings, blocks, norm, LIMIT)
+
+
+SPECIAL = SpecialTokens((), None, None)
+
+
+def decoder(biases: bool = True, tied: bool = False, rotary: Rotary | None = None) -> Graph:
+    """With pre-norms."""
+    make = Maker(biases)
+    sublayers = [
+        (Sublayer(make.attention("past", rotary=rotary), make.norm()), Sublayer(make.mlp(gated=True), make.norm()))
+        for _ in range(2)
+    ]
+    stack = make.stack(*map(Block, sublayers), norm=make.norm())
+    head = Linear(stack.embeddings.tokens, None) if tied else make.linear(VOCABULARY, WIDTH)
+    return Graph(decoder=stack, head=head, special=SPECIAL)
+
+
+def encoder(biases: bool = True) -> Graph:
+    """With post-norms."""
+    make = Maker(biases)
+    sublayers = [
+        (Sublayer(make.attention("all"), after=make.norm()), Sublayer(make.mlp(), after=make.norm())) for _ in range(2)
+    ]
+    return Graph(encoder=make.stack(*map(Block, sublayers), embedded=True), special=SPECIAL)
+
+
+def post_norm_decoder() -> Graph:
+    make = Maker()
+    sublayers = [
+        (Sublayer(make.attention("past"), after=make.norm()), Sublayer(make.mlp(), after=make.norm(kind="rms")))
+        for _ in range(2)
+    ]
+    stack = make.stack(*map(Block, sublayers))
+    return Graph(decoder=stack, head=make.linear(VOCABULARY, WIDTH), special=SPECIAL)
+
+
+def encoder_decoder(biases: bool = True, post: bool = False) -> Graph:
+    """With pre- or post-norms, and an encoder that is wider than its decoder."""
+    make = Maker(biases)
+
+    def sublayer(body: Attention | Mlp, width: int = WIDTH) -> Sublayer:
+        return Sublayer(body, after=make.norm(width)) if post else Sublayer(body, before=make.norm(width))
+
+    encoding = [(sublayer(make.attention("all", SOURCE), SOURCE), sublayer(make.mlp(SOURCE), SOURCE)) for _ in range(2)]
+    decoding = [
+        tuple(map(sublayer, (make.attention("past"), make.attention("source", WIDTH, SOURCE), make.mlp(gated=True))))
+        for _ in range(3)
+    ]
+    norms = (None, None) if post else (make.norm(SOURCE), make.norm())
+    return Graph(
+        encoder=make.stack(*map(Block, encoding), width=SOURCE, norm=norms[0], embedded=True),
+        decoder=make.stack(*map(Block, decoding), norm=norms[1]),
+        head=make.linear(VOCABULARY, WIDTH),
+        special=SPECIAL,
+    )
+
+
+GRAPHS: dict[str, Callable[[], Graph]] = {
+    "decoder": decoder,
+    "tied decoder": lambda: decoder(tied=True),
+    "rotary decoder": lambda: decoder(rotary=Rotary((1.0, 0.3, 0.01))),
+    "decoder without biases": lambda: decoder(biases=False),
+    "decoder with post-norms": post_norm_decoder,
+    "encoder": encoder,
+    "encoder without biases": lambda: encoder(biases=False),
+    "encoder-decoder": encoder_decoder,
+    "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
+    "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
+}
+
+
+def outputs(graph: Graph) -> np.ndarray:
+    if graph.kind == "encoder-decoder":
+        return evaluate(graph, IDS, DECODER_IDS, TYPES)
+    return evaluate(graph, IDS, types=TYPES)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_pass_keeps_what_the_graph_computes(name: str) -> None:
+    graph = GRAPHS[name]()
+    verify(graph)
+    expected = outputs(graph)
+    for rewrite in passes.PIPELINE:
+        graph = rewrite(graph)
+        verify(graph)
+        np.testing.assert_allclose(outputs(graph), expected, rtol=0, atol=1e-11, err_msg=rewrite.__name__)
+    check_ready(graph)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("rewrite", passes.PIPELINE, ids=lambda each: each.__name__)
+def test_a_pass_alone_keeps_what_the_graph_computes(name: str, rewrite: Callable[[Graph], Graph]) -> None:
+    """Whatever the order: each holds by itself."""
+    graph = GRAPHS[name]()
+    np.testing.assert_allclose(outputs(rewrite(graph)), outputs(graph), rtol=0, atol=1e-11)
+
+
+def test_what_a_graph_says_of_itself() -> None:
+    single, both, vectors = decoder(tied=True), encoder_decoder(), encoder()
+    assert [each.kind for each in (single, both, vectors)] == ["decoder", "encoder-decoder", "encoder"]
+    assert single.tied
+    assert not both.tied
+    assert not vectors.tied
+    assert both.stacks == (both.encoder, both.decoder)
+    assert both.stack is both.decoder
+    assert vectors.stack is vectors.encoder
+    assert (both.width, both.vocabulary, len(both.blocks)) == (WIDTH, VOCABULARY, 3)
+    block = both.blocks[0]
+    assert block.attention.sees == "past"
+    assert block.cross is not None
+    assert block.cross.sees == "source"
+    assert single.blocks[0].cross is None
+
+
+def test_post_norms_move_to_the_next_sublayer() -> None:
+    before = encoder()
+    after = passes.move_post_norms(before)
+    assert before.encoder is not None
+    assert after.encoder is not None
+    moved, given = after.encoder.sublayers, before.encoder.sublayers
+    assert [each.replaces for each in moved] == [False, True, True, True]
+    assert moved[0].before is None
+    assert [each.before for each in moved[1:]] == [each.after for each in given[:-1]]
+    assert after.encoder.norm is given[-1].after
+
+
+def test_norms_on_both_sides_are_refused() -> None:
+    graph = encoder()
+    sandwich = graph.map(lambda each: replace(each, before=each.after))
+    with pytest.raises(UnsupportedModelError, match="norms on both sides"):
+        passes.run(sandwich)
+    assert graph.encoder is not None
+    ended = replace(graph, encoder=replace(graph.encoder, norm=Maker().norm()))
+    with pytest.raises(UnsupportedModelError, match="norms on both sides"):
+        passes.run(ended)
+
+
+def test_what_the_stream_takes_is_not_folded() -> None:
+    graph = passes.run(encoder_decoder(post=True))
+    for stack in graph.stacks:
+        for sublayer in stack.sublayers[1:]:
+            assert sublayer.before is not None
+            assert not sublayer.before.bare
+    assert graph.decoder is not None
+    assert graph.decoder.norm is not None
+    assert graph.decoder.norm.bare  # the head reads it alone
+
+
+def test_a_source_is_not_normalized_by_the_decoder() -> None:
+    graph = encoder_decoder()
+    folded = passes.fold_norm(graph)
+    for given, found in zip(graph.blocks, folded.blocks, strict=True):
+        assert given.cross is not None
+        assert found.cross is not None
+        assert found.cross.key is given.cross.key
+        assert found.cross.value is given.cross.value
+        assert found.cross.query is not given.cross.query
+    assert graph.encoder is not None
+    assert folded.encoder is not None
+    assert folded.encoder.norm is graph.encoder.norm
+
+
+def test_norms_that_are_kept_get_what_they_lack() -> None:
+    graph = encoder().map_stacks(
+        lambda stack: replace(stack, embeddings=replace(stack.embeddings, norm=Norm("layer", 1e-5, None, None)))
+    )
+    graph = graph.map(lambda each: replace(each, after=Norm("layer", 1e-5, None, None)))
+    ready = passes.run(graph)
+    np.testing.assert_allclose(outputs(ready), outputs(graph), rtol=0, atol=1e-11)
+    assert ready.encoder is not None
+    norms = [ready.encoder.embeddings.norm, ready.encoder.norm, *(each.before for each in ready.encoder.sublayers[1:])]
+    assert all(each is not None and each.weight is not None and each.bias is not None for each in norms)
+
+
+def attentions(graph: Graph, **changes: object) -> Graph:
+    """With these fields of each attention."""
+    return graph.map(
+        lambda each: replace(each, body=replace(each.body, **changes)) if isinstance(each.body, Attention) else each
+    )
+
+
+UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
+    "nothing": (lambda: Graph(special=SPECIAL), "a decoder with a head"),
+    "a head without a decoder": (lambda: replace(encoder(), head=decoder().head), "a decoder with a head"),
+    "a decoder without a head": (lambda: replace(decoder(), head=None), "a decoder with a head"),
+    "a head of another vocabulary": (lambda: replace(decoder(), head=Maker().linear(30, WIDTH)), "shape"),
+    "a source without an encoder": (lambda: replace(encoder_decoder(), encoder=None), "needs an encoder"),
+    "an encoder that sees a source": (lambda: attentions(encoder(), sees="source"), "needs an encoder"),
+    "rotary under a source": (lambda: attentions(encoder_decoder(), rotary=Rotary((1.0,))), "needs an encoder"),
+    "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
+    "a bias of other distances": (lambda: attentions(decoder(), distance_bias=Maker().tensor(HEADS, LIMIT)), "shape"),
+    "a bias of other heads": (lambda: attentions(decoder(), distance_bias=Maker().tensor(3, 2 * LIMIT)), "shape"),
+    "a source of another width": (
+        lambda: replace(encoder_decoder(), encoder=replace(encoder().stack, norm=Maker().norm())),
+        "shape",
+    ),
+    "nothing to replace by": (
+        lambda: decoder().map(lambda each: Sublayer(each.body, replaces=True)),
+        "none before it",
+    ),
+    "a norm of another width": (lambda: decoder().map(lambda each: replace(each, after=Maker().norm(3))), "shape"),
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_unsound_graphs_are_found(case: str) -> None:
+    make, message = UNSOUND[case]
+    with pytest.raises(AssertionError, match=message):
+        verify(make())
+
+
+def only_encoder(**changes: object) -> Graph:
+    graph = passes.run(encoder())
+    assert graph.encoder is not None
+    return replace(graph, encoder=replace(graph.encoder, **changes))
+
+
+UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
+    "an encoder of the past": (lambda: attentions(passes.run(encoder()), sees="past"), "attention that sees all"),
+    "a decoder of everything": (lambda: attentions(passes.run(decoder()), sees="all"), "attention that sees past"),
+    "a decoder that leaves its encoder out": (
+        lambda: replace(passes.run(decoder()), encoder=passes.run(encoder()).encoder),
+        "decoder block 0: the kernels need attention that sees past and source",
+    ),
+    "no last norm": (lambda: only_encoder(norm=None), "a norm behind the last block"),
+    "a last norm without a bias": (lambda: only_encoder(norm=Norm("layer", 1e-5, None, None)), "encoder's final norm"),
+    "a first norm that replaces": (
+        lambda: passes.run(encoder()).map(lambda each: replace(each, before=Maker().norm(), replaces=True)),
+        "embeddings whose norm is their own",
+    ),
+    "a post-norm": (
+        lambda: passes.run(decoder()).map(lambda each: replace(each, after=Maker().norm())),
+        "no norms behind",
+    ),
+    "a kept norm without a weight": (
+        lambda: passes.run(encoder()).map(
+            lambda each: replace(each, before=each.before and replace(each.before, weight=None))
+        ),
+        "norms whose results are kept",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADY)
+def test_what_kernels_cannot_run_is_found(case: str) -> None:
+    make, message = UNREADY[case]
+    graph = make()
+    verify(graph)
+    with pytest.raises(AssertionError, match=message):
+        check_ready(graph)
