@@ -6,13 +6,29 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from .errors import InputError
 
-# Of a model: "int4" is int4 with an int8 head, which costs the least accuracy for what it saves.
-DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
-TENSOR_DTYPES = ("float32", "bfloat16", "int8", "int4")
-CACHE_DTYPES = ("float32", "bfloat16", "int8")
+
+class Choice(NamedTuple):
+    """What a model's dtype stands for; layout.py says what each of these types is."""
+
+    blocks: str
+    head: str  # and the token table
+    cache: str
+
+
+CHOICES = {
+    "float32": Choice("float32", "float32", "float32"),
+    "bfloat16": Choice("bfloat16", "bfloat16", "bfloat16"),
+    "int8": Choice("int8", "int8", "int8"),
+    "int4": Choice("int4", "int8", "int8"),  # an int8 head costs the least accuracy for what it saves
+    "int4-all": Choice("int4", "int4", "int8"),
+}
+DTYPES = tuple(CHOICES)
+TENSOR_DTYPES = tuple(dict.fromkeys(choice.blocks for choice in CHOICES.values()))
+CACHE_DTYPES = tuple(dict.fromkeys(choice.cache for choice in CHOICES.values()))
 
 HEAD = "lm_head"  # the head's matrix, which is also the token table where they are tied
 TOKENS = "wte"  # the token table of an untied model
@@ -35,8 +51,6 @@ _OTHER_NAMES = {
     "i4": "int4",
     "q4_0": "int4",
 }
-
-_CACHES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8", "int4-all": "int8"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,14 @@ class Types:
                 )
 
     def _default(self, matrix: str) -> str:
-        if self.dtype == "int4":
-            return "int8" if matrix in (HEAD, TOKENS) else "int4"
-        return "int4" if self.dtype == "int4-all" else self.dtype
+        choice = CHOICES[self.dtype]
+        return choice.head if matrix in (HEAD, TOKENS) else choice.blocks
 
 
 def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
     """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
     _check_name("dtype", dtype, DTYPES)
-    cache = cache or _CACHES[dtype]
+    cache = cache or CHOICES[dtype].cache
     _check_name("cache_dtype", cache, CACHE_DTYPES)
     parsed: dict[str, str] = {}  # in the order of the last mention
     for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):
