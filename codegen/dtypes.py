@@ -6,29 +6,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from .errors import InputError
 
-
-class Choice(NamedTuple):
-    """What a model's dtype stands for; layout.py says what each of these types is."""
-
-    blocks: str
-    head: str  # and the token table
-    cache: str
-
-
+# What a model's dtype stands for: the types of blocks, of the head and the token table, and of the KV cache.
 CHOICES = {
-    "float32": Choice("float32", "float32", "float32"),
-    "bfloat16": Choice("bfloat16", "bfloat16", "bfloat16"),
-    "int8": Choice("int8", "int8", "int8"),
-    "int4": Choice("int4", "int8", "int8"),  # an int8 head costs the least accuracy for what it saves
-    "int4-all": Choice("int4", "int4", "int8"),
+    "float32": ("float32", "float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16", "bfloat16"),
+    "int8": ("int8", "int8", "int8"),
+    "int4": ("int4", "int8", "int8"),  # an int8 head costs the least accuracy for what it saves
+    "int4-all": ("int4", "int4", "int8"),
 }
 DTYPES = tuple(CHOICES)
-TENSOR_DTYPES = tuple(dict.fromkeys(choice.blocks for choice in CHOICES.values()))
-CACHE_DTYPES = tuple(dict.fromkeys(choice.cache for choice in CHOICES.values()))
+TENSOR_DTYPES = tuple(dict.fromkeys(blocks for blocks, _, _ in CHOICES.values()))
+CACHE_DTYPES = tuple(dict.fromkeys(cache for _, _, cache in CHOICES.values()))
 
 HEAD = "lm_head"  # the head's matrix, which is also the token table where they are tied
 TOKENS = "wte"  # the token table of an untied model
@@ -82,14 +73,14 @@ class Types:
                 )
 
     def _default(self, matrix: str) -> str:
-        choice = CHOICES[self.dtype]
-        return choice.head if matrix in (HEAD, TOKENS) else choice.blocks
+        blocks, head, _ = CHOICES[self.dtype]
+        return head if matrix in (HEAD, TOKENS) else blocks
 
 
 def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
     """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
     _check_name("dtype", dtype, DTYPES)
-    cache = cache or CHOICES[dtype].cache
+    cache = cache or CHOICES[dtype][2]
     _check_name("cache_dtype", cache, CACHE_DTYPES)
     parsed: dict[str, str] = {}  # in the order of the last mention
     for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):

@@ -15,7 +15,6 @@ N and K are rounded up with zeros.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,13 +127,8 @@ class Part(NamedTuple):
     def itemsize(self) -> int:
         return int(self.type[1:])
 
-    def size(self, outputs: int, depth: int) -> int:
-        """How many values it has; both are rounded up."""
-        return outputs * (depth // self.share if self.share else 1)
 
-
-@dataclass(frozen=True)
-class MatrixType:
+class MatrixType(NamedTuple):
     """All that Python knows of one type of matrix; what its kernels do is in runtime/kernels."""
 
     kind: str  # the C++ type of kinds.h
@@ -153,7 +147,8 @@ class MatrixType:
 
     def packed_sizes(self, rows: int, depth: int) -> tuple[int, ...]:
         """How many values each part has, for [rows, depth]."""
-        return tuple(part.size(round_up(rows), round_up(depth, self.step)) for part in self.parts)
+        outputs, padded = round_up(rows), round_up(depth, self.step)
+        return tuple(outputs * (padded // part.share if part.share else 1) for part in self.parts)
 
     def row_bytes(self, depth: int) -> int:
         """Of a row of `depth` inputs: whole lines."""
@@ -161,24 +156,8 @@ class MatrixType:
 
 
 MATRIX_TYPES = {
-    "float32": MatrixType(
-        kind="Float32",
-        pack=pack_float32,
-        parts=(Part("weight", "f4", 1),),
-        step=1,
-        input_bytes=4,
-        product="float32",
-        cache_bytes=(4, 0),
-    ),
-    "bfloat16": MatrixType(
-        kind="BFloat16",
-        pack=pack_bfloat16,
-        parts=(Part("weight", "u2", 1),),
-        step=2,
-        input_bytes=2,
-        product="bfloat16",
-        cache_bytes=(2, 0),
-    ),
+    "float32": MatrixType("Float32", pack_float32, (Part("weight", "f4", 1),), 1, 4, "float32", cache_bytes=(4, 0)),
+    "bfloat16": MatrixType("BFloat16", pack_bfloat16, (Part("weight", "u2", 1),), 2, 2, "bfloat16", cache_bytes=(2, 0)),
     "int8": MatrixType(
         kind="Int8",
         pack=pack_int8,
