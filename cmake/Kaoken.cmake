@@ -23,7 +23,8 @@
 include_guard()
 include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 
-# The rows of codegen/settings.py: arguments of kaoken_add_model(), and cache entries of Kaoken's own builds.
+# The rows of codegen/settings.py. In Kaoken's own builds they are cache entries, KAOKEN_ISA and so on, which
+# kaoken_add_model(... CACHED_SETTINGS) reads.
 set(KAOKEN_SETTINGS REVISION DTYPE TENSOR_DTYPES CACHE_DTYPE KERNELS ISA JOBS COMPILE_MEMORY)
 
 # A project in C may forget that its models are C++. CMake takes the language at file scope alone, behind project().
@@ -50,7 +51,12 @@ endif()
 function(kaoken_add_model TARGET)
   set(single CHECKPOINT NAME SOURCE COMMIT ${KAOKEN_SETTINGS})
   list(REMOVE_ITEM single TENSOR_DTYPES)
-  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT" "${single}" "TENSOR_DTYPES")
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT;CACHED_SETTINGS" "${single}" "TENSOR_DTYPES")
+  if(ARG_CACHED_SETTINGS)
+    foreach(setting IN LISTS KAOKEN_SETTINGS)
+      set(ARG_${setting} "${KAOKEN_${setting}}")
+    endforeach()
+  endif()
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
   endif()
@@ -70,18 +76,6 @@ function(kaoken_add_model TARGET)
   kaoken_runtime("${out}")
   kaoken_generate("${TARGET}" "${out}")
   kaoken_compile("${TARGET}" "${out}")
-endfunction()
-
-# The cache entries KAOKEN_<setting> as arguments of kaoken_add_model().
-function(kaoken_cached_settings RESULT)
-  set(arguments "")
-  foreach(setting IN LISTS KAOKEN_SETTINGS)
-    if(KAOKEN_${setting})
-      string(REPLACE ";" "," value "${KAOKEN_${setting}}")
-      list(APPEND arguments ${setting} "${value}")
-    endif()
-  endforeach()
-  set(${RESULT} "${arguments}" PARENT_SCOPE)
 endfunction()
 
 # Two models of one name would define the same symbols, and a linker would drop one of them without a word.

@@ -18,7 +18,6 @@ from .checkpoint import NAMES, open_checkpoint
 from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import CheckpointError, InputError, KaokenError
-from .exploded import check_kernels
 from .families import EXTRA
 from .files import write_if_changed
 from .generation import read_generation
@@ -29,7 +28,7 @@ from .isa import TABLE, canonical_machine, resolve
 from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Options, bake, generate
 from .plan import plan_text
-from .settings import OPTIONS
+from .settings import OPTIONS, check_kernels
 from .version import kaoken_version
 
 

@@ -15,8 +15,10 @@ from .dtypes import make_types
 from .errors import InputError, KaokenError
 from .memory import DEFAULT_CAP, PYTHON_MODULE, MiB, make_budget
 
+KERNELS = ("packed", "exploded")
+
 # Each check takes a setting's text, as the build gets it, and returns it for CMake. It raises a KaokenError, or a
-# ValueError whose text goes on behind the value. Imports of NumPy wait, as --help needs the rows alone.
+# ValueError whose text goes on behind the value.
 
 
 def _model(value: str) -> str:
@@ -41,27 +43,20 @@ def _revision(value: str) -> str:
     return value
 
 
-def _dtype(value: str) -> str:
-    return make_types(value).dtype
-
-
 def _tensor_dtypes(value: str) -> str:
     make_types("float32", value)
     return value.replace(";", ",")
 
 
-def _cache_dtype(value: str) -> str:
-    return make_types("float32", cache=value).cache
-
-
-def _kernels(value: str) -> str:
-    from .exploded import check_kernels
-
-    return check_kernels(value)
+def check_kernels(kernels: str, known: tuple[str, ...] = KERNELS) -> str:
+    """The setting as it is. Raises InputError for an unknown one."""
+    if kernels not in known:
+        raise InputError(f"kernels={kernels!r} is unknown; expected one of {', '.join(known)}")
+    return kernels
 
 
 def _isa(value: str) -> str:
-    from .isa import resolve
+    from .isa import resolve  # NumPy comes with it, and --help needs the rows alone
 
     resolve(value)
     return ",".join(name.strip() for name in re.split("[,;]", value))
@@ -93,7 +88,6 @@ class Setting:
     metavar: str | None = None
     type: Callable[[str], str | int] = str
     singular: str = ""  # the option of `kaoken bake` that is given once for each of several
-    decides: bool = True  # whether a library depends on it
 
     @property
     def parameter(self) -> str:
@@ -126,70 +120,63 @@ class Setting:
 
 
 MODEL = Setting(
-    name="model",
-    meaning="a directory or a hub id; an existing directory wins, relative paths start at the source root",
+    "model",
+    "a directory or a hub id; an existing directory wins, relative paths start at the source root",
+    _model,
     absence="the bundled model",
-    check=_model,
 )
 OPTIONS = (  # of whichever model
+    Setting("revision", "branch, tag or commit of a hub id", _revision, absence="the newest"),
     Setting(
-        name="revision",
-        meaning="branch, tag or commit of a hub id",
-        absence="the newest",
-        check=_revision,
-    ),
-    Setting(
-        name="dtype",
-        meaning="of the weights: `float32`, `bfloat16`, `int8`, `int4` (the head in int8) or `int4-all`",
+        "dtype",
+        "of the weights: `float32`, `bfloat16`, `int8`, `int4` (the head in int8) or `int4-all`",
+        lambda value: make_types(value).dtype,
         default="float32",
-        check=_dtype,
     ),
     Setting(
-        name="tensor-dtypes",
-        meaning="of some matrices, by pattern: `h.*.attn.*=int8,lm_head=bfloat16`; of a Llama `layers.*.mlp.*=int4`",
+        "tensor-dtypes",
+        "of some matrices, by pattern: `h.*.attn.*=int8,lm_head=bfloat16`; of a Llama `layers.*.mlp.*=int4`",
+        _tensor_dtypes,
         absence="none",
-        check=_tensor_dtypes,
         metavar="PATTERN=TYPE",
         singular="tensor-dtype",
     ),
     Setting(
-        name="cache-dtype",
-        meaning="of the KV cache: `float32`, `bfloat16` or `int8`",
+        "cache-dtype",
+        "of the KV cache: `float32`, `bfloat16` or `int8`",
+        lambda value: make_types("float32", cache=value).cache,
         absence="as the weights; `int8` for int4",
-        check=_cache_dtype,
         metavar="TYPE",
     ),
     Setting(
-        name="kernels",
-        meaning="`packed`, or `exploded`: small float32 matrices of blocks become straight-line code",
+        "kernels",
+        "`packed`, or `exploded`: small float32 matrices of blocks become straight-line code",
+        check_kernels,
         default="packed",
-        check=_kernels,
         for_build=" ([when that pays](ARCHITECTURE.md#the-exploded-form))",
         for_bake="; or `fastest`, which only this command has: the one of both that decodes faster here",
     ),
     Setting(
-        name="isa",
-        meaning="`portable` (all of this architecture, chosen when the model is loaded), `native` (the best of this "
-        "machine), or a list of `scalar`, `avx2`, `avxvnni`, `avx512`, `avx512vnni`, `avx512bf16`; `neon`, `dotprod`, "
-        "`i8mm`",
+        "isa",
+        "`portable` (all of this architecture, chosen when the model is loaded), `native` (the best of this machine), "
+        "or a list of `scalar`, `avx2`, `avxvnni`, `avx512`, `avx512vnni`, `avx512bf16`; `neon`, `dotprod`, `i8mm`",
+        _isa,
         default="portable",
-        check=_isa,
         bake_default="native",
     ),
     Setting(
-        name="jobs",
-        meaning="processes of the build at a time, as far as memory allows at `compile-memory` each",
+        "jobs",
+        "processes of the build at a time, as far as memory allows at `compile-memory` each",
+        _jobs,
         absence="one a processor",
-        check=_jobs,
         metavar="N",
         type=int,
-        decides=False,
     ),
     Setting(
-        name="compile-memory",
-        meaning="what each process of the build may take",
+        "compile-memory",
+        "what each process of the build may take",
+        _compile_memory,
         absence=f"`{DEFAULT_CAP // MiB}M`",
-        check=_compile_memory,
         for_build=f", at least `{PYTHON_MODULE // MiB}M` here",
         metavar="SIZE",
     ),

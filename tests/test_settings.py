@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
-from kaoken.codegen.exploded import KERNELS
 from kaoken.codegen.isa import table
-from kaoken.codegen.settings import OPTIONS, SETTINGS
+from kaoken.codegen.settings import KERNELS, OPTIONS, SETTINGS
 
 import kaoken
 from kaoken.cli import main

@@ -26,11 +26,11 @@ from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run, unwound
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
-from kaoken.codegen.exploded import EXPLODED_LIMIT, KERNELS, check_kernels
+from kaoken.codegen.exploded import EXPLODED_LIMIT
 from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
-from kaoken.codegen.settings import SETTINGS
+from kaoken.codegen.settings import KERNELS, SETTINGS, check_kernels
 from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError
 from kaoken.inputs import file_path, integer
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
@@ -93,7 +93,7 @@ class _Bake:
         facts = {
             "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
             "source": [self.source.name, self.source.revision],
-            "settings": {name: value for name, value in self.settings().items() if SETTINGS[name].decides},
+            "settings": {name: value for name, value in self.settings().items() if name != "jobs"},
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": self.compiler.machine,
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],

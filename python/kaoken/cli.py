@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kaoken.codegen.settings import OPTIONS, Setting
+from kaoken.codegen.settings import OPTIONS
 from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 
@@ -317,27 +317,11 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
     for setting in OPTIONS:
-        _add_setting(parser, setting)
-
-
-def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
-    if setting.singular:
-        parser.add_argument(
-            f"--{setting.singular}",
-            action="append",
-            default=[],
-            dest=setting.parameter,
-            metavar=setting.metavar,
-            help=setting.help,
-        )
-    else:
-        parser.add_argument(
-            f"--{setting.name}",
-            type=setting.type,
-            default=setting.bake_value,
-            metavar=setting.metavar,
-            help=setting.help,
-        )
+        takes: dict[str, Any] = {"type": setting.type, "default": setting.bake_value}
+        if setting.singular:
+            takes = {"action": "append", "default": [], "dest": setting.parameter}
+        flag = f"--{setting.singular or setting.name}"
+        parser.add_argument(flag, metavar=setting.metavar, help=setting.help, **takes)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -477,13 +461,9 @@ def _graph(options: argparse.Namespace) -> None:
 def _bake(options: argparse.Namespace) -> None:
     from kaoken.baking import bake
 
-    settings = {setting.parameter: _given(options, setting) for setting in OPTIONS}
+    settings = {setting.parameter: getattr(options, setting.parameter) for setting in OPTIONS}
+    settings["tensor_dtypes"] = ",".join(settings["tensor_dtypes"])
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"kaoken: warning: {message}", file=sys.stderr)
         path = bake(options.checkpoint, out=options.out, **settings)
     _print_path(path)
-
-
-def _given(options: argparse.Namespace, setting: Setting) -> Any:
-    value = getattr(options, setting.parameter)
-    return ",".join(value) if setting.singular else value
