@@ -1,6 +1,6 @@
 """The build backend (PEP 517 and 660): Kaoken's own settings in front of scikit-build-core.
 
-`pip install . -C model=gpt2` and its like: a setting of SETTINGS is checked and becomes a CMake cache entry;
+`pip install . -C model=gpt2` and its like: a setting of codegen/settings.py is checked and becomes a CMake cache entry;
 any other goes on to scikit-build-core, which refuses what it does not know. A user's mistake ends the build
 with one line (SystemExit). Frontends call every hook in the source root.
 
@@ -17,107 +17,23 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
 from scikit_build_core import build as skbuild
 
-from codegen.dtypes import make_types
-from codegen.errors import KaokenError
-from codegen.exploded import check_kernels
-from codegen.isa import resolve
-from codegen.memory import PYTHON_MODULE, make_budget
+from codegen.errors import InputError
+from codegen.settings import SETTINGS
 
 Settings: TypeAlias = "dict[str, str | list[str]]"
 
 # scikit-build-core's settings without a dot in their name; one with a dot is always its to judge.
 PASSED_ON = ("build-dir", "experimental", "fail", "minimum-version", "strict-config")
 
-# ---- Kaoken's settings: each function returns the value for CMake, or exits with what is wrong
-
-
-def _model(value: str) -> str:
-    """A directory as its absolute path, by the rule of codegen's resolve_model; a hub id as it is."""
-    path = os.path.abspath(os.path.expanduser(value))
-    if os.path.isdir(path):
-        return path
-    if value.startswith(("./", "../", "/", "~")) or value in (".", "..") or os.path.exists(path):
-        raise _mistake(
-            f"model={value} is not a directory: {path}; expected one with config.json and model.safetensors. "
-            f"Relative paths start at the source root, which is {os.getcwd()} (`python -m build` makes the "
-            "wheel from an unpacked sdist: give it an absolute path)"
-        )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value, re.ASCII):
-        raise _mistake(f"model={value} is neither a directory ({path}) nor a hub id; expected a path or OWNER/NAME")
-    return value
-
-
-def _revision(value: str) -> str:
-    if not re.fullmatch(r"\w[\w./+-]*", value, re.ASCII):
-        raise _mistake(f"revision={value} is not a revision; expected a branch, a tag or a commit of the hub")
-    return value
-
-
-def _dtype(value: str) -> str:
-    with _reporting_errors(f"dtype={value}"):
-        make_types(value)
-    return value
-
-
-def _tensor_dtypes(value: str) -> str:
-    with _reporting_errors(f"tensor-dtypes={value}"):
-        make_types("float32", value)
-    return value.replace(";", ",")
-
-
-def _cache_dtype(value: str) -> str:
-    with _reporting_errors(f"cache-dtype={value}"):
-        make_types("float32", cache=value)
-    return value
-
-
-def _kernels(value: str) -> str:
-    with _reporting_errors(f"kernels={value}"):
-        return check_kernels(value)
-
-
-def _isa(value: str) -> str:
-    with _reporting_errors(f"isa={value}"):
-        resolve(value)
-    return ",".join(name.strip() for name in re.split("[,;]", value))
-
-
-def _jobs(value: str) -> str:
-    if not re.fullmatch("[1-9][0-9]{0,3}", value):
-        raise _mistake(f"jobs={value} is not a number of processes; expected a whole number from 1 to 9999")
-    return value
-
-
-def _compile_memory(value: str) -> str:
-    with _reporting_errors(f"compile-memory={value}"):
-        make_budget(value, None, least=PYTHON_MODULE)
-    return value
-
-
-SETTINGS: dict[str, Callable[[str], str]] = {
-    "model": _model,
-    "revision": _revision,
-    "dtype": _dtype,
-    "tensor-dtypes": _tensor_dtypes,
-    "cache-dtype": _cache_dtype,
-    "kernels": _kernels,
-    "isa": _isa,
-    "jobs": _jobs,
-    "compile-memory": _compile_memory,
-}
-
-
-def cmake_name(setting: str) -> str:
-    """The CMake cache entry that a setting becomes: `compile-memory` is KAOKEN_COMPILE_MEMORY."""
-    return "KAOKEN_" + setting.upper().replace("-", "_")
+# ---- Settings
 
 
 def split_settings(settings: Settings | None) -> tuple[dict[str, str], Settings]:
@@ -142,9 +58,9 @@ def _single(name: str, value: str | list[str]) -> str:
 
 def _known(name: str) -> str:
     """The name of a setting that scikit-build-core may know; exits with the nearest valid one otherwise."""
-    for setting in SETTINGS:
-        if name.endswith(f"cmake.define.{cmake_name(setting)}"):
-            raise _mistake(f"{name} would go unchecked; use {setting}=... instead")
+    for setting in SETTINGS.values():
+        if name.endswith(f"cmake.define.{setting.cmake}"):
+            raise _mistake(f"{name} would go unchecked; use {setting.name}=... instead")
     if "." in name or name in PASSED_ON:
         return name
     near = difflib.get_close_matches(name.lower().replace("_", "-"), [*SETTINGS, *PASSED_ON], n=1, cutoff=0.0)
@@ -158,19 +74,14 @@ def check_settings(own: Mapping[str, str]) -> dict[str, str]:
     """Kaoken's settings with their values as CMake gets them; exits on the first bad one."""
     if "revision" in own and "model" not in own:
         raise _mistake("revision is of a model on the hub; give model=OWNER/NAME beside it")
-    return {name: SETTINGS[name](value) for name, value in own.items()}
+    try:
+        return {name: SETTINGS[name].checked(value) for name, value in own.items()}
+    except InputError as error:
+        raise _mistake(str(error)) from error
 
 
 def _mistake(message: str) -> SystemExit:
     return SystemExit(f"kaoken: error: {message}")
-
-
-@contextmanager
-def _reporting_errors(setting: str) -> Iterator[None]:
-    try:
-        yield
-    except KaokenError as error:
-        raise _mistake(f"{setting}: {error}") from error
 
 
 # ---- Paths as CMake can take them
@@ -253,7 +164,7 @@ def _settings_for_cmake(config_settings: Settings | None) -> Settings:
     if os.path.isabs(values.get("model", "")):
         print(f"kaoken: the model is {values['model']}")
         values["model"] = safe_path(values["model"])
-    settings |= {f"cmake.define.{cmake_name(name)}": value for name, value in values.items()}
+    settings |= {f"cmake.define.{SETTINGS[name].cmake}": value for name, value in values.items()}
     if (source := safe_path(os.getcwd())) != os.getcwd():
         settings.setdefault("cmake.source-dir", source)
     if (python := _safe_python()) != sys.executable:

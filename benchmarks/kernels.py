@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from kaoken.codegen.layout import MATRIX_TYPES
+
 from benchmarks.machine import header
 from benchmarks.models import ROOT
 from benchmarks.native_library import NativeLibrary, build, machine_isas
@@ -22,8 +24,8 @@ READ_BYTES = 256 << 20
 WIDTH = 768
 CONTEXT = 1024
 
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5625}
-_LIMITS = ("float32", "bfloat16", "int8")
+_BYTES = {dtype: row.weight_bytes for dtype, row in MATRIX_TYPES.items()}
+_LIMITS = tuple(dict.fromkeys(row.product for row in MATRIX_TYPES.values()))
 
 
 def kernel_table() -> dict[str, list[str]]:

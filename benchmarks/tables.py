@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kaoken.codegen.layout import MATRIX_TYPES
+
 from benchmarks.bars import BARS, Bar
 from benchmarks.rows import ROWS
 from benchmarks.summary import Summary, ratios, summarize
@@ -262,6 +264,5 @@ def kernels_sections(document: Document) -> list[str]:
 
 
 def peak_operations(limits: dict[str, dict[str, float]], dtype: str) -> float:
-    """TOP/s of the best instruction set, for the products that a type's kernels make: int4's are int8's."""
-    name = "int8" if dtype == "int4" else dtype
-    return max(found[name] for found in limits.values())
+    """TOP/s of the best instruction set, for the products that a type's kernels make."""
+    return max(found[MATRIX_TYPES[dtype].product] for found in limits.values())

@@ -23,6 +23,10 @@
 include_guard()
 include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 
+# The rows of codegen/settings.py. In Kaoken's own builds they are cache entries, KAOKEN_ISA and so on, which
+# kaoken_add_model(... CACHED_SETTINGS) reads.
+set(KAOKEN_SETTINGS REVISION DTYPE TENSOR_DTYPES CACHE_DTYPE KERNELS ISA JOBS COMPILE_MEMORY)
+
 # A project in C may forget that its models are C++. CMake takes the language at file scope alone, behind project().
 if(PROJECT_NAME AND NOT CMAKE_CXX_COMPILER_LOADED AND NOT CMAKE_CURRENT_FUNCTION)
   enable_language(CXX)
@@ -45,9 +49,14 @@ if(POLICY CMP0174)
 endif()
 
 function(kaoken_add_model TARGET)
-  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT"
-                        "CHECKPOINT;NAME;SOURCE;REVISION;COMMIT;DTYPE;CACHE_DTYPE;KERNELS;ISA;JOBS;COMPILE_MEMORY"
-                        "TENSOR_DTYPES")
+  set(single CHECKPOINT NAME SOURCE COMMIT ${KAOKEN_SETTINGS})
+  list(REMOVE_ITEM single TENSOR_DTYPES)
+  cmake_parse_arguments(PARSE_ARGV 1 ARG "STATIC;NAMED_BY_CHECKPOINT;CACHED_SETTINGS" "${single}" "TENSOR_DTYPES")
+  if(ARG_CACHED_SETTINGS)
+    foreach(setting IN LISTS KAOKEN_SETTINGS)
+      set(ARG_${setting} "${KAOKEN_${setting}}")
+    endforeach()
+  endif()
   if(ARG_UNPARSED_ARGUMENTS OR NOT ARG_CHECKPOINT)
     message(FATAL_ERROR "kaoken_add_model(${TARGET}): give CHECKPOINT; not understood: '${ARG_UNPARSED_ARGUMENTS}'")
   endif()
@@ -111,7 +120,7 @@ endfunction()
 # Configure time: which files will come. Reads the caller's ARG_*; sets KAOKEN_PLAN_* there.
 macro(kaoken_plan OUT)
   set(plan_options "")
-  foreach(option NAME SOURCE REVISION COMMIT DTYPE TENSOR_DTYPES CACHE_DTYPE KERNELS ISA JOBS COMPILE_MEMORY)
+  foreach(option NAME SOURCE COMMIT ${KAOKEN_SETTINGS})
     if(ARG_${option})
       string(TOLOWER "--${option}" flag)
       string(REPLACE "_" "-" flag "${flag}")

@@ -18,7 +18,6 @@ from .checkpoint import NAMES, open_checkpoint
 from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import CheckpointError, InputError, KaokenError
-from .exploded import check_kernels
 from .families import EXTRA
 from .files import write_if_changed
 from .generation import read_generation
@@ -29,6 +28,7 @@ from .isa import TABLE, canonical_machine, resolve
 from .memory import MemoryBudget, check_reach, make_budget
 from .pipeline import Options, bake, generate
 from .plan import plan_text
+from .settings import OPTIONS, check_kernels
 from .version import kaoken_version
 
 
@@ -50,18 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
     plan.add_argument("--checkpoint", required=True, help="a directory or a hub id")
     plan.add_argument("--root", type=Path, default=Path.cwd(), help="where relative directories start")
-    plan.add_argument("--revision", default=None, help="of a hub id")
     plan.add_argument("--commit", default=None, help="where a directory came from, to be recorded")
     plan.add_argument("--name", default=None, help="a C identifier; made from the checkpoint's name without it")
     plan.add_argument("--source", default=None, help="the checkpoint's name for people")
-    plan.add_argument("--dtype", default="float32", help="of the weights")
-    plan.add_argument("--tensor-dtypes", default="", help="of some of them: PATTERN=TYPE,...")
-    plan.add_argument("--cache-dtype", default=None, help="of the KV cache")
-    plan.add_argument("--kernels", default="packed", help="exploded: small float32 matrices become straight-line code")
-    plan.add_argument("--isa", default="portable")
     plan.add_argument("--machine", default=None, help="the architecture to compile for")
-    plan.add_argument("--jobs", type=int, default=None)
-    plan.add_argument("--compile-memory", default=None)
+    for setting in OPTIONS:
+        plan.add_argument(f"--{setting.name}", type=setting.type, default=setting.default, help=setting.meaning)
     plan.add_argument("--out", type=Path, required=True)
     files = commands.add_parser("generate", help="write the files of a plan")
     files.set_defaults(run=_generate)
@@ -71,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> None:
     source = resolve_model(arguments.checkpoint, revision=arguments.revision or None, root=arguments.root)
-    types = make_types(arguments.dtype, arguments.tensor_dtypes, arguments.cache_dtype or None)
+    types = make_types(arguments.dtype, arguments.tensor_dtypes or "", arguments.cache_dtype or None)
     options = Options(
         name=_checked_name(arguments.name or identifier(source.name)),
         source=arguments.source or source.name,

@@ -9,10 +9,17 @@ from fnmatch import fnmatchcase
 
 from .errors import InputError
 
-# Of a model: "int4" is int4 with an int8 head, which costs the least accuracy for what it saves.
-DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
-TENSOR_DTYPES = ("float32", "bfloat16", "int8", "int4")
-CACHE_DTYPES = ("float32", "bfloat16", "int8")
+# What a model's dtype stands for: the types of blocks, of the head and the token table, and of the KV cache.
+CHOICES = {
+    "float32": ("float32", "float32", "float32"),
+    "bfloat16": ("bfloat16", "bfloat16", "bfloat16"),
+    "int8": ("int8", "int8", "int8"),
+    "int4": ("int4", "int8", "int8"),  # an int8 head costs the least accuracy for what it saves
+    "int4-all": ("int4", "int4", "int8"),
+}
+DTYPES = tuple(CHOICES)
+TENSOR_DTYPES = tuple(dict.fromkeys(blocks for blocks, _, _ in CHOICES.values()))
+CACHE_DTYPES = tuple(dict.fromkeys(cache for _, _, cache in CHOICES.values()))
 
 HEAD = "lm_head"  # the head's matrix, which is also the token table where they are tied
 TOKENS = "wte"  # the token table of an untied model
@@ -35,8 +42,6 @@ _OTHER_NAMES = {
     "i4": "int4",
     "q4_0": "int4",
 }
-
-_CACHES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8", "int4-all": "int8"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,14 @@ class Types:
                 )
 
     def _default(self, matrix: str) -> str:
-        if self.dtype == "int4":
-            return "int8" if matrix in (HEAD, TOKENS) else "int4"
-        return "int4" if self.dtype == "int4-all" else self.dtype
+        blocks, head, _ = CHOICES[self.dtype]
+        return head if matrix in (HEAD, TOKENS) else blocks
 
 
 def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
     """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
     _check_name("dtype", dtype, DTYPES)
-    cache = cache or _CACHES[dtype]
+    cache = cache or CHOICES[dtype][2]
     _check_name("cache_dtype", cache, CACHE_DTYPES)
     parsed: dict[str, str] = {}  # in the order of the last mention
     for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):

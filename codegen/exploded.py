@@ -15,13 +15,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
 from .layout import PANEL
 from .memory import EXPLODED_LINE_WEIGHT, EXPLODED_SINGLE_WEIGHT
 
 Weights: TypeAlias = "NDArray[np.float32]"  # [outputs rounded up to 16, K]
 
-KERNELS = ("packed", "exploded")
 EXPLODED_LIMIT = 16_384  # nonzero weights of a matrix: beyond, code gains little and takes seconds to compile
 STRIP_PANELS = 4  # of lines, side by side for their latency: kStripPanels of runtime/kernels/exploded.h
 CHAINS = 8  # single chains side by side: they, an input and a product fit 16 registers
@@ -81,13 +79,6 @@ class Shard:
     @property
     def memory(self) -> int:
         return sum(strip.memory for strip in self.strips)
-
-
-def check_kernels(kernels: str, known: tuple[str, ...] = KERNELS) -> str:
-    """The setting as it is. Raises InputError for an unknown one."""
-    if kernels not in known:
-        raise InputError(f"kernels={kernels!r} is unknown; expected one of {', '.join(known)}")
-    return kernels
 
 
 def explode(name: str, sources: tuple[str, ...], weights: Weights, shard_limit: int) -> tuple[Shard, ...]:

@@ -1,7 +1,7 @@
 """The instruction sets that Kaoken can compile for: a reader of cmake/isas.json, the only table of them.
 
 In the table an ISA lists the machines that have it (none: all), the processor features it needs, spelled as
-/proc/cpuinfo spells them but without underscores (runtime/src/cpu.cpp reads them), the number types that it is any
+/proc/cpuinfo spells them but without underscores (runtime/src/cpu.cpp reads them), the types whose products it is any
 better for than those before it (none: all), and its compiler flags. Later entries are better.
 """
 
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from .errors import ISAError
+from .layout import MATRIX_TYPES
 
 TABLE = Path(__file__).resolve().parent.parent / "cmake" / "isas.json"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "powerpc64le": "ppc64le"}  # other names of the same machine
@@ -28,7 +29,7 @@ class ISA:
     name: str
     machines: tuple[str, ...]
     cpu: tuple[str, ...]
-    dtypes: tuple[str, ...]
+    products: tuple[str, ...]
     flags: tuple[str, ...]
 
     def runs_on(self, machine: str) -> bool:
@@ -37,7 +38,9 @@ class ISA:
 
     def helps(self, dtypes: Collection[str] | None) -> bool:
         """Whether a model of these types gains from it; None stands for any type."""
-        return dtypes is None or not self.dtypes or not set(dtypes).isdisjoint(self.dtypes)
+        if dtypes is None or not self.products:
+            return True
+        return any(MATRIX_TYPES[dtype].product in self.products for dtype in dtypes)
 
 
 @cache
@@ -45,7 +48,7 @@ def table() -> dict[str, ISA]:
     """Every ISA by name, worst first."""
     rows = json.loads(TABLE.read_text(encoding="utf-8"))
     return {
-        name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "dtypes", "flags")))
+        name: ISA(name, *(tuple(row[key]) for key in ("machines", "cpu", "products", "flags")))
         for name, row in rows.items()
     }
 

@@ -14,7 +14,8 @@ N and K are rounded up with zeros.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,7 @@ Parts = tuple[NDArray[Any], ...]  # a packer's result: weights first, then what 
 PANEL = 16  # kPanel of runtime/include/kaoken/pass.h
 GROUP = 32  # values of k that share an int4 scale: kGroup of runtime/kernels/int4_tile.h
 LINE = 64  # bytes
-STEPS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": GROUP}  # K is a multiple of it
-INPUT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
 INT32_INPUTS = ((1 << 31) - 1) // (255 * 127)  # the most k whose int8 products fit an int32 sum
-INT8_CACHE_DIM = ((1 << 31) - 1) // (8191 * 127)  # the same of a head's 14-bit queries by int8 keys (kernels/cache.h)
 
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 
@@ -118,22 +116,67 @@ def pack_int4(weight: NDArray[np.floating]) -> Parts:
     return packed, panels(scale, 1).reshape(-1, scale.shape[1], PANEL), sums.astype(np.float32)
 
 
-PACKERS = {"float32": pack_float32, "bfloat16": pack_bfloat16, "int8": pack_int8, "int4": pack_int4}
+class Part(NamedTuple):
+    """One array of a packer's result."""
+
+    name: str  # behind the matrix's own
+    type: str  # NumPy's name of it, a key of C_TYPES
+    share: int | None  # how many k of an output share a value; None: all of them
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.type[1:])
 
 
-def packed_sizes(dtype: str, rows: int, depth: int) -> tuple[int, ...]:
-    """How many values each array of a packer's result has, for [rows, depth]."""
-    outputs, padded = round_up(rows), round_up(depth, STEPS[dtype])
-    if dtype == "int8":
-        return outputs * padded, outputs, outputs
-    if dtype == "int4":
-        return outputs * padded // 2, outputs * padded // GROUP, outputs
-    return (outputs * padded,)
+class MatrixType(NamedTuple):
+    """All that Python knows of one type of matrix; what its kernels do is in runtime/kernels."""
+
+    kind: str  # the C++ type of kinds.h
+    pack: Callable[[NDArray[np.floating]], Parts]
+    parts: tuple[Part, ...]  # what that returns, the weights first
+    step: int  # K is rounded up to a multiple of it
+    input_bytes: int  # of one input
+    product: str  # the type whose products its kernels make, which tells what an ISA helps (cmake/isas.json)
+    most_inputs: int | None = None  # the most k whose sums fit; None: any number
+    cache_bytes: tuple[int, int] = (0, 0)  # in a KV cache, if it is one's type: of a value, and of a head beside them
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of one weight, with its part of what it shares with others of its output."""
+        return sum(part.itemsize / part.share for part in self.parts if part.share)
+
+    def packed_sizes(self, rows: int, depth: int) -> tuple[int, ...]:
+        """How many values each part has, for [rows, depth]."""
+        outputs, padded = round_up(rows), round_up(depth, self.step)
+        return tuple(outputs * (padded // part.share if part.share else 1) for part in self.parts)
+
+    def row_bytes(self, depth: int) -> int:
+        """Of a row of `depth` inputs: whole lines."""
+        return round_up(depth * self.input_bytes, LINE)
 
 
-def input_bytes(dtype: str, depth: int) -> int:
-    """Of a row of `depth` inputs to a matrix of this type: whole lines."""
-    return round_up(depth * INPUT_BYTES[dtype], LINE)
+MATRIX_TYPES = {
+    "float32": MatrixType("Float32", pack_float32, (Part("weight", "f4", 1),), 1, 4, "float32", cache_bytes=(4, 0)),
+    "bfloat16": MatrixType("BFloat16", pack_bfloat16, (Part("weight", "u2", 1),), 2, 2, "bfloat16", cache_bytes=(2, 0)),
+    "int8": MatrixType(
+        kind="Int8",
+        pack=pack_int8,
+        parts=(Part("weight", "i1", 1), Part("scale", "f4", None), Part("sum", "i4", None)),
+        step=4,
+        input_bytes=1,
+        product="int8",
+        most_inputs=INT32_INPUTS,
+        cache_bytes=(1, 12),
+    ),
+    "int4": MatrixType(
+        kind="Int4",
+        pack=pack_int4,
+        parts=(Part("weight", "u1", 2), Part("scale", "f2", GROUP), Part("sum", "f4", None)),
+        step=GROUP,
+        input_bytes=1,
+        product="int8",
+    ),
+}
 
 
 def pad_vector(vector: NDArray[np.floating]) -> Array:

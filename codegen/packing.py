@@ -18,17 +18,7 @@ from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
 from .graph import Array, Block, Graph, Linear, Tensor, merge_sources, pieces, stack
-from .layout import (
-    INT8_CACHE_DIM,
-    INT32_INPUTS,
-    PACKERS,
-    PANEL,
-    input_bytes,
-    packed_sizes,
-    pad_columns,
-    pad_vector,
-    round_up,
-)
+from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
 
 Floats = NDArray[np.floating]
 Values = NDArray[Any]
@@ -36,14 +26,8 @@ Values = NDArray[Any]
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 LITERAL_LIMIT = 64  # float arrays up to this many values are readable, and become constexpr literals
 
-# How C++ declares the arrays of a packer's result, and what they are called after the matrix.
+# How C++ declares arrays, by NumPy's name of their values.
 C_TYPES = {"f4": "float", "f2": "uint16_t", "u2": "uint16_t", "i4": "int32_t", "i1": "int8_t", "u1": "uint8_t"}
-PARTS = {
-    "float32": (("weight", "f4"),),
-    "bfloat16": (("weight", "u2"),),
-    "int8": (("weight", "i1"), ("scale", "f4"), ("sum", "i4")),
-    "int4": (("weight", "u1"), ("scale", "f2"), ("sum", "f4")),
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,7 @@ class Matrix:
     @property
     def input_bytes(self) -> int:
         """Of a row of its inputs."""
-        return input_bytes(self.dtype, self.depth)
+        return MATRIX_TYPES[self.dtype].row_bytes(self.depth)
 
 
 @dataclass(frozen=True)
@@ -206,7 +190,6 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     """
     tied = graph.tied
     types.check(_matrix_names(graph))
-    _check_cache(graph, types)
     head_table = _table("head", HEAD, graph.head.weight, types.of(HEAD), blob_limit)
     tokens = (
         head_table if tied else _table("tokens", TOKENS, graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
@@ -233,15 +216,6 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
         tokens=tokens,
         head_table=head_table,
     )
-
-
-def _check_cache(graph: Graph, types: Types) -> None:
-    widest = max(block.attention.padded_dims for block in graph.blocks)
-    if types.cache == "int8" and widest > INT8_CACHE_DIM:
-        raise UnsupportedModelError(
-            f"heads of {widest} could pass int32 in an int8 KV cache, which takes at most {INT8_CACHE_DIM}: "
-            "give cache_dtype bfloat16 or float32"
-        )
 
 
 def _matrix_names(graph: Graph) -> list[str]:
@@ -407,7 +381,8 @@ def _packed(name: str, tensor: Tensor, pad: Callable[[Floats], Floats]) -> Packe
 def _table(name: str, source: str, tensor: Tensor, dtype: str, blob_limit: int) -> Table:
     rows, width = tensor.shape
     count = round_up(rows) // PANEL
-    per_shard = max(1, blob_limit // (packed_sizes(dtype, PANEL, width)[0] * int(PARTS[dtype][0][1][1:])))
+    kind = MATRIX_TYPES[dtype]
+    per_shard = max(1, blob_limit // (kind.packed_sizes(PANEL, width)[0] * kind.parts[0].itemsize))
     shard_rows = -(-count // -(-count // per_shard)) * PANEL
     starts = range(0, rows, shard_rows)
     shards = [_slice(tensor, start, min(rows, start + shard_rows)) for start in starts]
@@ -423,15 +398,16 @@ def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 def _matrix(name: str, source: str, tensor: Tensor, dtype: str) -> Matrix:
     rows, depth = tensor.shape
-    if dtype == "int8" and depth > INT32_INPUTS:
+    kind = MATRIX_TYPES[dtype]
+    if kind.most_inputs is not None and depth > kind.most_inputs:
         raise UnsupportedModelError(
-            f"{' + '.join(tensor.sources)}: sums of {depth} int8 products could pass int32; at most {INT32_INPUTS}: "
-            "give this matrix another type"
+            f"{' + '.join(tensor.sources)}: sums of {depth} {dtype} products could pass int32; at most "
+            f"{kind.most_inputs}: give this matrix another type"
         )
-    parts = _Parts(tensor, dtype)
+    parts = _Parts(tensor, kind.pack)
     arrays = (
-        Packed(f"{name}_{part}", tensor.sources, type_, size, parts.reader(index))
-        for index, ((part, type_), size) in enumerate(zip(PARTS[dtype], packed_sizes(dtype, rows, depth), strict=True))
+        Packed(f"{name}_{part.name}", tensor.sources, part.type, size, parts.reader(index))
+        for index, (part, size) in enumerate(zip(kind.parts, kind.packed_sizes(rows, depth), strict=True))
     )
     return Matrix(name, source, dtype, rows, depth, tuple(arrays))
 
@@ -468,9 +444,9 @@ class _Parts:
     The weights come first in a blob; their scales and sums, which are small, are kept from the same pass.
     """
 
-    def __init__(self, tensor: Tensor, dtype: str) -> None:
+    def __init__(self, tensor: Tensor, pack: Callable[[Floats], tuple[Values, ...]]) -> None:
         self._tensor = tensor
-        self._dtype = dtype
+        self._pack = pack
         self._small: list[list[Values]] = []
 
     def reader(self, index: int) -> Callable[[], Iterator[Values]]:
@@ -480,7 +456,7 @@ class _Parts:
     def _weights(self) -> Iterator[Values]:
         small = []
         for start, stop in pieces(0, *self._tensor.shape):
-            weights, *rest = PACKERS[self._dtype](_checked(self._tensor, self._tensor.rows(start, stop)))
+            weights, *rest = self._pack(_checked(self._tensor, self._tensor.rows(start, stop)))
             small.append(rest)
             yield _checked(self._tensor, weights)
         self._small = small

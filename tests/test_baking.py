@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from kaoken.codegen.isa import canonical_machine, resolve
 from kaoken.codegen.seal import seal
+from kaoken.codegen.settings import OPTIONS
 
 import kaoken
 from checkpoints import TINY, make_tensors, write_checkpoint
@@ -191,6 +192,9 @@ def test_the_definitions(checkpoint: Path, tmp_path: Path, builds: Builds) -> No
         "KAOKEN_COMPILE_MEMORY": str(300 << 20),
     }
     assert {name: builds.definitions.get(name) for name in expected} == expected
+    assert [each.name for each in OPTIONS if each.cmake not in builds.definitions] == [
+        "revision"
+    ]  # it found the source
     assert builds.commands[-1][-3:] == ["-j", "3", "model"]
 
 

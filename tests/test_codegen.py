@@ -14,14 +14,17 @@ import pytest
 from kaoken.codegen import passes
 from kaoken.codegen.__main__ import main
 from kaoken.codegen.checkpoint import open_checkpoint
-from kaoken.codegen.dtypes import DTYPES, make_types
+from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES, TENSOR_DTYPES, make_types
 from kaoken.codegen.emit.environment import hex_float
 from kaoken.codegen.errors import BuildError, CheckpointError, InputError, ISAError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
+from kaoken.codegen.families.fields import MAX_WIDTH
 from kaoken.codegen.files import write_if_changed
 from kaoken.codegen.graph import Attention, Graph, Mlp, Sublayer, check_ready
 from kaoken.codegen.isa import canonical_machine, resolve, table
 from kaoken.codegen.layout import (
+    INT32_INPUTS,
+    MATRIX_TYPES,
     PANEL,
     pack_bfloat16,
     pack_float32,
@@ -367,6 +370,19 @@ def test_each_dtype_has_a_default_cache() -> None:
     assert [make_types(dtype).cache for dtype in DTYPES] == ["float32", "bfloat16", "int8", "int8", "int8"]
 
 
+def test_every_type_has_a_row() -> None:
+    assert tuple(MATRIX_TYPES) == TENSOR_DTYPES
+    assert tuple(dtype for dtype, row in MATRIX_TYPES.items() if any(row.cache_bytes)) == CACHE_DTYPES
+
+
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
+def test_a_packer_returns_what_its_row_says(dtype: str) -> None:
+    row = MATRIX_TYPES[dtype]
+    arrays = row.pack(np.ones((17, 33)))
+    assert [array.dtype.str[1:] for array in arrays] == [part.type for part in row.parts]
+    assert tuple(array.size for array in arrays) == row.packed_sizes(17, 33)
+
+
 def with_bodies(graph: Graph, kind: type[Attention | Mlp], **changes: object) -> Graph:
     """The graph with its bodies of a kind changed."""
     return graph.map(
@@ -391,10 +407,8 @@ def test_sums_that_could_overflow_are_refused(tmp_path: Path) -> None:
         pack(with_bodies(graph, Mlp, up=deep), make_types("int8"), 1 << 30)
 
 
-def test_a_head_too_wide_for_an_int8_cache_is_refused(tmp_path: Path) -> None:
-    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
-    with pytest.raises(UnsupportedModelError, match="give cache_dtype"):
-        pack(with_bodies(graph, Attention, head_dim=2065), make_types("float32", cache="int8"), 1 << 30)
+def test_every_head_fits_an_int8_cache() -> None:
+    assert MAX_WIDTH <= INT32_INPUTS
 
 
 def test_a_pattern_that_is_given_twice_counts_where_it_comes_last() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kaoken.codegen.layout import GROUP, PACKERS, input_bytes, pack_bfloat16, pack_int4, pack_int8, round_up
+from kaoken.codegen.layout import GROUP, MATRIX_TYPES, pack_bfloat16, pack_int4, pack_int8, round_up
 from numpy.typing import NDArray
 
 from native_kernels import (
@@ -120,15 +120,15 @@ def require_rows_alone(linear: Linear, inputs: Values, scales: Values, arrays: t
 
 
 @shapes
-@pytest.mark.parametrize("dtype", PACKERS)
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
 def test_a_row_has_the_bits_that_it_has_alone(library: ctypes.CDLL, dtype: str, depth: int, outputs: int) -> None:
     linear = Linear(library, dtype, depth, outputs)
     inputs, scales = linear.convert(uniform((MOST, depth), depth))
-    require_rows_alone(linear, inputs, scales, PACKERS[dtype](uniform((outputs, depth), outputs)))
+    require_rows_alone(linear, inputs, scales, MATRIX_TYPES[dtype].pack(uniform((outputs, depth), outputs)))
 
 
 @shapes
-@pytest.mark.parametrize("dtype", PACKERS)
+@pytest.mark.parametrize("dtype", MATRIX_TYPES)
 @pytest.mark.parametrize("rows", [1, 13])
 def test_nothing_before_an_array_is_touched(
     library: ctypes.CDLL, dtype: str, rows: int, depth: int, outputs: int
@@ -136,8 +136,8 @@ def test_nothing_before_an_array_is_touched(
     """What lies behind them is guarded in every other test."""
     linear = Linear(library, dtype, depth, outputs, side="begin")
     inputs, scales = linear.convert(uniform((rows, depth), depth))
-    assert linear.row_bytes == input_bytes(dtype, depth)
-    linear.multiply(inputs, scales, PACKERS[dtype](uniform((outputs, depth), outputs)))
+    assert linear.row_bytes == MATRIX_TYPES[dtype].row_bytes(depth)
+    linear.multiply(inputs, scales, MATRIX_TYPES[dtype].pack(uniform((outputs, depth), outputs)))
 
 
 # Floats
@@ -149,7 +149,7 @@ def test_float32(library: ctypes.CDLL, depth: int, outputs: int) -> None:
     linear = Linear(library, "float32", depth, outputs)
     inputs, scales = linear.convert(x)
     assert inputs.view(np.float32)[:, :depth].tobytes() == x.tobytes()
-    y = linear.multiply(inputs, scales, PACKERS["float32"](weight), bias)
+    y = linear.multiply(inputs, scales, MATRIX_TYPES["float32"].pack(weight), bias)
     wide, sizes = x.astype(np.float64), np.abs(x).astype(np.float64)
     bound = gamma(depth + 1) * (sizes @ np.abs(weight).T + np.abs(bias))
     assert (np.abs(y - (wide @ weight.T + bias)) <= bound).all()
@@ -312,7 +312,8 @@ def test_the_head_ends_within_a_panel(library: ctypes.CDLL) -> None:
 
 def test_every_kind_of_matrix_of_the_registry_is_tested() -> None:
     registry = REGISTRY.read_text(encoding="utf-8")
-    assert re.findall(r"^KAOKEN_MATRIX\(\w+, (\w+)\)", registry, re.MULTILINE) == list(PACKERS)
+    kinds = [(row.kind, dtype) for dtype, row in MATRIX_TYPES.items()]
+    assert re.findall(r"^KAOKEN_MATRIX\((\w+), (\w+)\)", registry, re.MULTILINE) == kinds
 
 
 @pytest.mark.parametrize("touch", ["array[16]", "begin[-1]", "begin[0] = 1"])

@@ -301,7 +301,7 @@ def test_each_isa_of_a_portable_library(
     inside = [
         each
         for each, row in ISAS.items()
-        if machine in (row["machines"] or [machine]) and "float32" in (row["dtypes"] or ["float32"])
+        if machine in (row["machines"] or [machine]) and "float32" in (row["products"] or ["float32"])
     ]
     ids = CONFIGURATIONS[name].ids(batch=3)
     logits = require_isa(isa, library, inside, ids, tmp_path)

@@ -12,12 +12,11 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from ..layout import round_up
+from ..layout import MATRIX_TYPES, round_up
 from ..packing import C_TYPES, Blob, Matrix, Packed, Unit
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 WIDTH = 118
-KINDS = {"float32": "Float32", "bfloat16": "BFloat16", "int8": "Int8", "int4": "Int4"}  # of kinds.h
 
 
 @cache
@@ -81,7 +80,7 @@ def unit_sources(units: list[Unit]) -> str:
 
 def kind(matrix: Matrix) -> str:
     """The C++ type that multiplies by a matrix (runtime/kernels/kinds.h)."""
-    return "Exploded" if matrix.shards else KINDS[matrix.dtype]
+    return "Exploded" if matrix.shards else MATRIX_TYPES[matrix.dtype].kind
 
 
 def value(matrix: Matrix) -> str:

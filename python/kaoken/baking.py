@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,11 @@ from kaoken import codegen
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run, unwound
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
-from kaoken.codegen.exploded import EXPLODED_LIMIT, KERNELS, check_kernels
+from kaoken.codegen.exploded import EXPLODED_LIMIT
 from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
+from kaoken.codegen.settings import KERNELS, SETTINGS, check_kernels
 from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError
 from kaoken.inputs import file_path, integer
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
@@ -74,13 +75,25 @@ class _Bake:
     compiler: Compiler
     isas: tuple[str, ...]
 
+    def settings(self) -> dict[str, str]:
+        """Each as CMake gets it, but the revision, which has found the source."""
+        options = self.options
+        return {
+            "dtype": options.types.dtype,
+            "tensor-dtypes": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
+            "cache-dtype": options.types.cache,
+            "kernels": options.kernels,
+            "isa": ",".join(self.isas),
+            "jobs": "" if options.jobs is None else str(options.jobs),
+            "compile-memory": str(options.compile_memory),
+        }
+
     def key(self) -> str:
         """SHA-256 of everything that decides the library: 64 hexadecimal digits."""
         facts = {
             "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
             "source": [self.source.name, self.source.revision],
-            "options": [asdict(self.options.types), self.isas, self.options.compile_memory],
-            "kernels": self.options.kernels,
+            "settings": {name: value for name, value in self.settings().items() if name != "jobs"},
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": self.compiler.machine,
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
@@ -349,23 +362,18 @@ class _Workplace:
         self._run([str(self._ninja), "-C", str(self._build), *limit, "model"], progress)
 
     def _definitions(self) -> dict[str, str]:
-        source, options = self._work.source, self._work.options
-        values = {
+        source = self._work.source
+        settings = {SETTINGS[name].cmake: value for name, value in self._work.settings().items()}
+        return {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": str(self._ninja),
             "KAOKEN_MODEL": str(self._directory / "checkpoint"),
             "KAOKEN_MODEL_NAME": _model_name(self._work),
             "KAOKEN_SOURCE": _UNSAFE_TEXT.sub("_", source.name),
             "KAOKEN_COMMIT": source.revision or "",
-            "KAOKEN_DTYPE": options.types.dtype,
-            "KAOKEN_TENSOR_DTYPES": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
-            "KAOKEN_CACHE_DTYPE": options.types.cache,
-            "KAOKEN_KERNELS": options.kernels,
-            "KAOKEN_ISA": ",".join(self._work.isas),
-            "KAOKEN_COMPILE_MEMORY": str(options.compile_memory),
             "KAOKEN_PYTHON": self._python(),
+            **settings,
         }
-        return values | ({} if options.jobs is None else {"KAOKEN_JOBS": str(options.jobs)})
 
     def _python(self) -> str:
         """This interpreter; by way of a script where its own path is not safe (a link would lose a venv)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES
+from kaoken.codegen.settings import OPTIONS
 from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 
@@ -316,25 +316,12 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
-    parser.add_argument("--dtype", default="float32", help=f"of the weights: {', '.join(DTYPES)} (default: float32)")
-    parser.add_argument(
-        "--tensor-dtype",
-        action="append",
-        default=[],
-        metavar="PATTERN=TYPE",
-        help="of some: h.*.mlp.*=int8, lm_head=...",
-    )
-    parser.add_argument("--cache-dtype", metavar="TYPE", help=f"of the KV cache: {', '.join(CACHE_DTYPES)}")
-    parser.add_argument(
-        "--kernels",
-        default="packed",
-        help="packed (the default); exploded: small matrices as code; or fastest, which only this command has: the one "
-        "of both that decodes faster here",
-    )
-    parser.add_argument("--isa", default="native", help="native (the default), portable, or names with commas")
-    parser.add_argument("--revision", help="of a hub id: a branch, tag or commit")
-    parser.add_argument("--jobs", type=int, metavar="N", help="compilations at once (default: all processors)")
-    parser.add_argument("--compile-memory", metavar="SIZE", help="cap for each process of the build, such as 600M")
+    for setting in OPTIONS:
+        takes: dict[str, Any] = {"type": setting.type, "default": setting.bake_value}
+        if setting.singular:
+            takes = {"action": "append", "default": [], "dest": setting.parameter}
+        flag = f"--{setting.singular or setting.name}"
+        parser.add_argument(flag, metavar=setting.metavar, help=setting.help, **takes)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -474,18 +461,9 @@ def _graph(options: argparse.Namespace) -> None:
 def _bake(options: argparse.Namespace) -> None:
     from kaoken.baking import bake
 
+    settings = {setting.parameter: getattr(options, setting.parameter) for setting in OPTIONS}
+    settings["tensor_dtypes"] = ",".join(settings["tensor_dtypes"])
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"kaoken: warning: {message}", file=sys.stderr)
-        path = bake(
-            options.checkpoint,
-            dtype=options.dtype,
-            tensor_dtypes=",".join(options.tensor_dtype),
-            cache_dtype=options.cache_dtype,
-            kernels=options.kernels,
-            isa=options.isa,
-            out=options.out,
-            revision=options.revision,
-            jobs=options.jobs,
-            compile_memory=options.compile_memory,
-        )
+        path = bake(options.checkpoint, out=options.out, **settings)
     _print_path(path)
