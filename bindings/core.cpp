@@ -6,11 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -104,6 +106,8 @@ std::string path_bytes(const py::object &path) {
   return py::reinterpret_steal<py::bytes>(bytes);
 }
 
+constexpr char kSlots[] = "sequences of different lengths";
+
 // What kaoken_model_info had at first.
 constexpr size_t kFirstInfo = offsetof(kaoken_model_info, n_layer) + sizeof(int64_t);
 
@@ -115,9 +119,10 @@ class Library {
   const kaoken_model_api &api() const { return api_; }
   const kaoken_model_info &info() const { return *api_.info; }
 
-  // Raises where the library ends before the field at `offset` of its table of functions.
+  // Whether the library's table of functions has the field at `offset`.
+  bool has(size_t offset) const { return api_.size > offset; }
   void require(size_t offset, const char *what) const {
-    if (api_.size > offset) return;
+    if (has(offset)) return;
     throw Error("LibraryError", path_ + " was baked by an older Kaoken, which lacks " + what +
                                     ": bake the checkpoint again with this Kaoken");
   }
@@ -193,6 +198,7 @@ class Session {
   Session(const Session &) = delete;
   Session &operator=(const Session &) = delete;
 
+  const Library &library() const { return *library_; }
   const kaoken_model_api &api() const { return library_->api(); }
   kaoken_session *get() const { return session_; }
   std::atomic<bool> &busy() { return busy_; }
@@ -204,9 +210,52 @@ class Session {
   std::string isa_reason() const { return api().session_isa_reason(session_); }
   std::string executed_isa() const { return api().session_executed_isa(session_); }
 
+  std::vector<int64_t> lengths() const {
+    std::vector<int64_t> lengths(static_cast<size_t>(batch_), length());
+    if (library_->has(offsetof(kaoken_model_api, session_slot_length))) {
+      for (int64_t slot = 0; slot < batch_; ++slot) lengths[slot] = api().session_slot_length(session_, slot);
+    }
+    return lengths;
+  }
+
   void rewind(int64_t length) {
     const Busy busy(busy_);
     check(api(), api().session_rewind(session_, length));
+  }
+
+  void rewind_slot(int64_t slot, int64_t length) {
+    const Busy busy(busy_);
+    library_->require(offsetof(kaoken_model_api, session_slot_rewind), kSlots);
+    check(api(), api().session_slot_rewind(session_, slot, length));
+  }
+
+  void fork(int64_t from, int64_t to) {
+    const Busy busy(busy_);
+    library_->require(offsetof(kaoken_model_api, session_fork), kSlots);
+    check(api(), without_gil([&] { return api().session_fork(session_, from, to); }));
+  }
+
+  // ids [the sum of lengths] for the slots [sequences]; logits of the last position of each, or of all.
+  py::array_t<float> step(const Ids &slots, const Ids &lengths, const Ids &ids, bool all) {
+    const Busy busy(busy_);
+    library_->require(offsetof(kaoken_model_api, session_step), kSlots);
+    check_sum(lengths, ids);
+    if (slots.size() != lengths.size()) throw Error("InputError", "there must be a length for each slot");
+    const auto width = static_cast<py::ssize_t>(library_->info().vocab_size);
+    py::array_t<float> logits({all ? ids.size() : lengths.size(), width});
+    const kaoken_step step = {sizeof step,          lengths.size(), slots.data(),
+                              lengths.data(),       ids.data(),     all ? lengths.data() : nullptr,
+                              logits.mutable_data()};
+    check(api(), without_gil([&] { return api().session_step(session_, &step); }));
+    return logits;
+  }
+
+  // That ids are as many as their lengths say.
+  static void check_sum(const Ids &lengths, const Ids &ids) {
+    const int64_t *begin = lengths.data(), *end = begin + lengths.size();
+    const bool sound = std::all_of(begin, end, [&](int64_t length) { return length >= 0 && length <= ids.size(); });
+    if (sound && std::accumulate(begin, end, int64_t{0}) == ids.size()) return;
+    throw Error("InputError", "the lengths must add up to the " + std::to_string(ids.size()) + " ids");
   }
 
   // The count of [batch, count] ids.
@@ -242,14 +291,25 @@ class Session {
 // Owns its session until the last token: nothing else may use it meanwhile.
 class Generation {
  public:
-  Generation(std::shared_ptr<Session> session, const Ids &ids, kaoken_generation_options options,
-             std::vector<int64_t> eos_token_ids)
+  // ids [batch, count], or, with lengths [batch], one sequence's behind the other's.
+  Generation(std::shared_ptr<Session> session, const Ids &ids, const std::optional<Ids> &lengths,
+             kaoken_generation_options options, std::vector<int64_t> eos_token_ids)
       : session_(std::move(session)), lease_(std::make_unique<Busy>(session_->busy())), eos_(std::move(eos_token_ids)) {
     options.size = sizeof(options);
     options.eos_token_ids = eos_.data();
     options.eos_count = eos_.size();
-    const int64_t count = session_->count(ids);
     const int64_t *input = ids.data();
+    if (lengths) {
+      session_->library().require(offsetof(kaoken_model_api, generation_create_ragged), kSlots);
+      Session::check_sum(*lengths, ids);
+      if (lengths->size() != session_->batch()) throw Error("InputError", "there must be a length for each sequence");
+      const int64_t *each = lengths->data();
+      check(api(), without_gil([&] {
+              return api().generation_create_ragged(session_->get(), input, each, &options, &generation_);
+            }));
+      return;
+    }
+    const int64_t count = session_->count(ids);
     check(api(),
           without_gil([&] { return api().generation_create(session_->get(), input, count, &options, &generation_); }));
   }
@@ -279,8 +339,9 @@ class Generation {
   std::atomic<bool> busy_{false};
 };
 
-std::shared_ptr<Generation> generate(std::shared_ptr<Session> session, const Ids &ids, int64_t max_new_tokens,
-                                     bool do_sample, float temperature, int64_t top_k, float top_p, uint64_t seed,
+std::shared_ptr<Generation> generate(std::shared_ptr<Session> session, const Ids &ids,
+                                     const std::optional<Ids> &lengths, int64_t max_new_tokens, bool do_sample,
+                                     float temperature, int64_t top_k, float top_p, uint64_t seed,
                                      std::vector<int64_t> eos_token_ids, int64_t pad_token_id) {
   kaoken_generation_options options{};
   options.max_new_tokens = max_new_tokens;
@@ -290,7 +351,7 @@ std::shared_ptr<Generation> generate(std::shared_ptr<Session> session, const Ids
   options.top_p = top_p;
   options.seed = seed;
   options.pad_token_id = pad_token_id;
-  return std::make_shared<Generation>(std::move(session), ids, options, std::move(eos_token_ids));
+  return std::make_shared<Generation>(std::move(session), ids, lengths, options, std::move(eos_token_ids));
 }
 
 template <typename Field>
@@ -326,11 +387,16 @@ void bind_session(py::module_ &module) {
       .def_property_readonly("isa", &Session::isa)
       .def_property_readonly("isa_reason", &Session::isa_reason)
       .def_property_readonly("executed_isa", &Session::executed_isa)
+      .def_property_readonly("lengths", &Session::lengths)
       .def("rewind", &Session::rewind, py::arg("length"))
+      .def("rewind_slot", &Session::rewind_slot, py::arg("slot"), py::arg("length"))
+      .def("fork", &Session::fork, py::arg("source"), py::arg("target"))
+      .def("step", &Session::step, py::arg("slots").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("ids").noconvert(), py::arg("all") = false)
       .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})
-      .def("generate", &generate, py::arg("ids").noconvert(), py::kw_only(), py::arg("max_new_tokens"),
-           py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("seed"),
-           py::arg("eos_token_ids"), py::arg("pad_token_id"));
+      .def("generate", &generate, py::arg("ids").noconvert(), py::arg("lengths").noconvert() = py::none(),
+           py::kw_only(), py::arg("max_new_tokens"), py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"),
+           py::arg("top_p"), py::arg("seed"), py::arg("eos_token_ids"), py::arg("pad_token_id"));
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ def compile_library(tmp_path: Path) -> Compile:
 
     def compile_library(code: str) -> Path:
         source, library = tmp_path / "fake.cpp", tmp_path / "fake.so"
-        source.write_text(f'#include "kaoken/kaoken.h"\nextern "C" {{\n{code}\n}}\n')
+        includes = "#include <dlfcn.h>\n#include <string.h>\n"
+        source.write_text(f'{includes}#include "kaoken/kaoken.h"\nextern "C" {{\n{code}\n}}\n')
         compiler = os.environ.get("CXX", "c++")
         subprocess.run(
             [*compiler.split(), "-shared", "-fPIC", f"-I{INCLUDE}", str(source), "-o", str(library)],
@@ -106,10 +107,44 @@ def test_another_abi_version(compile_library: Compile) -> None:
 
 def test_an_older_smaller_table(compile_library: Compile) -> None:
     code = (
-        "static kaoken_model_api api = {sizeof(kaoken_model_api) - 8, KAOKEN_ABI_VERSION};\n"
+        "static kaoken_model_api api = {offsetof(kaoken_model_api, session_step) - 8, KAOKEN_ABI_VERSION};\n"
         "const kaoken_model_api *kaoken_model(void) { return &api; }"
     )
     refuse(compile_library(code), "incompatible Kaoken.*bake the checkpoint again")
+
+
+def test_the_first_table_is_enough(compile_library: Compile, bundled: BakedGPT2) -> None:
+    """That of a library which was baked before anything was appended to it."""
+    code = f'''
+        static kaoken_model_info info;
+        static kaoken_model_api api;
+        const kaoken_model_api *kaoken_model(void) {{
+          void *library = dlopen("{default_library()}", RTLD_NOW | RTLD_LOCAL);
+          const auto *whole = ((const kaoken_model_api *(*)(void))dlsym(library, "kaoken_model"))();
+          info.size = offsetof(kaoken_model_info, n_layer) + sizeof info.n_layer;
+          memcpy(&info.name, &whole->info->name, info.size - offsetof(kaoken_model_info, name));
+          api.size = offsetof(kaoken_model_api, session_step);
+          memcpy(&api.abi_version, &whole->abi_version, api.size - offsetof(kaoken_model_api, abi_version));
+          api.info = &info;
+          return &api;
+        }}
+    '''
+    old = kaoken.load(compile_library(code))
+    assert old.logits([[1, 2]]).tobytes() == bundled.logits([[1, 2]]).tobytes()
+    assert old.generate([[1, 2]], max_new_tokens=4).tolist() == bundled.generate([[1, 2]], max_new_tokens=4).tolist()
+    session = old.session(2)
+    session.append([[1], [2]])
+    assert session.lengths == (1, 1)
+    for call in (
+        lambda: old.generate([[1, 2], [3]]),
+        lambda: old.logits([[1, 2], [3]]),
+        lambda: session.append([[1], [2, 3]]),
+        lambda: session.rewind(0, 1),
+        lambda: session.fork(0, 1),
+    ):
+        with pytest.raises(kaoken.LibraryError, match="older Kaoken, which lacks sequences of different lengths: bake"):
+            call()
+    assert session.lengths == (1, 1)
 
 
 def test_a_library_without_a_table(compile_library: Compile) -> None:

@@ -64,13 +64,29 @@ class Session:
     @property
     def executed_isa(self) -> str:
         """The tag left by the code that ran the last pass; "" before the first."""
+    @property
+    def lengths(self) -> list[int]:
+        """Positions of each sequence; `length` is that of the longest."""
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` positions."""
+        """Forgets all but the first `length` positions of every sequence."""
+    def rewind_slot(self, slot: int, length: int) -> None:
+        """Forgets all but the first `length` positions of one sequence."""
+    def fork(self, source: int, target: int) -> None:
+        """Makes the sequence of slot `target` a copy of that of slot `source`."""
+    def step(
+        self, slots: NDArray[np.int64], lengths: NDArray[np.int64], ids: NDArray[np.int64], all: bool = False
+    ) -> NDArray[np.float32]:
+        """Appends ids [sum of lengths] to the slots [n], ascending.
+
+        Returns the logits of the last position of each, [n, vocab], or of all new ones, [sum of lengths, vocab].
+        LibraryError where the library is too old for sequences of different lengths, as are rewind_slot and fork.
+        """
     def append(self, ids: NDArray[np.int64], which: int = ...) -> NDArray[np.float32] | None:
         """Appends ids [batch, count]. LOGITS_LAST: [batch, vocab]; ALL: [batch, count, vocab]; NONE: None."""
     def generate(
         self,
         ids: NDArray[np.int64],
+        lengths: NDArray[np.int64] | None = None,
         *,
         max_new_tokens: int,
         do_sample: bool,
@@ -81,7 +97,10 @@ class Session:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
     ) -> Generation:
-        """Appends the prompt ids [batch, count]; the generation has the session until its last token."""
+        """Appends the prompt ids [batch, count], or, with lengths [batch], ids [sum of lengths].
+
+        The generation has the session until its last token.
+        """
 
 class Generation:
     def next(self) -> tuple[NDArray[np.int64], bool]:

@@ -27,38 +27,87 @@ TokenIds: TypeAlias = "ArrayLike | Mapping[str, Any]"
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SHAPES = "pass one sequence, [1, 2, 3], or a batch of equally long ones, [[1, 2], [3, 4]]"
+_SHAPES = "pass one sequence, [1, 2, 3], or several, [[1, 2], [3, 4, 5]]"
 
 
-def token_ids(ids: TokenIds, vocab_size: int) -> NDArray[np.int64]:
-    """A new C-contiguous int64 array [batch, sequence]; one flat sequence is a batch of one.
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids of several sequences, int64, one behind another."""
 
-    Raises InputError for anything but integers in [0, vocab_size), in one or two dimensions and at least one.
+    ids: NDArray[np.int64]  # [sum of lengths]
+    lengths: NDArray[np.int64]  # [sequences]
+    ragged: bool  # whether they differ, or had padding: results are then a list
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+    def split(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """The rows of each sequence, of values [sum of lengths, ...]."""
+        return np.split(values, np.cumsum(self.lengths)[:-1])
+
+    @property
+    def array(self) -> NDArray[np.int64]:
+        """[sequences, length], where they are equally long."""
+        return self.ids.reshape(len(self), -1)
+
+
+def token_ids(ids: TokenIds, vocab_size: int, attention_mask: Any = None) -> Sequences:
+    """The sequences of a batch; one flat sequence is a batch of one. What the mask hides at either end is left out.
+
+    Raises InputError for anything but integers in [0, vocab_size), in one or two dimensions and at least one in each
+    sequence, and for a mask that is of another shape or hides what lies between others.
     """
     if isinstance(ids, Mapping):
-        ids = _unpadded(ids)
-    array = _array(ids) if hasattr(ids, "__array__") else _rows(ids)
-    outside = (array < 0) | (array >= vocab_size)
-    if outside.any():
-        where = tuple(int(index) for index in np.argwhere(outside)[0])
-        raise InputError(
-            f"token id {array[where]} (ids{list(where)}) is outside the vocabulary, 0 to {vocab_size - 1}: "
-            "use the tokenizer of this model"
-        )
-    return np.array(array, dtype=np.int64, order="C", ndmin=2)
+        if "input_ids" not in ids:
+            raise InputError(f"ids are a mapping without 'input_ids' (it has {list(ids)}): pass the ids themselves")
+        attention_mask = ids.get("attention_mask") if attention_mask is None else attention_mask
+        ids = ids["input_ids"]
+    array = _array(ids) if hasattr(ids, "__array__") else None
+    rows = _rows(ids) if array is None else list(np.atleast_2d(array))
+    given = sum(map(len, rows))
+    if attention_mask is not None:
+        rows = _unpadded(rows, attention_mask)
+    for index, row in enumerate(rows):
+        outside = (row < 0) | (row >= vocab_size)
+        if outside.any():
+            at = int(np.argmax(outside))
+            where = [at] if array is not None and array.ndim == 1 else [index, at]
+            raise InputError(
+                f"token id {row[at]} (ids{where}) is outside the vocabulary, 0 to {vocab_size - 1}: "
+                "use the tokenizer of this model"
+            )
+    lengths = np.array([len(row) for row in rows], np.int64)
+    ragged = bool((lengths != lengths[0]).any()) or int(lengths.sum()) < given
+    return Sequences(np.concatenate(rows).astype(np.int64), lengths, ragged)
 
 
-def _unpadded(encoding: Mapping[str, Any]) -> Any:
-    """The ids of a BatchEncoding, whose mask must hide none of them."""
-    if "input_ids" not in encoding:
-        raise InputError(f"ids are a mapping without 'input_ids' (it has {list(encoding)}): pass the ids themselves")
-    mask = encoding.get("attention_mask")
-    if mask is not None and not all(np.all(row) for row in (mask if isinstance(mask, (list, tuple)) else [mask])):
-        raise InputError(
-            "ids have padding, which their attention_mask hides and Kaoken would read: pass the sequences one by one, "
-            "without padding"
-        )
-    return encoding["input_ids"]
+def _unpadded(rows: Any, mask: Any) -> list[NDArray[Any]]:
+    """What a mask shows of each row."""
+    try:
+        shown = [np.asarray(row) for row in (np.atleast_2d(mask) if hasattr(mask, "__array__") else _nested(mask))]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"attention_mask cannot be read as an array: {error}") from error
+    if [row.shape for row in shown] != [(len(row),) for row in rows]:
+        raise InputError("attention_mask must have the shape of ids: a 1 for each token, a 0 for each padding")
+    kept = []
+    for index, (row, visible) in enumerate(zip(rows, shown, strict=True)):
+        positions = np.flatnonzero(visible)
+        if not positions.size or not np.isin(visible, (0, 1)).all():
+            raise InputError(f"attention_mask[{index}] must be of zeros and ones, of which a one at least")
+        if positions[-1] - positions[0] + 1 != positions.size:
+            raise InputError(
+                f"attention_mask[{index}] hides tokens between others: only padding in front or behind can be left out"
+            )
+        kept.append(np.asarray(row)[positions])
+    return kept
+
+
+def _nested(mask: Any) -> list[Any]:
+    return list(mask) if any(_is_row(item) for item in mask) else [mask]
 
 
 def _array(ids: Any) -> NDArray[Any]:
@@ -76,20 +125,21 @@ def _array(ids: Any) -> NDArray[Any]:
     return array
 
 
-def _rows(ids: Any) -> NDArray[Any]:
+def _rows(ids: Any) -> list[NDArray[Any]]:
     """Of lists; Python integers beyond int64 give an object array, which compares exactly."""
     _check_sequence(ids)
     nested = [_is_row(item) for item in ids]
     if any(nested) and not all(nested):
         raise InputError(f"ids mix single ids with sequences: {_SHAPES}")
     rows = [_row(row) for row in ids] if any(nested) else [_row(ids)]
-    lengths = [len(row) for row in rows]
-    if len(set(lengths)) > 1:
-        raise InputError(f"the sequences of one batch must be equally long, not {lengths}: pass them one by one")
+    return [_integers(row) for row in rows]
+
+
+def _integers(row: list[int]) -> NDArray[Any]:
     try:
-        return np.array(rows, dtype=np.int64)
+        return np.array(row, dtype=np.int64)
     except OverflowError:
-        return np.array(rows, dtype=object)
+        return np.array(row, dtype=object)
 
 
 def _is_row(item: Any) -> bool:
@@ -230,7 +280,8 @@ _LACKING = """
 _INSTEAD = {
     **dict.fromkeys(_LACKING.split(), "leave it out, or choose tokens yourself from the logits of session().append"),
     **dict.fromkeys(("input_ids", "inputs"), "pass the ids as the first argument"),
-    **dict.fromkeys(("attention_mask", "position_ids"), "pass sequences without padding, and leave it out"),
+    "attention_mask": "pass the sequence without its padding, or use generate",
+    "position_ids": "leave it out: positions count from 0 in each sequence, without its padding",
     **dict.fromkeys(("past_key_values", "use_cache"), "leave it out; a session() is a cache that you extend"),
     "generation_config": "pass its options themselves",
     "max_length": "max_new_tokens counts the new tokens alone",

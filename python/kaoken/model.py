@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kaoken import _core
 from kaoken.errors import InputError
@@ -17,6 +17,7 @@ from kaoken.inputs import (
     MODEL_DEFAULT,
     EosTokenId,
     GenerationOptions,
+    Sequences,
     TokenIds,
     _ModelDefault,
     batch_size,
@@ -24,6 +25,7 @@ from kaoken.inputs import (
     explains_options,
     file_path,
     generation_options,
+    integer,
     rewind_length,
     thread_count,
     token_ids,
@@ -34,6 +36,9 @@ from kaoken.text import decode_stream, encode_prompt, load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from typing_extensions import Unpack
+
+
+NO_TOKEN = -1  # stands for what a sequence that has finished lacks
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -50,10 +55,10 @@ class GenerateOptions(TypedDict, total=False):
 
 
 class Session:
-    """A KV cache for `batch` sequences of one length, fed by hand. Made by `BakedGPT2.session`.
+    """A KV cache for `batch` sequences, fed by hand. Made by `BakedGPT2.session`.
 
     One session belongs to one thread at a time; distinct sessions run side by side. How a text is split
-    between calls of `append` does not change a bit of the logits.
+    between calls of `append`, and what is beside it, does not change a bit of its logits.
     """
 
     def __init__(self, native: _core.Session, config: ModelConfig) -> None:
@@ -67,8 +72,13 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Positions in the cache, the same for every sequence."""
+        """Positions in the cache, of the longest sequence."""
         return self._native.length
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions of each sequence."""
+        return tuple(self._native.lengths)
 
     @property
     def threads(self) -> int:
@@ -80,27 +90,49 @@ class Session:
         """The instruction set that the last `append` really ran, as its code tells; "" before the first."""
         return self._native.executed_isa
 
-    def append(self, ids: TokenIds) -> NDArray[np.float32]:
-        """Appends ids [batch, count]; returns the logits of the last position, float32 [batch, vocab_size].
+    def append(self, ids: TokenIds, sequences: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Appends ids to all sequences, or to those that are named; returns float32 [sequences, vocab_size].
 
-        One flat sequence is a batch of one here too, and the result keeps its batch dimension.
+        Those are the logits of the last position of each. `ids` are as for `BakedGPT2.logits`, a row for each sequence;
+        one flat sequence is a batch of one here too, and the result keeps its batch dimension. `sequences` counts from
+        0 and ascends.
         Raises InputError for ids out of range, for another batch, past n_positions, or on use from two
         threads at once; the session is then unchanged.
         """
         appended = token_ids(ids, self._config.vocab_size)
-        if len(appended) != self.batch:
-            raise InputError(f"ids hold {len(appended)} sequences, but this session has batch = {self.batch}")
-        self._check_room(appended.shape[1])
-        logits = self._native.append(appended, _core.LOGITS_LAST)
-        assert logits is not None
-        return logits
+        slots = range(self.batch) if sequences is None else [self._slot(each) for each in sequences]
+        if len(appended) != len(slots):
+            where = f"this session has batch = {self.batch}" if sequences is None else f"{len(slots)} are named"
+            raise InputError(f"ids hold {len(appended)} sequences, but {where}")
+        lengths = self.lengths
+        for slot, count in zip(slots, appended.lengths, strict=True):
+            self._check_room(lengths[slot], int(count))
+        if sequences is None and not appended.ragged:
+            logits = self._native.append(appended.array, _core.LOGITS_LAST)
+            assert logits is not None
+            return logits
+        return self._native.step(np.array(slots, np.int64), appended.lengths, appended.ids)
 
-    def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` positions; InputError if there are fewer."""
-        self._native.rewind(rewind_length(length, self.length))
+    def rewind(self, length: int, sequence: int | None = None) -> None:
+        """Forgets all but the first `length` positions, of every sequence or of one; InputError if there are fewer."""
+        if sequence is None:
+            self._native.rewind(rewind_length(length, self.length))
+        else:
+            slot = self._slot(sequence)
+            self._native.rewind_slot(slot, rewind_length(length, self.lengths[slot]))
 
-    def _check_room(self, count: int) -> None:
-        length, n_positions = self.length, self._config.n_positions
+    def fork(self, source: int, target: int) -> None:
+        """Makes sequence `target` a copy of sequence `source`; they share memory until one of them goes on."""
+        self._native.fork(self._slot(source), self._slot(target))
+
+    def _slot(self, sequence: int) -> int:
+        slot = integer("sequence", sequence, minimum=0)
+        if slot >= self.batch:
+            raise InputError(f"there is no sequence {slot}: this session has batch = {self.batch}, counted from 0")
+        return slot
+
+    def _check_room(self, length: int, count: int) -> None:
+        n_positions = self._config.n_positions
         if length + count > n_positions:
             raise InputError(
                 f"the session holds {length} positions, so {count} more would pass n_positions = "
@@ -174,15 +206,21 @@ class BakedGPT2(metaclass=_Explaining):
         self._library = open_library(path)
         self.config, self.info = describe(self._library, path, self._library.session(1, self._threads))
 
-    def logits(self, ids: TokenIds) -> NDArray[np.float32]:
+    def logits(self, ids: TokenIds, attention_mask: ArrayLike | None = None) -> NDArray[np.float32] | Any:
         """Logits at every position: ids [batch, sequence] to float32 [batch, sequence, vocab_size].
 
-        ids: integers as lists, NumPy arrays or torch tensors, or a BatchEncoding of them without padding; one flat
-            sequence is a batch of one.
-        Raises InputError for ids that are ragged, empty, outside the vocabulary, or longer than n_positions.
+        Of sequences of different lengths, and of padded ones, a list of float32 [length, vocab_size].
+
+        ids: integers as lists, NumPy arrays or torch tensors, or a BatchEncoding of them; one flat sequence is a batch
+            of one.
+        attention_mask: in the shape of ids, 0 for padding in front or behind, which is left out.
+        Raises InputError for ids that are empty, outside the vocabulary, or longer than n_positions.
         """
-        prompt = self._prompt(ids)
-        logits = self._session(len(prompt)).append(prompt, _core.LOGITS_ALL)
+        prompts = self._prompts(ids, attention_mask)
+        if prompts.ragged:
+            session = self._session(len(prompts))
+            return prompts.split(session.step(np.arange(len(prompts)), prompts.lengths, prompts.ids, all=True))
+        logits = self._session(len(prompts)).append(prompts.array, _core.LOGITS_ALL)
         assert logits is not None
         return logits
 
@@ -198,8 +236,12 @@ class BakedGPT2(metaclass=_Explaining):
         eos_token_id: EosTokenId = MODEL_DEFAULT,
         pad_token_id: int | None = None,
         seed: int | None = None,
-    ) -> NDArray[np.int64]:
+        attention_mask: ArrayLike | None = None,
+    ) -> NDArray[np.int64] | Any:
         """Continues each sequence: ids [batch, prompt] to int64 [batch, prompt + new].
+
+        Prompts of different lengths, and padded ones, become a list of int64 [prompt + new], each without padding and
+        up to its own end.
 
         Options mean what they mean in transformers' `GenerationMixin.generate`; greedy results are the same
         tokens, sampled ones have the same distribution from other draws. It ends when every sequence has
@@ -220,6 +262,7 @@ class BakedGPT2(metaclass=_Explaining):
             pad_token_id: Fills the rows that have finished; by default the model's, else the first end token.
             seed: Any integer from 0; None draws one. A draw depends on the seed, the row of the batch and the position
                 alone: the same call gives the same tokens, and row 1 other ones than the same prompt alone.
+            attention_mask: As for `logits`.
 
         Raises InputError for ids or options outside these ranges. Ctrl-C stops it between two tokens.
         """
@@ -233,8 +276,13 @@ class BakedGPT2(metaclass=_Explaining):
             pad_token_id=pad_token_id,
             seed=seed,
         )
-        prompt = self._prompt(ids)
-        return np.concatenate([prompt, *(step[:, None] for step in self._steps(prompt, options))], axis=1)
+        prompts = self._prompts(ids, attention_mask)
+        if not prompts.ragged:
+            return np.concatenate([prompts.array, *(step[:, None] for step in self._steps(prompts, options))], axis=1)
+        steps = list(self._steps(prompts, replace(options, pad_token_id=NO_TOKEN)))
+        new = np.stack([np.empty(len(prompts), np.int64), *steps], axis=1)[:, 1:]
+        rows = zip(prompts.split(prompts.ids), new, strict=True)
+        return [np.concatenate([prompt, tokens[tokens != NO_TOKEN]]) for prompt, tokens in rows]
 
     @explains_options
     def stream(self, ids: TokenIds, **options: Unpack[GenerateOptions]) -> Iterator[int]:
@@ -244,10 +292,10 @@ class BakedGPT2(metaclass=_Explaining):
         checked at once, before the first token is asked for.
         """
         checked = self._options(**options)
-        prompt = self._prompt(ids)
-        if len(prompt) != 1:
-            raise InputError(f"stream takes one sequence, not {len(prompt)}: use generate, or stream each of them")
-        return (int(step[0]) for step in self._steps(prompt, checked))
+        prompts = self._prompts(ids, None)
+        if len(prompts) != 1:
+            raise InputError(f"stream takes one sequence, not {len(prompts)}: use generate, or stream each of them")
+        return (int(step[0]) for step in self._steps(prompts, checked))
 
     def session(self, batch: int = 1) -> Session:
         """A new, empty KV cache for `batch` sequences; InputError unless that is a positive integer."""
@@ -278,10 +326,10 @@ class BakedGPT2(metaclass=_Explaining):
         def __getattr__(self, name: str) -> NoReturn:
             raise _no_attribute(name, self)
 
-    def _prompt(self, ids: TokenIds) -> NDArray[np.int64]:
-        prompt = token_ids(ids, self.config.vocab_size)
-        check_length(prompt.shape[1], self.config.n_positions)
-        return prompt
+    def _prompts(self, ids: TokenIds, attention_mask: ArrayLike | None) -> Sequences:
+        prompts = token_ids(ids, self.config.vocab_size, attention_mask)
+        check_length(prompts.longest, self.config.n_positions)
+        return prompts
 
     def _options(self, **options: Any) -> GenerationOptions:
         """Those given, on top of the model's own."""
@@ -291,11 +339,15 @@ class BakedGPT2(metaclass=_Explaining):
     def _session(self, batch: int) -> _core.Session:
         return self._library.session(batch, self._threads, self.info.isa)
 
-    def _steps(self, prompt: NDArray[np.int64], options: GenerationOptions) -> Iterator[NDArray[np.int64]]:
+    def _steps(self, prompts: Sequences, options: GenerationOptions) -> Iterator[NDArray[np.int64]]:
         """The new tokens, int64 [batch] a step. The loop is here so that signals are seen between steps."""
-        if prompt.shape[1] == self.config.n_positions:
+        if prompts.lengths.min() == self.config.n_positions:
             return
-        generation = self._session(len(prompt)).generate(prompt, **asdict(options))
+        session = self._session(len(prompts))
+        if prompts.ragged:
+            generation = session.generate(prompts.ids, prompts.lengths, **asdict(options))
+        else:
+            generation = session.generate(prompts.array, **asdict(options))
         done = False
         while not done:
             tokens, done = generation.next()

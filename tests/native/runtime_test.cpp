@@ -525,6 +525,97 @@ void test_hardware_threads_of_a_core_count_once() {
   std::filesystem::remove_all(root);
 }
 
+Logits step(const kaoken_model_api *model, kaoken_session *session, const Ids &slots, const Ids &lengths,
+            const Ids &ids) {
+  Logits logits(ids.size() * static_cast<size_t>(model->info->vocab_size));
+  const kaoken_step step = {
+      sizeof step,  static_cast<int64_t>(slots.size()), slots.data(), lengths.data(), ids.data(), lengths.data(),
+      logits.data()};
+  CHECK(model->session_step(session, &step) == KAOKEN_OK);
+  return logits;
+}
+
+// Slots that go on, go back and are copied: each holds what a session of its own would, in every kind of model.
+void test_slots_keep_their_bits() {
+  for (const kaoken_model_api *model : {api, kaoken_model_narrow(), kaoken_model_grouped()}) {
+    for (int threads : {1, 2, 3}) {
+      Session session(3, threads, nullptr, model);
+      const Ids ids = random_ids(40, 7);
+      step(model, session.handle, {0, 1, 2}, {20, 1, 7}, {ids.begin(), ids.begin() + 28});
+      CHECK(model->session_fork(session.handle, 0, 1) == KAOKEN_OK);
+      CHECK(model->session_slot_rewind(session.handle, 0, 3) == KAOKEN_OK);
+      const Ids more = {1, 2, 3};
+      const Logits found = step(model, session.handle, {0, 1}, {2, 1}, more);
+      CHECK(model->session_slot_length(session.handle, 0) == 5 && model->session_slot_length(session.handle, 1) == 21);
+      CHECK(model->session_slot_length(session.handle, 2) == 7 && model->session_length(session.handle) == 21);
+      CHECK(model->session_slot_length(session.handle, 3) == -1 &&
+            model->session_slot_length(session.handle, -1) == -1);
+
+      const auto vocab_size = static_cast<int64_t>(model->info->vocab_size);
+      Session first(1, 1, nullptr, model), second(1, 1, nullptr, model);
+      first.append({ids.begin(), ids.begin() + 3}, 3);
+      second.append({ids.begin(), ids.begin() + 20}, 20);
+      CHECK(same_bits(first.append({1, 2}, 2), {found.begin(), found.begin() + 2 * vocab_size}));
+      CHECK(same_bits(second.append({3}, 1), {found.begin() + 2 * vocab_size, found.end()}));
+    }
+  }
+}
+
+void test_steps_are_checked_and_change_nothing() {
+  Session session(2);
+  Logits logits(static_cast<size_t>(2 * api->info->vocab_size));
+  const Ids ids = {1, 2, 3}, lengths = {1, 2}, none = {1, 0}, many = {2, 1}, swapped = {1, 0}, outside = {0, 2};
+  const kaoken_step good = {sizeof good, 2, nullptr, lengths.data(), ids.data(), nullptr, logits.data()};
+  const auto refused = [&](kaoken_step step, const char *message) {
+    return api->session_step(session.handle, &step) == KAOKEN_INVALID_ARGUMENT && message_has(message);
+  };
+  kaoken_step step = good;
+  CHECK(refused((step.size = sizeof step - 1, step), "size"));
+  step = good;
+  CHECK(refused((step.count = 3, step), "count") && refused((step.count = 0, step), "count"));
+  step = good;
+  CHECK(refused((step.slots = swapped.data(), step), "ascending"));
+  CHECK(refused((step.slots = outside.data(), step), "no slot 2"));
+  step = good;
+  CHECK(refused((step.lengths = none.data(), step), "no token ids") && refused((step.lengths = nullptr, step), "null"));
+  step = good;
+  CHECK(refused((step.ids = nullptr, step), "ids is null"));
+  step = good;
+  CHECK(refused((step.outputs = many.data(), step), "outputs is 2"));
+  step = good;
+  CHECK(refused((step.logits = nullptr, step), "logits is null"));
+  CHECK(api->session_step(session.handle, nullptr) == KAOKEN_INVALID_ARGUMENT && message_has("step is null"));
+  CHECK(api->session_fork(session.handle, 0, 2) == KAOKEN_INVALID_ARGUMENT && message_has("no slot 2"));
+  CHECK(api->session_slot_rewind(session.handle, 1, 1) == KAOKEN_INVALID_ARGUMENT && message_has("rewind to 1"));
+  CHECK(api->session_length(session.handle) == 0);
+  CHECK(api->session_step(session.handle, &good) == KAOKEN_OK && api->session_length(session.handle) == 2);
+}
+
+void test_ragged_generation_ends_each_by_itself() {
+  const int64_t n_positions = api->info->n_positions;
+  const Ids lengths = {3, n_positions - 2, n_positions};
+  const Ids ids = random_ids(lengths[0] + lengths[1] + lengths[2], 9);
+  Session session(3);
+  kaoken_generation_options options = greedy(5);
+  options.pad_token_id = -1;
+  kaoken_generation *generation = nullptr;
+  CHECK(api->generation_create_ragged(session.handle, ids.data(), lengths.data(), &options, &generation) == KAOKEN_OK);
+  Ids found[3];
+  for (int32_t done = 0; !done;) {
+    int64_t tokens[3];
+    CHECK(api->generation_next(generation, tokens, &done) == KAOKEN_OK);
+    for (int row = 0; row < 3; ++row) found[row].push_back(tokens[row]);
+  }
+  api->generation_destroy(generation);
+  Session alone;
+  CHECK(found[0] == generate(alone.handle, {ids.begin(), ids.begin() + 3}, options));
+  CHECK(found[1][1] >= 0 && found[1][2] == -1 && found[1].size() == 5);
+  CHECK(found[2] == Ids(5, -1));
+  CHECK(api->generation_create_ragged(session.handle, ids.data(), nullptr, &options, &generation) ==
+            KAOKEN_INVALID_ARGUMENT &&
+        message_has("lengths is null"));
+}
+
 struct Test {
   const char *name;
   void (*run)();
@@ -549,6 +640,9 @@ const Test tests[] = {
     TEST(generation_stops_at_eos_and_at_the_last_position),
     TEST(a_seed_repeats_its_draws),
     TEST(generation_options_are_checked),
+    TEST(slots_keep_their_bits),
+    TEST(steps_are_checked_and_change_nothing),
+    TEST(ragged_generation_ends_each_by_itself),
     TEST(cgroup_limits_are_read),
     TEST(hardware_threads_of_a_core_count_once),
 #if defined(__linux__)
