@@ -540,7 +540,8 @@ void test_slots_keep_their_bits() {
   for (const kaoken_model_api *model : {api, kaoken_model_narrow(), kaoken_model_grouped()}) {
     for (int threads : {1, 2, 3}) {
       Session session(3, threads, nullptr, model);
-      const Ids ids = random_ids(40, 7);
+      Ids ids = random_ids(40, 7);
+      for (int64_t &id : ids) id %= model->info->vocab_size;
       step(model, session.handle, {0, 1, 2}, {20, 1, 7}, {ids.begin(), ids.begin() + 28});
       CHECK(model->session_fork(session.handle, 0, 1) == KAOKEN_OK);
       CHECK(model->session_slot_rewind(session.handle, 0, 3) == KAOKEN_OK);
