@@ -21,6 +21,7 @@ import kaoken
 from benchmarks.machine import header
 from benchmarks.peers import save
 from benchmarks.summary import summarize
+from kaoken.causal import BakedGPT2
 from kaoken.compress.corpus import Corpus, read_corpus
 from kaoken.compress.distillation import REPORT, Smaller, Way, distill, prune, train
 from kaoken.compress.losses import Objective
@@ -28,7 +29,6 @@ from kaoken.compress.models import read_config, read_tokenizer
 from kaoken.compress.presets import PRESETS, byte_tokenizer
 from kaoken.compress.scaling import AXES
 from kaoken.compress.training import Schedule
-from kaoken.model import BakedGPT2
 
 TEACHER = "teacher"
 ROUNDS = 9  # of timing

@@ -26,7 +26,7 @@ from benchmarks.models import get_checkpoint
 from benchmarks.peers import save
 from benchmarks.preparing import cache_root
 from benchmarks.summary import summarize
-from kaoken.model import BakedGPT2
+from kaoken.causal import BakedGPT2
 
 BATCHES = (1, 8)
 PROMPT, STEPS = 32, 48

@@ -119,6 +119,10 @@ class Library {
   const kaoken_model_api &api() const { return api_; }
   const kaoken_model_info &info() const { return *api_.info; }
 
+  int32_t kind() const {
+    return info().size > offsetof(kaoken_model_info, kind) ? info().kind : int32_t{KAOKEN_DECODER};
+  }
+
   // Whether the library's table of functions has the field at `offset`.
   bool has(size_t offset) const { return api_.size > offset; }
   void require(size_t offset, const char *what) const {
@@ -250,6 +254,26 @@ class Session {
     return logits;
   }
 
+  // ids [the sum of lengths], and as many token types. Returns an encoder's vectors [the sum of lengths][width].
+  std::optional<py::array_t<float>> encode(const Ids &lengths, const Ids &ids, const std::optional<Ids> &types) {
+    const Busy busy(busy_);
+    library_->require(offsetof(kaoken_model_api, session_encode), "encoders");
+    check_sum(lengths, ids);
+    if (types && types->size() != ids.size()) throw Error("InputError", "there must be a token type for each id");
+    std::optional<py::array_t<float>> outputs;
+    if (library_->kind() == KAOKEN_ENCODER) {
+      outputs = py::array_t<float>({ids.size(), static_cast<py::ssize_t>(library_->info().output_width)});
+    }
+    const kaoken_texts texts = {sizeof texts,
+                                lengths.size(),
+                                lengths.data(),
+                                ids.data(),
+                                types ? types->data() : nullptr,
+                                outputs ? outputs->mutable_data() : nullptr};
+    check(api(), without_gil([&] { return api().session_encode(session_, &texts); }));
+    return outputs;
+  }
+
   // That ids are as many as their lengths say.
   static void check_sum(const Ids &lengths, const Ids &ids) {
     const int64_t *begin = lengths.data(), *end = begin + lengths.size();
@@ -367,6 +391,12 @@ void bind_library(py::module_ &module) {
       .def_property_readonly("isas", info_field(&kaoken_model_info::isas))
       .def_property_readonly("description", info_field(&kaoken_model_info::description))
       .def_property_readonly("tokenizer", &Library::tokenizer)
+      .def_property_readonly("kind",
+                             [](const Library &self) {
+                               return self.kind() == KAOKEN_DECODER   ? "decoder"
+                                      : self.kind() == KAOKEN_ENCODER ? "encoder"
+                                                                      : "encoder-decoder";
+                             })
       .def_property_readonly("vocab_size", info_field(&kaoken_model_info::vocab_size))
       .def_property_readonly("n_positions", info_field(&kaoken_model_info::n_positions))
       .def_property_readonly("n_embd", info_field(&kaoken_model_info::n_embd))
@@ -393,6 +423,8 @@ void bind_session(py::module_ &module) {
       .def("fork", &Session::fork, py::arg("source"), py::arg("target"))
       .def("step", &Session::step, py::arg("slots").noconvert(), py::arg("lengths").noconvert(),
            py::arg("ids").noconvert(), py::arg("all") = false)
+      .def("encode", &Session::encode, py::arg("lengths").noconvert(), py::arg("ids").noconvert(),
+           py::arg("types").noconvert() = py::none())
       .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})
       .def("generate", &generate, py::arg("ids").noconvert(), py::arg("lengths").noconvert() = py::none(),
            py::kw_only(), py::arg("max_new_tokens"), py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"),

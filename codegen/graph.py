@@ -146,6 +146,11 @@ class Attention:
         return self.width // self.heads
 
     @property
+    def group_panels(self) -> int:
+        """Panels of all queries that share a key."""
+        return self.width // self.kv_heads // PANEL
+
+    @property
     def padded_dims(self) -> int:
         """Of a head in whole panels; under rotary each half of it."""
         return round_up(self.head_dim) if self.rotary is None else 2 * round_up(self.head_dim // 2)
@@ -270,6 +275,7 @@ class Graph:
     decoder: Stack | None = None
     head: Linear | None = None  # [vocabulary, width]; an encoder alone has none
     special: SpecialTokens
+    family: str = ""  # the name by which read_graph() found its module; nothing depends on it
 
     @property
     def stacks(self) -> tuple[Stack, ...]:

@@ -7,7 +7,8 @@ tokens may exceed any cap, so it is cut into shards of whole panels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
-from .graph import Array, Block, Graph, Linear, Tensor, merge_sources, pieces, stack
+from .graph import Array, Block, Graph, Linear, Mlp, Norm, Stack, Sublayer, Tensor, merge_sources, pieces, stack
 from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
 
 Floats = NDArray[np.floating]
 Values = NDArray[Any]
 
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
+PAGE = 64  # kPage of the same: positions of a page of the cache
 LITERAL_LIMIT = 64  # float arrays up to this many values are readable, and become constexpr literals
 
 # How C++ declares arrays, by NumPy's name of their values.
@@ -132,42 +134,89 @@ class Table:
 
 
 @dataclass(frozen=True)
+class PackedSublayer:
+    """A sublayer with its matrices in the order of their use, by what C++ calls them; each but key_value has a bias."""
+
+    name: str  # attention, cross or mlp
+    sublayer: Sublayer
+    products: dict[str, Matrix]
+    key_value: Matrix | None = None  # what a cross attention reads the source with, once
+    norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first
+
+
+@dataclass(frozen=True)
 class PackedBlock:
-    """A block's unit and its matrices, in the order of their use."""
+    """A block's unit and its sublayers."""
 
     unit: Unit
-    rotary: Packed | None  # of the embeddings' unit
-    qkv: Matrix
-    out: Matrix
-    up: Matrix
-    down: Matrix
+    sublayers: tuple[PackedSublayer, ...]
+    tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, and biases of distances
+
+    @property
+    def products(self) -> dict[str, Matrix]:
+        """Those of a pass, in the order of their use."""
+        return {name: matrix for each in self.sublayers for name, matrix in each.products.items()}
+
+    @property
+    def key_value(self) -> Matrix | None:
+        return next((each.key_value for each in self.sublayers if each.key_value), None)
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        return (self.qkv, self.out, self.up, self.down)
+        return (*self.products.values(), *((self.key_value,) if self.key_value else ()))
+
+
+@dataclass(frozen=True)
+class PackedStack:
+    """A stack's units. `prefix` tells the names of an encoder's from those of the decoder behind it."""
+
+    prefix: str
+    stack: Stack
+    embeddings: Unit
+    vectors: dict[str, Packed]  # of the embeddings, by what C++ calls them
+    tokens: Table
+    blocks: tuple[PackedBlock, ...]
 
 
 @dataclass(frozen=True)
 class PackedModel:
-    """Every unit of a model; `tokens` is the head's own table where they are tied."""
+    """Every unit of a model. Tables of tokens that are one tensor are packed once."""
 
     graph: Graph
     types: Types
-    embeddings: Unit
-    blocks: tuple[PackedBlock, ...]
-    head: Unit
-    positions: Packed | None
-    tokens: Table
-    head_table: Table
+    stacks: tuple[PackedStack, ...]
+    ends: tuple[Unit, ...]  # what each stack ends with: a norm, and a decoder its head
+    head_table: Table | None
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        return (self.embeddings, *(block.unit for block in self.blocks), self.head)
+        return tuple(
+            unit
+            for stack, end in zip(self.stacks, self.ends, strict=True)
+            for unit in (stack.embeddings, *(block.unit for block in stack.blocks), end)
+        )
+
+    @property
+    def blocks(self) -> tuple[PackedBlock, ...]:
+        """Of the stack that outputs come from."""
+        return self.stacks[-1].blocks
+
+    @property
+    def head(self) -> Unit:
+        """What the stack that outputs come from ends with."""
+        return self.ends[-1]
+
+    @property
+    def decoding(self) -> list[Matrix]:
+        """What the stack that outputs come from reads in each pass, and its head."""
+        heads = () if self.head_table is None else self.head_table.shards
+        return [*(matrix for block in self.blocks for matrix in block.products.values()), *heads]
 
     @property
     def matrices(self) -> list[Matrix]:
-        """Of every block and of the head."""
-        return [*(matrix for block in self.blocks for matrix in block.matrices), *self.head_table.shards]
+        """Of every block and of the head: first what decoding a token reads."""
+        front = [matrix for stack in self.stacks[:-1] for block in stack.blocks for matrix in block.matrices]
+        return [*self.decoding, *front, *(block.key_value for block in self.blocks if block.key_value)]
 
     @property
     def nbytes(self) -> int:
@@ -188,39 +237,69 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     Raises BuildError where a single matrix of a block is larger than `blob_limit`, InputError for an override that
     matches nothing or where nothing can be exploded, and UnsupportedModelError for a matrix too deep for its type.
     """
-    tied = graph.tied
     types.check(_matrix_names(graph))
-    head_table = _table("head", HEAD, graph.head.weight, types.of(HEAD), blob_limit)
-    tokens = (
-        head_table if tied else _table("tokens", TOKENS, graph.decoder.embeddings.tokens, types.of(TOKENS), blob_limit)
-    )
-    positions = graph.decoder.embeddings.positions
-    tables = [] if positions is None else [_packed("positions", positions, pad_columns)]
-    rotary = _rotary_tables(graph)
-    blocks = [
-        _pack_block(index, block, rotary.get(_rotary_key(block)), types, blob_limit, shard_limit)
-        for index, block in enumerate(graph.blocks)
-    ]
-    if shard_limit is not None and not any(matrix.shards for block in blocks for matrix in block.matrices):
+    tables: dict[int, Table] = {}  # by the tensor
+    head = graph.head
+    head_table = None if head is None else _table("head", HEAD, head.weight, types.of(HEAD), blob_limit)
+    if head is not None and head_table is not None:
+        tables[id(head.weight)] = head_table
+    stacks = tuple(_pack_stack(graph, stack, tables, types, blob_limit, shard_limit) for stack in graph.stacks)
+    if shard_limit is not None and not any(
+        matrix.shards for stack in stacks for block in stack.blocks for matrix in block.matrices
+    ):
         raise InputError(
             f"kernels='exploded' is for float32 matrices of at most {EXPLODED_LIMIT} weights that are not zero, and no "
             "block of this model has one; use kernels='packed'"
         )
-    return PackedModel(
-        graph=graph,
-        types=types,
-        embeddings=_unit("embeddings", [*tables, *rotary.values(), *(() if tied else tokens.arrays)], blob_limit),
-        blocks=tuple(blocks),
-        head=_unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit),
-        positions=tables[0] if tables else None,
-        tokens=tokens,
-        head_table=head_table,
+    ends = [
+        _unit(f"{stack.prefix}outputs", _norm_arrays("output_norm", stack.stack.norm), blob_limit) for stack in stacks
+    ]
+    if head is not None and head_table is not None:
+        ends[-1] = _unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit)
+    return PackedModel(graph, types, stacks, tuple(ends), head_table)
+
+
+def _pack_stack(
+    graph: Graph, stack: Stack, tables: dict[int, Table], types: Types, blob_limit: int, shard_limit: int | None
+) -> PackedStack:
+    prefix = "encoder_" if stack is graph.encoder and graph.decoder is not None else ""
+    embeddings = stack.embeddings
+    own = id(embeddings.tokens) not in tables
+    if own:
+        tables[id(embeddings.tokens)] = _table("tokens", TOKENS, embeddings.tokens, types.of(TOKENS), blob_limit)
+    tokens = tables[id(embeddings.tokens)]
+    vectors = [
+        _packed(name, tensor, pad_columns)
+        for name, tensor in (("positions", embeddings.positions), ("types", embeddings.types))
+        if tensor is not None
+    ]
+    vectors += _norm_arrays("embeddings_norm", embeddings.norm)
+    rotary, distances = _rotary_tables(stack), _distance_tables(stack)
+    blocks = tuple(
+        _pack_block(
+            f"{prefix}block_{index:02}",
+            block,
+            tuple(
+                table
+                for table in (rotary.get(_rotary_key(block)), distances.get(id(block.attention.distance_bias)))
+                if table
+            ),
+            types,
+            blob_limit,
+            shard_limit,
+        )
+        for index, block in enumerate(stack.blocks)
     )
+    arrays = [*vectors, *rotary.values(), *distances.values(), *(tokens.arrays if own else ())]
+    unit = _unit(f"{prefix}embeddings", arrays, blob_limit)
+    return PackedStack(prefix, stack, unit, {array.name: array for array in vectors}, tokens, blocks)
 
 
 def _matrix_names(graph: Graph) -> list[str]:
-    names = [linear.name for block in graph.blocks for each in block.sublayers for linear in each.body.linears.values()]
-    return [HEAD, *([] if graph.tied else [TOKENS]), *dict.fromkeys(names)]
+    linears = [linear for stack in graph.stacks for each in stack.sublayers for linear in each.body.linears.values()]
+    own = [] if graph.head is None else [HEAD]
+    own += [] if graph.tied else [TOKENS]
+    return [*own, *dict.fromkeys(linear.name for linear in linears)]
 
 
 RotaryKey = tuple[tuple[float, ...], int]
@@ -231,10 +310,10 @@ def _rotary_key(block: Block) -> RotaryKey | None:
     return None if attention.rotary is None else (attention.rotary.frequencies, attention.dims)
 
 
-def _rotary_tables(graph: Graph) -> dict[RotaryKey | None, Packed]:
+def _rotary_tables(stack: Stack) -> dict[RotaryKey | None, Packed]:
     """For each way in which blocks turn their heads, cosines and sines [limit, 2, dims / 2] of each pair's angle."""
-    keys = [key for key in dict.fromkeys(map(_rotary_key, graph.blocks)) if key is not None]
-    return {key: _rotary_table(f"rotary_{index}", *key, graph.decoder.limit) for index, key in enumerate(keys)}
+    keys = [key for key in dict.fromkeys(map(_rotary_key, stack.blocks)) if key is not None]
+    return {key: _rotary_table(f"rotary_{index}", *key, stack.limit) for index, key in enumerate(keys)}
 
 
 def _rotary_table(name: str, frequencies: tuple[float, ...], dims: int, limit: int) -> Packed:
@@ -248,45 +327,70 @@ def _rotary_table(name: str, frequencies: tuple[float, ...], dims: int, limit: i
     return _packed(name, Tensor((limit, dims), (), rows), pad_columns)
 
 
+def _distance_tables(stack: Stack) -> dict[int, Packed]:
+    """By the tensor, for each that blocks add to their scores, its values times log2 e and room for a page behind."""
+    biases = [block.attention.distance_bias for block in stack.blocks]
+    each = {id(bias): bias for bias in biases if bias is not None}
+    return {key: _distance_table(f"distances_{index}", bias) for index, (key, bias) in enumerate(each.items())}
+
+
+def _distance_table(name: str, bias: Tensor) -> Packed:
+    heads, distances = bias.shape
+
+    def rows(start: int, stop: int) -> Array:
+        return np.pad(bias.rows(start, stop) / math.log(2), ((0, 0), (0, PAGE)))
+
+    return _packed(name, Tensor((heads, distances + PAGE), bias.sources, rows), pad_columns)
+
+
 def _pack_block(
-    index: int,
+    unit: str,
     block: Block,
-    rotary: Packed | None,
+    tables: tuple[Packed, ...],
     types: Types,
     blob_limit: int,
     shard_limit: int | None = None,
 ) -> PackedBlock:
-    def matrix(name: str, linears: tuple[Linear, ...], weight: Tensor, may_explode: bool = True) -> Matrix:
-        dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
-        limit = shard_limit if may_explode else None
-        exploded = _exploded(f"block_{index:02}", name, source, weight, dtype, limit)
-        return exploded or _matrix(name, source, weight, dtype)
+    arrays: list[Packed] = []
+    sublayers: list[PackedSublayer] = []
 
-    attention, mlp = block.attention, block.mlp
-    fused = (attention.query, attention.key, attention.value)
-    qkv = replace(
-        matrix("qkv", fused, stack(*(each.weight for each in fused))),
-        first=attention.width // PANEL,
-        panels=attention.kv_heads * attention.dims // PANEL,
-    )
-    biases = [each.bias for each in fused if each.bias is not None]  # the queries', and the keys' under rotary
-    out = matrix("out", (attention.out,), attention.out.weight)
-    ups = (mlp.up,) if mlp.gate is None else (mlp.gate, mlp.up)
-    up = matrix("up", ups, _side_by_side(*(each.weight for each in ups)), mlp.gate is None)
-    up = replace(up, together=len(ups))
-    up_bias = _side_by_side(*(each.bias for each in ups if each.bias is not None))
-    down = matrix("down", (mlp.down,), mlp.down.weight)
-    arrays = [
-        *qkv.arrays,
-        *_vector("qkv_bias", stack(*biases)),
-        *out.arrays,
-        *_vector("out_bias", attention.out.bias),
-        *up.arrays,
-        *_vector("up_bias", up_bias),
-        *down.arrays,
-        *_vector("down_bias", mlp.down.bias),
-    ]
-    return PackedBlock(_unit(f"block_{index:02}", arrays, blob_limit), rotary, qkv, out, up, down)
+    def product(name: str, linears: Sequence[Linear], weight: Tensor | None = None, may_explode: bool = True) -> Matrix:
+        weight = stack(*(each.weight for each in linears)) if weight is None else weight
+        dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
+        exploded = _exploded(unit, name, source, weight, dtype, shard_limit if may_explode else None)
+        matrix = exploded or _matrix(name, source, weight, dtype)
+        arrays.extend(matrix.arrays)
+        return matrix
+
+    def bias(name: str, tensors: Sequence[Tensor | None]) -> None:
+        arrays.extend(_vector(f"{name}_bias", stack(*(each for each in tensors if each is not None))))
+
+    for sublayer in block.sublayers:
+        body, key_value = sublayer.body, None
+        name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
+        norm = _norm_arrays(f"{name}_norm", sublayer.before) if sublayer.replaces else []
+        arrays.extend(norm)
+        if isinstance(body, Mlp):
+            ups = [body.up] if body.gate is None else [body.gate, body.up]
+            up = product("up", ups, _side_by_side(*(each.weight for each in ups)), body.gate is None)
+            bias("up", [_side_by_side(*(each.bias for each in ups if each.bias is not None))])
+            products = {"up": replace(up, together=len(ups)), "down": product("down", [body.down])}
+            bias("down", [body.down.bias])
+        elif name == "cross":
+            query = replace(product("cross_query", [body.query]), together=body.group_panels)
+            bias("cross_query", [body.query.bias])
+            products = {"cross_query": query, "cross_out": product("cross_out", [body.out])}
+            bias("cross_out", [body.out.bias])
+            key_value = product("key_value", [body.key, body.value], may_explode=False)
+        else:
+            fused = [body.query, body.key, body.value]
+            qkv = product("qkv", fused)
+            qkv = replace(qkv, first=body.width // PANEL, panels=body.kv_heads * body.dims // PANEL)
+            bias("qkv", [each.bias for each in fused])  # the queries', and the keys' under rotary
+            products = {"qkv": qkv, "out": product("out", [body.out])}
+            bias("out", [body.out.bias])
+        sublayers.append(PackedSublayer(name, sublayer, products, key_value, tuple(array.name for array in norm)))
+    return PackedBlock(_unit(unit, arrays, blob_limit), tuple(sublayers), tables)
 
 
 def _side_by_side(*tensors: Tensor) -> Tensor:
@@ -309,7 +413,7 @@ def _side_by_side(*tensors: Tensor) -> Tensor:
     return Tensor((count * round_up(height), *rest), merge_sources(*tensors), rows)
 
 
-def _common_type(types: Types, linears: tuple[Linear, ...]) -> str:
+def _common_type(types: Types, linears: Sequence[Linear]) -> str:
     """The one type of matrices that become one product."""
     chosen = {types.of(linear.name): linear.name for linear in linears}
     if len(chosen) > 1:
@@ -319,12 +423,14 @@ def _common_type(types: Types, linears: tuple[Linear, ...]) -> str:
 
 
 def _head_vectors(graph: Graph) -> list[Packed]:
-    norm = graph.decoder.norm
-    return [
-        *_vector("ln_f_weight", norm.weight),
-        *_vector("ln_f_bias", norm.bias),
-        *_vector("head_bias", graph.head.bias),
-    ]
+    bias = None if graph.head is None else graph.head.bias
+    return [*_norm_arrays("ln_f", graph.stack.norm), *_vector("head_bias", bias)]
+
+
+def _norm_arrays(name: str, norm: Norm | None) -> list[Packed]:
+    """Its weight and its bias, where it has them."""
+    vectors = () if norm is None else (("weight", norm.weight), ("bias", norm.bias))
+    return [array for part, vector in vectors for array in _vector(f"{name}_{part}", vector)]
 
 
 def _unit(name: str, arrays: list[Packed], blob_limit: int) -> Unit:

@@ -91,6 +91,7 @@ class Baked:
                 "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
                 "config": config_of(self.packed.graph),
                 "matrices": [_matrix_of(matrix) for matrix in self.packed.matrices],
+                "decoding_matrices": len(self.packed.decoding),
                 "generation_defaults": generation.defaults,
                 "ignored_generation_options": generation.ignored,
             }
@@ -114,7 +115,9 @@ def config_of(graph: Graph) -> dict[str, Any]:
     names = {function: name for name, function in reversed(ACTIVATIONS.items())}
     return {
         "vocab_size": graph.vocabulary,
-        "n_positions": graph.decoder.limit,
+        "kind": graph.kind,
+        "family": graph.family,
+        "n_positions": graph.stack.limit,
         "n_embd": graph.width,
         "n_layer": len(blocks),
         "blocks": [
@@ -127,11 +130,14 @@ def config_of(graph: Graph) -> dict[str, Any]:
             for attention, mlp in blocks
         ],
         "activation_function": names[blocks[0][1].activation],
-        "layer_norm_epsilon": graph.decoder.norm.epsilon,
+        "layer_norm_epsilon": None if graph.stack.norm is None else graph.stack.norm.epsilon,
         "tie_word_embeddings": graph.tied,
         "eos_token_ids": list(graph.special.eos),
         "bos_token_id": graph.special.bos,
         "pad_token_id": graph.special.pad,
+        "decoder_start_token_id": graph.special.start,
+        "type_vocab_size": 0 if graph.stack.embeddings.types is None else graph.stack.embeddings.types.shape[0],
+        "source_positions": graph.encoder.limit if graph.encoder and graph.decoder else 0,
     }
 
 

@@ -35,6 +35,8 @@ class Sequence(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("row", "count", "past", "length")),
         ("pages", ctypes.c_void_p),
+        ("source_length", ctypes.c_int64),
+        ("source_pages", ctypes.c_void_p),
     )
 
 

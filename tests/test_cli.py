@@ -337,7 +337,7 @@ def test_other_ends(
     def stream_text(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("kaoken.model.BakedGPT2.stream_text", stream_text)
+    monkeypatch.setattr("kaoken.causal.BakedCausalLM.stream_text", stream_text)
     assert main(["generate", "x"]) == status
     assert capsys.readouterr().err == message
 

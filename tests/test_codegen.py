@@ -345,7 +345,7 @@ def test_types_of_matrices(tmp_path: Path) -> None:
         ["int4", "int4", "int8", "int8"],
         ["int4", "int4", "bfloat16", "int8"],
     ]
-    assert model.tokens.shards[0].dtype == "float32"
+    assert model.stacks[0].tokens.shards[0].dtype == "float32"
     assert model.head_table.shards[0].dtype == "int8"
     assert types.used() == {"float32", "bfloat16", "int8", "int4"}
     with pytest.raises(InputError, match=r"h\.9\.\* *.*matches no matrix|'h\.9\.\*' matches no matrix"):

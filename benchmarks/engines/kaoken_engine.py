@@ -12,7 +12,7 @@ import numpy as np
 import kaoken
 from benchmarks.engines.base import Engine, Ids
 from benchmarks.models import Checkpoint
-from kaoken.model import BakedGPT2
+from kaoken.causal import BakedGPT2
 
 
 class Kaoken(Engine):

@@ -117,14 +117,14 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
 
   Pass pass = {};
   pass.batch = sequences.batch;
-  pass.page_bytes = heads * Cache::kHeadBytes * kPage * copies;
-  Buffer<uint8_t> cache(static_cast<int64_t>(sequences.pages.size()) * pass.page_bytes);
+  pass.cache.page_bytes = heads * Cache::kHeadBytes * kPage * copies;
+  Buffer<uint8_t> cache(static_cast<int64_t>(sequences.pages.size()) * pass.cache.page_bytes);
   pass.qkv = qkv.data;
   pass.attended = attended.data;
-  pass.cache = cache.data;
+  pass.cache.memory = cache.data;
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
     for (int64_t i = 0; i < copies; ++i) {
-      const Cache cache(pass, i * heads * Cache::kHeadBytes);
+      const Cache cache(pass.cache, i * heads * Cache::kHeadBytes);
       const HeadPart part = head_part<heads>(worker);
       extend_cache<Traits>(pass, part, cache, {});
       attention<Traits>(pass, part, cache, {}, {});

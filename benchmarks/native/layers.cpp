@@ -91,9 +91,9 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   const Sequences sequence(rows, 0);
   Pass pass = {};
   pass.batch = sequence.batch;
-  pass.page_bytes = kPage * kHeads * Cache::kHeadBytes;
-  Buffer<uint8_t> cache(static_cast<int64_t>(sequence.pages.size()) * pass.page_bytes);
-  pass.cache = cache.data;
+  pass.cache.page_bytes = kPage * kHeads * Cache::kHeadBytes;
+  Buffer<uint8_t> cache(static_cast<int64_t>(sequence.pages.size()) * pass.cache.page_bytes);
+  pass.cache.memory = cache.data;
   pass.qkv = split.data;
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
@@ -104,8 +104,8 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
     project_keys_and_values<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
     project_queries<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
     barrier(part.worker);
-    extend_cache<Attention>(pass, part, Cache(pass, 0), {});
-    attention<Attention>(pass, part, Cache(pass, 0), {}, {});
+    extend_cache<Attention>(pass, part, Cache(pass.cache, 0), {});
+    attention<Attention>(pass, part, Cache(pass.cache, 0), {}, {});
     barrier(worker);
     linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
                                              Store<Unchanged, kWidth>{y.data, projection.bias.data});

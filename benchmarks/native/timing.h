@@ -89,7 +89,7 @@ struct Sequences {
     const int64_t per_sequence = round_up(past + count, kPage) / kPage;
     for (int64_t page = 0; page < per_sequence * sequences; ++page) pages.push_back(static_cast<int32_t>(page));
     for (int64_t i = 0; i < sequences; ++i) {
-      each.push_back({i * count, count, past, past + count, pages.data() + i * per_sequence});
+      each.push_back({i * count, count, past, past + count, pages.data() + i * per_sequence, 0, nullptr});
     }
     batch = {count * sequences, sequences, each.data()};
   }

@@ -11,6 +11,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _read(family: Any, config: Mapping[str, Any], path: Path, tokens: Fields | N
     graph: Graph = family.read(fields, tokens or fields, weights)
     fields.finish(family.TITLE, family.OFF, family.HARMLESS)
     verify(graph)
-    return graph
+    return replace(graph, family=family.__name__.rpartition(".")[2])
 
 
 def _token_fields(checkpoint: Checkpoint) -> Fields | None:

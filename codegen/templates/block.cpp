@@ -1,4 +1,24 @@
 //% from "arrays.inc" import arrays with context
+//% macro product(name)
+{GEN(packed_block.products[name] | value), GEN(name)_bias, GEN(nexts[name] | default("nullptr"))}
+//%- endmacro
+//% macro norm(each)
+{GEN(each.norm | join(", "))}
+//%- endmacro
+//% macro entry(each)
+  static constexpr int64_t kWidth = GEN(width);
+  using Norm = GEN(norms[each.sublayer.before.kind] if each.sublayer.before else "NoNorm");
+  static constexpr float kEpsilon = GEN((each.sublayer.before.epsilon if each.sublayer.before else 0.0) | float32);
+  static constexpr bool kReplaces = GEN(each.sublayer.replaces | lower);
+//% endmacro
+//% macro attention(each, layout)
+//% set body = each.sublayer.body
+  using Layout = GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>;
+  static constexpr Sees kSees = Sees::GEN(sees[body.sees]);
+  using Bias = GEN("DistanceBias" if body.distance_bias else "NoBias");
+  using Rotary = KAOKEN_ISA::GEN("Rotary" if body.rotary else "NoRotary");
+  using Cache = CacheType;
+//% endmacro
 // GEN(note)
 // From: GEN([unit] | sources)
 
@@ -6,39 +26,37 @@
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
-struct GEN(unit.name)_attention {
-  static constexpr int64_t kWidth = n_embd;
-  using Layout = KAOKEN_ISA::Layout<GEN(attention.body.heads), GEN(attention.body.kv_heads), GEN(attention.body.dims)>;
-  static constexpr Sees kSees = Sees::kPast;
-  using Bias = NoBias;
-  using Rotary = KAOKEN_ISA::GEN("Rotary" if attention.body.rotary else "NoRotary");
-  using Norm = GEN(norms[attention.before.kind]);
-  static constexpr float kEpsilon = GEN(attention.before.epsilon | float32);
+//% for each in packed_block.sublayers
+//% set body = each.sublayer.body
+struct GEN(unit.name)_GEN(each.name) {
+GEN(entry(each) | trim("\n"))
+//% if each.name == "attention"
+GEN(attention(each, "KAOKEN_ISA::Layout") | trim("\n"))
   static constexpr bool kLast = GEN(last | lower);
-  using Cache = CacheType;
-  using Qkv = GEN(packed_block.qkv | kind);
-  using Out = GEN(packed_block.out | kind);
+  using Qkv = GEN(packed_block.products.qkv | kind);
+  using Out = GEN(packed_block.products.out | kind);
+//% elif each.name == "cross"
+GEN(attention(each, "QueryLayout") | trim("\n"))
+  using Query = GEN(packed_block.products.cross_query | kind);
+  using Out = GEN(packed_block.products.cross_out | kind);
+//% else
+  static constexpr int64_t kInner = GEN(body.inner);
+  static constexpr bool kGated = GEN((body.gate is not none) | lower);
+  using Activation = GEN(body.activation)_activation;
+  using Up = GEN(packed_block.products.up | kind);
+  using Down = GEN(packed_block.products.down | kind);
+//% endif
 };
 
-struct GEN(unit.name)_mlp {
-  static constexpr int64_t kWidth = n_embd, kInner = GEN(mlp.body.inner);
-  static constexpr bool kGated = GEN((mlp.body.gate is not none) | lower);
-  using Norm = GEN(norms[mlp.before.kind]);
-  static constexpr float kEpsilon = GEN(mlp.before.epsilon | float32);
-  using Activation = GEN(mlp.body.activation)_activation;
-  using Up = GEN(packed_block.up | kind);
-  using Down = GEN(packed_block.down | kind);
-};
-
+//% endfor
 //% for matrix in packed_block.matrices
 //% for strip in matrix.strips
 void GEN(strip.name)(const float *x, float *sums);
 //% endfor
 //% endfor
 void GEN(unit.name)(Pass &pass, const Worker &worker) {
-  constexpr int64_t cache_before = GEN(cache_before);
-//% if packed_block.rotary
-GEN(arrays(rotary))
+//% if packed_block.tables
+GEN(arrays(tables))
 //% endif
 GEN(arrays(unit))
 //% for matrix in packed_block.matrices
@@ -50,17 +68,42 @@ GEN(arrays(unit))
   };
 //% endif
 //% endfor
-  static_assert(CacheOf<GEN(unit.name)_attention>::kHeadBytes * GEN(attention.body.kv_heads) == GEN(cache_bytes));
+//% for each in packed_block.sublayers
+//% if each.name == "attention"
+  static_assert(CacheOf<GEN(unit.name)_attention>::kHeadBytes * GEN(each.sublayer.body.kv_heads) == GEN(cache_bytes.attention));
+//% set bias = "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
   if (!self_attention<GEN(unit.name)_attention>(
-          pass, worker, cache_before,
-          {GEN(packed_block.qkv | value), qkv_bias, GEN(nexts.qkv)},
-          {GEN(packed_block.out | value), out_bias, GEN(nexts.out)}, {GEN(packed_block.rotary.name if packed_block.rotary else "")}, {})) {
+          pass, worker, GEN(cache_before.attention), GEN(norm(each)),
+          GEN(product("qkv")),
+          GEN(product("out")), {GEN(rotary)}, GEN(bias))) {
     return;
   }
+//% elif each.name == "cross"
+  cross_attention<GEN(unit.name)_cross>(
+      pass, worker, GEN(cache_before.cross), GEN(norm(each)),
+      GEN(product("cross_query")),
+      GEN(product("cross_out")));
+//% else
   mlp<GEN(unit.name)_mlp>(
-      pass, worker,
-      {GEN(packed_block.up | value), up_bias, GEN(nexts.up)},
-      {GEN(packed_block.down | value), down_bias, GEN(nexts.down)});
+      pass, worker, GEN(norm(each)),
+      GEN(product("up")),
+      GEN(product("down")));
+//% endif
+//% endfor
 }
+//% for each in packed_block.sublayers if each.key_value
+GEN("")
+struct GEN(unit.name)_source {
+  static constexpr int64_t kWidth = GEN(source.width);
+GEN(attention(each, "SourceLayout") | trim("\n"))
+  using KeyValue = GEN(each.key_value | kind);
+};
 
+void GEN(unit.name)_source(Pass &pass, const Worker &worker) {
+GEN(arrays(unit))
+  extend_source<struct GEN(unit.name)_source>(
+      pass, worker, GEN(cache_before.cross), {GEN(each.key_value | value), nullptr, GEN(nexts.key_value | default("nullptr"))});
+}
+//% endfor
+GEN("")
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

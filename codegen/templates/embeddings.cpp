@@ -6,7 +6,7 @@
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
-void embeddings(Pass &pass, const Worker &worker) {
+void GEN(unit.name)(Pass &pass, const Worker &worker) {
 //% for unit in units
 GEN(arrays(unit))
 //% endfor
@@ -15,7 +15,17 @@ GEN(arrays(unit))
       {GEN(shard.arrays | names)},
 //% endfor
   };
-  embed<GEN(kinds[table.shards[0].dtype]), n_embd, GEN(table.shard_rows)>(pass, worker, GEN("positions" if packed.positions else "nullptr"), tokens);
+//% set vectors = ["positions", "types", "embeddings_norm_weight", "embeddings_norm_bias"]
+//% set known = []
+//% for vector in vectors if vector in stack.vectors
+//% set _ = known.append(vector)
+//% endfor
+  const EmbeddingTables tables = {
+//%- for vector in vectors
+GEN(vector if vector in known else "nullptr")GEN(", " if not loop.last else "")
+//%- endfor
+};
+  embed<GEN(kinds[table.shards[0].dtype]), GEN(norms[norm.kind] if norm else "NoNorm"), GEN(stack.stack.width), GEN(table.shard_rows)>(pass, worker, tables, GEN((norm.epsilon if norm else 0.0) | float32), tokens);
 }
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

@@ -11,12 +11,12 @@ void head(Pass &pass, const Worker &worker) {
 GEN(arrays(unit))
   using head_type = GEN(kinds[table.shards[0].dtype]);
   constexpr int64_t shard_panels = GEN(table.shard_rows // panel);
-  OwnRow<head_type, n_embd> row;
-  const head_type::Inputs x = normed<GEN(norms[graph.decoder.norm.kind])>(pass, worker, row, GEN(graph.decoder.norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
+  OwnRow<head_type, GEN(width)> row;
+  const head_type::Inputs x = normed<GEN(norms[norm.kind])>(pass, worker, row, GEN(norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
 //% for shard in table.shards
-  linear<head_type, n_embd, GEN((shard.rows | round_up) // panel)>(
+  linear<head_type, GEN(width), GEN((shard.rows | round_up) // panel)>(
       worker, x, pass.batch.rows, {GEN(shard.arrays | names)},
-      StoreLogits<vocab_size>{pass.logits, GEN(loop.index0) * shard_panels, GEN(head_bias)},
+      StoreLogits<GEN(graph.vocabulary)>{pass.output, GEN(loop.index0) * shard_panels, GEN(head_bias)},
       GEN(nexts[shard.name] | default("nullptr")));
 //% endfor
 }

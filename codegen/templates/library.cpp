@@ -14,6 +14,9 @@ extern "C" const char *const kaoken_GEN(name)_tokenizer;
 //% for isa in isas
 namespace kaoken::GEN(isa.name)::model_GEN(name) {
 void forward(Pass &pass, const Worker &worker);
+//% if source
+void encode(Pass &pass, const Worker &worker);
+//% endif
 extern const SamplingCode sampling;
 }
 //% endfor
@@ -23,10 +26,10 @@ namespace {
 const kaoken::Code codes[] = {
 //% for isa in known
 //% if isa in isas
-    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", kaoken::GEN(isa.name)::model_GEN(name)::forward,
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", kaoken::GEN(isa.name)::model_GEN(name)::forward, GEN("kaoken::" ~ isa.name ~ "::model_" ~ name ~ "::encode" if source else "nullptr"),
      &kaoken::GEN(isa.name)::model_GEN(name)::sampling},
 //% else
-    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", nullptr, nullptr},
+    {"GEN(isa.name)", "GEN(isa.cpu | join(" "))", nullptr, nullptr, nullptr},
 //% endif
 //% endfor
 };
@@ -45,18 +48,25 @@ const kaoken::Model model = {
 //% endif
         GEN(tokenizer_size),
         GEN(graph.vocabulary),
-        GEN(graph.decoder.limit),
+        GEN(graph.stack.limit),
         GEN(graph.width),
         GEN(graph.blocks | length),
+        GEN(kind),
+        GEN(graph.vocabulary if graph.head else graph.width),
+        GEN(graph.stack.embeddings.types.shape[0] if graph.stack.embeddings.types else 0),
+        GEN(source.limit if source else 0),
     },
     codes,
     GEN(known | length),
-    GEN(graph.width | round_up),
+    GEN(hidden_width),
     GEN(qkv_width),
     GEN(attention_width),
     GEN(inner_width),
     GEN(packed.input_bytes),
+    GEN(pass_rows),
     GEN(page_bytes),
+    GEN(source_page_bytes),
+    GEN(encoder_page_bytes),
 };
 
 }  // namespace

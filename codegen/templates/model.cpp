@@ -18,9 +18,24 @@ void forward(Pass &pass, const Worker &worker) {
 //% for block in packed.blocks[:-1]
   GEN(block.unit.name)(pass, worker);
 //% endfor
-  Pass rest = pass;  // of the last block and the head, which may have fewer rows to do
+  Pass rest = pass;  // of the last block and what follows, which may have fewer rows to do
   GEN(packed.blocks[-1].unit.name)(rest, worker);
-  head(rest, worker);
+  GEN(packed.head.name)(rest, worker);
 }
-
+//% for stack in packed.stacks[:-1]
+GEN("")
+void encode(Pass &pass, const Worker &worker) {
+  if (worker.index == 0) pass.executed_isa = KAOKEN_STRING(KAOKEN_ISA);
+  GEN(stack.embeddings.name)(pass, worker);
+  barrier(worker);
+//% for block in stack.blocks
+  GEN(block.unit.name)(pass, worker);
+//% endfor
+  GEN(stack.prefix)outputs(pass, worker);
+//% for block in packed.blocks
+  GEN(block.unit.name)_source(pass, worker);
+//% endfor
+}
+//% endfor
+GEN("")
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

@@ -4,7 +4,9 @@
 #pragma once
 
 #include "embedding.h"
+#include "sublayers/cross_attention.h"
 #include "sublayers/mlp.h"
+#include "sublayers/outputs.h"
 #include "sublayers/self_attention.h"
 
 extern "C" {
@@ -17,17 +19,19 @@ extern const char *const kaoken_GEN(name)_GEN(blob.name);
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 
-constexpr int64_t vocab_size = GEN(graph.vocabulary);
-constexpr int64_t n_embd = GEN(graph.width);
 using CacheType = CacheGEN(kinds[packed.types.cache]);
 
-void embeddings(Pass &pass, const Worker &worker);
-//% for block in packed.blocks
-void GEN(block.unit.name)(Pass &pass, const Worker &worker);
+//% for unit in packed.units
+void GEN(unit.name)(Pass &pass, const Worker &worker);
 //% endfor
-void head(Pass &pass, const Worker &worker);
-
+//% for block in packed.blocks if block.key_value
+void GEN(block.unit.name)_source(Pass &pass, const Worker &worker);
+//% endfor
+GEN("")
 void forward(Pass &pass, const Worker &worker);
+//% if packed.stacks | length > 1
+void encode(Pass &pass, const Worker &worker);
+//% endif
 extern const SamplingCode sampling;
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

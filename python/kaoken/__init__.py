@@ -1,7 +1,7 @@
-"""Kaoken: GPT-2-family checkpoints baked into native code, run on the CPU.
+"""Kaoken: checkpoints of small transformers baked into native code, run on the CPU.
 
     >>> import kaoken
-    >>> model = kaoken.BakedGPT2()
+    >>> model = kaoken.load()
     >>> model.generate_text("ROMEO:", max_new_tokens=20)
 
 Names are loaded on first use (PEP 562): `import kaoken` loads neither native code nor NumPy, so that a build
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kaoken.baking import bake
+    from kaoken.causal import BakedCausalLM, BakedGPT2, Session
+    from kaoken.encoder import BakedEncoder
     from kaoken.errors import (
         BuildError,
         CheckpointError,
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from kaoken.library import BlockConfig, MatrixInfo, ModelConfig, ModelInfo, verify
-    from kaoken.model import BakedGPT2, Session, load
+    from kaoken.model import BakedModel, load
+    from kaoken.seq2seq import BakedSeq2SeqLM
 
     __version__: str
 
 __all__ = [
+    "BakedCausalLM",
+    "BakedEncoder",
     "BakedGPT2",
+    "BakedModel",
+    "BakedSeq2SeqLM",
     "BlockConfig",
     "BuildError",
     "CheckpointError",
@@ -56,7 +63,10 @@ __all__ = [
 _MODULES = {
     "kaoken.baking": ("bake",),
     "kaoken.library": ("BlockConfig", "MatrixInfo", "ModelConfig", "ModelInfo", "verify"),
-    "kaoken.model": ("BakedGPT2", "Session", "load"),
+    "kaoken.causal": ("BakedCausalLM", "BakedGPT2", "Session"),
+    "kaoken.encoder": ("BakedEncoder",),
+    "kaoken.model": ("BakedModel", "load"),
+    "kaoken.seq2seq": ("BakedSeq2SeqLM",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

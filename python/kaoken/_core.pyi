@@ -37,6 +37,9 @@ class Library:
     def tokenizer(self) -> bytes | None:
         """tokenizer.json, or None where the checkpoint had none."""
     @property
+    def kind(self) -> str:
+        """decoder, encoder or encoder-decoder."""
+    @property
     def vocab_size(self) -> int: ...
     @property
     def n_positions(self) -> int: ...
@@ -80,6 +83,13 @@ class Session:
 
         Returns the logits of the last position of each, [n, vocab], or of all new ones, [sum of lengths, vocab].
         LibraryError where the library is too old for sequences of different lengths, as are rewind_slot and fork.
+        """
+    def encode(
+        self, lengths: NDArray[np.int64], ids: NDArray[np.int64], types: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32] | None:
+        """Reads texts, ids [sum of lengths] of token types 0 or `types`; an encoder's vectors [sum of lengths, width].
+
+        Of an encoder-decoder they are what the sequences from slot 0 on attend to, which begin anew; None.
         """
     def append(self, ids: NDArray[np.int64], which: int = ...) -> NDArray[np.float32] | None:
         """Appends ids [batch, count]. LOGITS_LAST: [batch, vocab]; ALL: [batch, count, vocab]; NONE: None."""

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kaoken.causal import BakedCausalLM, Session
 from kaoken.errors import InputError
-from kaoken.model import BakedGPT2, Session, load
+from kaoken.model import load
 
 ROUNDS = 5
 PROMPT = 128  # positions, where the model has so many
@@ -39,7 +40,7 @@ class Benchmark:
     percent_of_limit: float
 
 
-def measure(model: BakedGPT2) -> Benchmark:
+def measure(model: BakedCausalLM) -> Benchmark:
     """Reads prompts of fresh random ids and decodes behind them, for a few seconds. InputError for n_positions = 1."""
     config, info = model.config, model.info
     if config.n_positions < 2:

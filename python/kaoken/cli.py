@@ -20,7 +20,7 @@ from kaoken.errors import InputError, KaokenError
 
 if TYPE_CHECKING:
     from kaoken.library import BlockConfig, ModelInfo
-    from kaoken.model import BakedGPT2
+    from kaoken.model import BakedModel
 
 _DESCRIPTION = """\
 Run GPT-2-family models that were baked into native code, and bake new ones.
@@ -344,10 +344,10 @@ def _prompt(argument: str) -> str:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}): convert it first") from None
 
 
-def _load(model: str | None, threads: int | None = None) -> BakedGPT2:
-    from kaoken.model import BakedGPT2
+def _load(model: str | None, threads: int | None = None) -> Any:
+    from kaoken.model import load
 
-    return BakedGPT2(model, threads=threads)
+    return load(model, threads=threads)
 
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
@@ -368,7 +368,7 @@ def _info(options: argparse.Namespace) -> None:
         _print("\n".join(_describe(model)))
 
 
-def _describe(model: BakedGPT2) -> list[str]:
+def _describe(model: BakedModel) -> list[str]:
     info, config = model.info, model.config
     lines = {
         "model": info.name,

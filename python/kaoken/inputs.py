@@ -192,9 +192,31 @@ def file_path(name: str, value: Any) -> Path:
         raise InputError(f"{name} must be a path, a str or an os.PathLike, not {value!r}") from None
 
 
-def check_length(length: int, n_positions: int) -> None:
-    if length > n_positions:
-        raise InputError(f"the prompt has {length} tokens, but the model has n_positions = {n_positions}: shorten it")
+def token_types(
+    ids: TokenIds, given: Any, attention_mask: Any, texts: Sequences, count: int
+) -> NDArray[np.int64] | None:
+    """The token types of texts, as `token_ids` takes ids; None where nothing gives them.
+
+    Raises InputError for another shape than that of ids and for types that a model of `count` does not have.
+    """
+    if isinstance(ids, Mapping):
+        given = ids.get("token_type_ids") if given is None else given
+        attention_mask = ids.get("attention_mask") if attention_mask is None else attention_mask
+    if given is None:
+        return None
+    if count == 0:
+        raise InputError("the model has no token types: leave token_type_ids out")
+    types = token_ids(given, 1 << 62, attention_mask)
+    if types.lengths.tolist() != texts.lengths.tolist():
+        raise InputError("token_type_ids must have the shape of ids: a type for each token")
+    if (types.ids >= count).any():
+        raise InputError(f"token_type_ids must be from 0 to {count - 1}, not {types.ids.max()}")
+    return types.ids
+
+
+def check_length(length: int, limit: int, what: str = "prompt", name: str = "n_positions") -> None:
+    if length > limit:
+        raise InputError(f"the {what} has {length} tokens, but the model has {name} = {limit}: shorten it")
 
 
 def thread_count(threads: int | None) -> int:

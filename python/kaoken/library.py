@@ -6,7 +6,7 @@ import json
 import os
 import re
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ class BlockConfig:
 class ModelConfig:
     """What was baked, of whichever family; names are those of transformers' GPT2Config, heads and MLP widths per block.
 
-    `layer_norm_epsilon` is the last norm's.
+    `kind` is "decoder", "encoder" or "encoder-decoder", whose decoder is the one described here; `family` is the
+    model_type of transformers. `layer_norm_epsilon` is the last norm's. `type_vocab_size` is 0 where there are no token
+    types, `source_positions` is of the texts that an encoder-decoder reads.
     """
 
     vocab_size: int
@@ -56,6 +58,11 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     pad_token_id: int | None
+    kind: str = "decoder"
+    family: str = "gpt2"
+    decoder_start_token_id: int | None = None
+    type_vocab_size: int = 0
+    source_positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ModelInfo:
     of matrices that differ from `dtype`, by pattern; `statistics` is the JSON that the build left beside the library
     (processes, seconds, peak bytes), None where there is none. `generation_defaults` are the options of
     `generate` that the checkpoint's generation_config.json sets, `ignored_generation_options` those that Kaoken lacks.
-    `matrices` are those of all blocks and of the head.
+    `matrices` are those of all blocks and of the head, first the `decoding_matrices` that a token's decoding reads.
     """
 
     name: str
@@ -98,11 +105,12 @@ class ModelInfo:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     ignored_generation_options: tuple[str, ...] = ()
     matrices: tuple[MatrixInfo, ...] = ()
+    decoding_matrices: int | None = None  # how many of the first of them decoding a token reads; None: all
 
     @property
     def bytes_per_token(self) -> int:
-        """That decoding a token reads: every matrix but a token table that is not the head."""
-        return sum(matrix.nbytes for matrix in self.matrices)
+        """That decoding a token reads: every matrix of a decoder but a token table that is not the head."""
+        return sum(matrix.nbytes for matrix in self.matrices[: self.decoding_matrices])
 
 
 def default_library() -> Path:
@@ -249,7 +257,11 @@ def _config(description: dict[str, Any]) -> ModelConfig:
 
 def _known(kind: type[ModelConfig | BlockConfig | MatrixInfo], description: dict[str, Any]) -> dict[str, Any]:
     """The fields of `kind`: a newer Kaoken of the same ABI may describe more."""
-    return {field.name: description[field.name] for field in fields(kind)}
+    named = {field.name: description.get(field.name, field.default) for field in fields(kind)}
+    missing = [name for name, value in named.items() if value is MISSING]
+    if missing:
+        raise KeyError(missing[0])
+    return named
 
 
 def _info(description: dict[str, Any], library: _core.Library, path: Path, session: _core.Session) -> ModelInfo:
@@ -273,6 +285,7 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         statistics=_statistics(path.with_name(path.name + ".json")),
         generation_defaults={name: value for name, value in defaults.items() if name not in unknown},
         ignored_generation_options=(*description.get("ignored_generation_options", ()), *unknown),
+        decoding_matrices=description.get("decoding_matrices"),
         matrices=tuple(MatrixInfo(**_known(MatrixInfo, matrix)) for matrix in description.get("matrices", ())),
     )
 

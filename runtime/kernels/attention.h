@@ -15,8 +15,8 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// The positions that a row attends to: its own and those before it, or all of its sequence.
-enum class Sees { kPast, kAll };
+// The positions that a row attends to: its own and those before it, all of its sequence, or its source.
+enum class Sees { kPast, kAll, kSource };
 
 // What is added to scores: nothing, or a value by head and distance (T5, arXiv:1910.10683), in units of log2 e.
 struct NoBias {
@@ -42,6 +42,16 @@ struct Layout {
   static_assert(Heads % KvHeads == 0 && Dim % kLanes == 0);
   static constexpr int64_t kGroups = KvHeads, kShared = Heads / KvHeads, kDim = Dim;
   static constexpr int64_t kKeys = Heads * Dim, kValues = kKeys + KvHeads * Dim, kStride = kValues + KvHeads * Dim;
+};
+
+// The same where a row has its queries alone, and where it has keys and values alone: attention to a source.
+template <int64_t Heads, int64_t KvHeads, int64_t Dim>
+struct QueryLayout : Layout<Heads, KvHeads, Dim> {
+  static constexpr int64_t kStride = Heads * Dim;
+};
+template <int64_t Heads, int64_t KvHeads, int64_t Dim>
+struct SourceLayout : Layout<Heads, KvHeads, Dim> {
+  static constexpr int64_t kKeys = 0, kValues = KvHeads * Dim, kStride = 2 * kValues;
 };
 
 // The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and under
@@ -195,8 +205,9 @@ KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query,
   // In stages, since each is a chain of its own for every row and one row has to wait for itself.
   const Vec before = load(state.largest);
   for (int row = 0; row < Rows; ++row) {
-    state.largest[row] = scores_of<Traits>(products + row * kPage, query_scales[row], page, bias - row, seen, sees(row),
-                                           state.largest[row], p + row * kPage);
+    state.largest[row] =
+        scores_of<Traits>(products + row * kPage, query_scales[row], page, Traits::Bias::kNone ? nullptr : bias - row,
+                          seen, sees(row), state.largest[row], p + row * kPage);
   }
   alignas(kAlignment) float shrink[kLanes];
   store(shrink, exp2(sub(before, load(state.largest))));
@@ -229,6 +240,17 @@ KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query,
   }
 }
 
+// How many positions the row at `position` sees, and the pages where they lie.
+template <class Traits>
+KAOKEN_INLINE int64_t seen_from(const Sequence &sequence, int64_t position) {
+  if constexpr (Traits::kSees == Sees::kPast) return position + 1;
+  return Traits::kSees == Sees::kAll ? sequence.length : sequence.source_length;
+}
+template <class Traits>
+KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
+  return Traits::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
+}
+
 // Attends Rows consecutive rows of one sequence and head, the first at `position`, none of which ends in another page.
 template <class Traits, int Rows, class Cache>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
@@ -245,12 +267,12 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
     const float *given = rotary.template turn<dim>(query + row * query_stride, position + row, turned);
     scales[row] = Traits::Cache::template query<dim>(given, queries + row * dim);
   }
-  const int64_t end = Traits::kSees == Sees::kPast ? position + 1 : sequence.length,
-                group = head / Traits::Layout::kShared;
+  const int32_t *pages = pages_of<Traits>(sequence);
+  const int64_t end = seen_from<Traits>(sequence, position), group = head / Traits::Layout::kShared;
   for (int64_t begin = 0; begin < end; begin += kPage) {
     const int64_t left = end - begin;
-    if (Rows == 1 && left > kPage) cache.prefetch(sequence, group, begin + kPage);
-    attend_page<Traits, Rows>(queries, scales, out, out_stride, cache.page(sequence, group, begin),
+    if (Rows == 1 && left > kPage) cache.prefetch(pages, group, begin + kPage);
+    attend_page<Traits, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
                               bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
   }
   for (int row = 0; row < Rows; ++row) {
@@ -287,6 +309,7 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> 
   Turns turns(part.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
+    const int32_t *pages = pages_of<Traits>(sequence);
     for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
       if (!turns.mine()) continue;
       float *keys = pass.qkv + sequence.row * stride + Layout::kKeys + group * dim;
@@ -298,7 +321,7 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> 
         }
       }
       for (int64_t position = sequence.past, stored; position < end; position += stored) {
-        const auto page = cache.page(sequence, group, position);
+        const auto page = cache.page(pages, group, position);
         if (position % step == 0 && position + step <= end) {
           Traits::Cache::template store<step>(page, position % kPage, keys, values, stride);
           stored = step;

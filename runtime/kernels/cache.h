@@ -42,15 +42,15 @@ struct BlockCache {
   uint8_t *block;  // in page 0
   int64_t page_bytes;
 
-  BlockCache(const Pass &pass, int64_t before)
-      : block(static_cast<uint8_t *>(pass.cache) + before * kPage), page_bytes(pass.page_bytes) {}
-  KAOKEN_MEMBER HeadPage<Type, kDim> page(const Sequence &sequence, int64_t head, int64_t position) const {
-    uint8_t *begin = block + sequence.pages[position / kPage] * page_bytes + head * kHeadBytes * kPage;
+  BlockCache(const Cache &cache, int64_t before)
+      : block(static_cast<uint8_t *>(cache.memory) + before * kPage), page_bytes(cache.page_bytes) {}
+  KAOKEN_MEMBER HeadPage<Type, kDim> page(const int32_t *pages, int64_t head, int64_t position) const {
+    uint8_t *begin = block + pages[position / kPage] * page_bytes + head * kHeadBytes * kPage;
     return {reinterpret_cast<typename Type::Element *>(begin)};
   }
   // Pages do not follow each other in memory, so the processor does not do this by itself.
-  KAOKEN_MEMBER void prefetch(const Sequence &sequence, int64_t head, int64_t position) const {
-    const auto *begin = reinterpret_cast<const char *>(page(sequence, head, position).keys);
+  KAOKEN_MEMBER void prefetch(const int32_t *pages, int64_t head, int64_t position) const {
+    const auto *begin = reinterpret_cast<const char *>(page(pages, head, position).keys);
     for (int64_t i = 0; i < kHeadBytes * kPage; i += kLine) __builtin_prefetch(begin + i);
   }
 };

@@ -48,6 +48,34 @@ KAOKEN_INLINE typename Kind::Inputs normed(const Pass &pass, const Worker &worke
       });
 }
 
+// The vectors of a norm; null where it is bare.
+struct NormVectors {
+  const float *weight, *bias;
+};
+
+// The same where the residual stream takes the result, as it does behind a post-norm. Each row is one worker's, a lone
+// one too: others read what it writes.
+template <class Norm, class Kind, int64_t Width>
+KAOKEN_INLINE typename Kind::Inputs replaced(const Pass &pass, const Worker &worker, float epsilon,
+                                             const NormVectors &norm) {
+  constexpr int64_t stride = round_up(Width, kLanes);
+  auto *inputs = static_cast<typename Kind::Input *>(pass.inputs);
+  const Share part = share(pass.batch.rows, worker);
+  for (int64_t row = part.begin; row < part.end; ++row) {
+    float *hidden = pass.hidden + row * stride;
+    Norm::template apply<Width>(hidden, hidden, epsilon, norm.weight, norm.bias);
+    if constexpr (!Kind::kFloatInputs) {
+      Kind::template convert<Width>(hidden, inputs + row * Kind::row_stride(Width), pass.input_scales + row);
+    }
+  }
+  barrier(worker);
+  if constexpr (Kind::kFloatInputs) {
+    return {pass.hidden, nullptr};
+  } else {
+    return {inputs, pass.input_scales};
+  }
+}
+
 // Rows as they are, [rows][Depth padded with zeros].
 template <class Kind, int64_t Depth>
 KAOKEN_INLINE typename Kind::Inputs converted(const Pass &pass, const Worker &worker, OwnRow<Kind, Depth> &own,
@@ -59,6 +87,20 @@ KAOKEN_INLINE typename Kind::Inputs converted(const Pass &pass, const Worker &wo
                                   [&](int64_t row, typename Kind::Input *inputs, RowScale *scale) {
                                     Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs, scale);
                                   });
+  }
+}
+
+// What a sublayer reads of the residual stream. Traits has the kWidth of it, the Norm with its kEpsilon, and kReplaces.
+template <class Traits, class Kind>
+KAOKEN_INLINE typename Kind::Inputs entered(const Pass &pass, const Worker &worker, OwnRow<Kind, Traits::kWidth> &own,
+                                            const NormVectors &norm) {
+  using Norm = typename Traits::Norm;
+  if constexpr (Norm::kNone) {
+    return converted<Kind, Traits::kWidth>(pass, worker, own, pass.hidden);
+  } else if constexpr (Traits::kReplaces) {
+    return replaced<Norm, Kind, Traits::kWidth>(pass, worker, Traits::kEpsilon, norm);
+  } else {
+    return normed<Norm, Kind, Traits::kWidth>(pass, worker, own, Traits::kEpsilon);
   }
 }
 

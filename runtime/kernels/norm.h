@@ -59,13 +59,18 @@ KAOKEN_INLINE void rms_norm(const float *x, float *y, float epsilon, const float
 }
 
 // What kernels that are told a kind of norm call.
+struct NoNorm {
+  static constexpr bool kNone = true;
+};
 struct LayerNorm {
+  static constexpr bool kNone = false;
   template <int64_t Width>
   KAOKEN_INLINE void apply(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
     layer_norm<Width>(x, y, epsilon, weight, bias);
   }
 };
 struct RmsNorm {
+  static constexpr bool kNone = false;
   template <int64_t Width>
   KAOKEN_INLINE void apply(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
     rms_norm<Width>(x, y, epsilon, weight, bias);

@@ -115,6 +115,15 @@ kaoken_status session_fork(kaoken_session *session, int64_t from, int64_t to) {
   });
 }
 
+kaoken_status session_encode(kaoken_session *session, const kaoken_texts *texts) {
+  return guard([&] {
+    require(session, "session");
+    require(texts, "texts");
+    require_size(texts->size, sizeof *texts, "texts");
+    session->encode(*texts);
+  });
+}
+
 // `lengths(session)` is made once the session is known to be there.
 template <class Lengths>
 kaoken_status create_generation(kaoken_session *session, const int64_t *ids, const Lengths &lengths,
@@ -194,6 +203,7 @@ kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
       session_slot_rewind,
       session_fork,
       generation_create_ragged,
+      session_encode,
   };
 }
 

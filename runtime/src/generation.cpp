@@ -38,6 +38,9 @@ void check(const kaoken_generation_options &options, const Model &model) {
 int64_t checked_steps(const Session &session, const std::vector<int64_t> &lengths,
                       const kaoken_generation_options &options) {
   check(options, session.model());
+  if (session.model().info.kind == KAOKEN_ENCODER) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "this model is an encoder, which generates nothing; encode whole texts");
+  }
   const int64_t n_positions = session.model().info.n_positions;
   int64_t room = 0;
   for (int64_t slot = 0; slot < session.batch(); ++slot) {

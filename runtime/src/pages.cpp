@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "kaoken/pass.h"
-
 namespace kaoken {
 namespace {
 
@@ -13,9 +11,8 @@ int64_t pages_of(int64_t positions) { return (positions + kPage - 1) / kPage; }
 
 }  // namespace
 
-Pages::Pages(void *memory, int64_t page_bytes, int64_t slots, int64_t limit)
-    : memory_(memory),
-      page_bytes_(page_bytes),
+Pages::Pages(const Cache &cache, int64_t slots, int64_t limit)
+    : cache_(cache),
       per_slot_(pages_of(limit)),
       lengths_(static_cast<size_t>(slots)),
       table_(static_cast<size_t>(slots * per_slot_)),
@@ -38,8 +35,9 @@ void Pages::reserve(int64_t slot, int64_t count) {
   const int64_t last = length / kPage;
   if (length % kPage && owners_[pages[last]] > 1) {
     const int32_t copy = take(slot * per_slot_ + last);
-    memcpy(static_cast<char *>(memory_) + copy * page_bytes_, static_cast<char *>(memory_) + pages[last] * page_bytes_,
-           static_cast<size_t>(page_bytes_));
+    auto *memory = static_cast<char *>(cache_.memory);
+    memcpy(memory + copy * cache_.page_bytes, memory + pages[last] * cache_.page_bytes,
+           static_cast<size_t>(cache_.page_bytes));
     release(pages[last]);
     pages[last] = copy;
   }

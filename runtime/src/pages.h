@@ -5,13 +5,15 @@
 
 #include <vector>
 
+#include "kaoken/pass.h"
+
 namespace kaoken {
 
 // Sequences share pages after a fork, until one of them writes: it then gets a copy of its own.
 class Pages {
  public:
-  // `memory` holds pages of `page_bytes` for `slots` sequences of up to `limit` positions each.
-  Pages(void *memory, int64_t page_bytes, int64_t slots, int64_t limit);
+  // `cache` has pages for `slots` sequences of up to `limit` positions each.
+  Pages(const Cache &cache, int64_t slots, int64_t limit);
 
   static int64_t count(int64_t slots, int64_t limit);
 
@@ -34,8 +36,7 @@ class Pages {
   int32_t take(int64_t preferred);
   void release(int32_t page);
 
-  void *const memory_;
-  const int64_t page_bytes_;
+  const Cache cache_;
   const int64_t per_slot_;
   std::vector<int64_t> lengths_;
   std::vector<int32_t> table_;   // [slots][per_slot]

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <numeric>
 
 #include "errors.h"
 #include "machine.h"
@@ -21,16 +22,28 @@ int64_t scratch_bytes(const Model &model) {
   return floats * static_cast<int64_t>(sizeof(float)) + model.input_bytes + static_cast<int64_t>(sizeof(RowScale));
 }
 
-int64_t cache_bytes(const Model &model, int64_t batch) {
-  return Pages::count(batch, model.info.n_positions) * model.page_bytes;
-}
+bool has_decoder(const Model &model) { return model.info.kind != KAOKEN_ENCODER; }
+bool has_encoder(const Model &model) { return model.info.kind != KAOKEN_DECODER; }
 
-size_t arena_bytes(const Model &model, int64_t batch, int64_t rows) {
-  const double pages = static_cast<double>(batch) * (model.info.n_positions / kPage + 1);
-  const double bytes = pages * model.page_bytes + static_cast<double>(rows) * scratch_bytes(model);
-  if (bytes > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
-  return static_cast<size_t>(cache_bytes(model, batch) + rows * scratch_bytes(model));
-}
+int64_t decoder_positions(const Model &model) { return has_decoder(model) ? model.info.n_positions : 0; }
+
+// Pages that the texts of an encoder's pass take at most.
+int64_t encoder_pages(const Model &model) { return has_encoder(model) ? model.pass_rows / kPage + kPassTexts : 0; }
+
+// The bytes of each part of the arena, in order: multiples of kAlignment.
+struct Sizes {
+  double cache, source, encoder, rows;
+  Sizes(const Model &model, int64_t batch, int64_t pass_rows)
+      : cache(static_cast<double>(Pages::count(batch, decoder_positions(model))) * model.page_bytes),
+        source(static_cast<double>(Pages::count(batch, model.info.source_positions)) * model.source_page_bytes),
+        encoder(static_cast<double>(encoder_pages(model)) * model.encoder_page_bytes),
+        rows(static_cast<double>(pass_rows) * scratch_bytes(model)) {}
+  size_t total() const {
+    const double bytes = cache + source + encoder + rows;
+    if (bytes > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
+    return static_cast<size_t>(bytes);
+  }
+};
 
 Error cannot_rewind(int64_t length, const std::string &what, int64_t held) {
   return Error(KAOKEN_INVALID_ARGUMENT,
@@ -94,6 +107,15 @@ bool offer(void *data, size_t bytes) {
 #endif
 }
 
+void require_memory(double bytes, int64_t batch, int64_t longest) {
+  if (bytes <= kUncheckedMemory) return;
+  const double available = available_memory();
+  if (bytes <= available) return;
+  throw Error(KAOKEN_OUT_OF_MEMORY, "a batch of " + std::to_string(batch) + " with " + std::to_string(longest) +
+                                        " positions needs " + in_gib(bytes) + " more, and " + in_gib(available) +
+                                        " are available; use a smaller batch or shorter sequences");
+}
+
 }  // namespace
 
 Arena::Arena(size_t bytes) : data_(spare.take()), bytes_(bytes) {
@@ -115,14 +137,19 @@ Session::Session(const Model &model, int64_t batch, int threads, const char *isa
     : model_(model),
       choice_(choose_code(model, isa)),
       batch_(checked_batch(batch)),
-      pass_rows_(std::max(kPassRows, batch)),
-      arena_(arena_bytes(model, batch, pass_rows_)),
-      pages_(arena_.data(), model.page_bytes, batch, model.info.n_positions),
+      pass_rows_(std::max(model.pass_rows, batch)),
+      arena_(Sizes(model, batch, pass_rows_).total()),
+      pages_(lay_out().cache, batch, decoder_positions(model)),
+      sources_(lay_out().source, batch, model.info.source_positions),
+      encoder_pages_(static_cast<size_t>(encoder_pages(model))),
       ids_(static_cast<size_t>(pass_rows_)),
+      types_(ids_.size()),
       kept_(ids_.size()),
       team_(checked_threads(threads)) {
-  sequences_.reserve(static_cast<size_t>(batch));
-  outputs_.reserve(static_cast<size_t>(batch));
+  std::iota(encoder_pages_.begin(), encoder_pages_.end(), 0);
+  const int64_t sequences = std::max(batch, has_encoder(model) ? kPassTexts : 0);
+  sequences_.reserve(static_cast<size_t>(sequences));
+  outputs_.reserve(static_cast<size_t>(sequences));
 }
 
 int64_t Session::length() const {
@@ -146,6 +173,7 @@ void Session::fork(int64_t from, int64_t to) {
   check_slot(from);
   check_slot(to);
   pages_.fork(from, to);
+  sources_.fork(from, to);
 }
 
 void Session::check_slot(int64_t slot) const {
@@ -166,12 +194,23 @@ void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits
   double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.page_bytes;
   bytes += static_cast<double>(logits) * model_.info.vocab_size * sizeof(float);
   if (executed_isa_[0] == 0) bytes += static_cast<double>(std::min(pass_rows_, rows)) * scratch_bytes(model_);
-  if (bytes <= kUncheckedMemory) return;
-  const double available = available_memory();
-  if (bytes <= available) return;
-  throw Error(KAOKEN_OUT_OF_MEMORY, "a batch of " + std::to_string(step.count) + " with " + std::to_string(longest) +
-                                        " positions needs " + in_gib(bytes) + " more, and " + in_gib(available) +
-                                        " are available; use a smaller batch or shorter sequences");
+  require_memory(bytes, step.count, longest);
+}
+
+void Session::check_memory(const kaoken_texts &texts) const {
+  int64_t pages = -sources_.spare(), rows = 0, longest = 0;
+  for (int64_t i = 0; i < texts.count; ++i) {
+    rows += texts.lengths[i];
+    longest = std::max(longest, texts.lengths[i]);
+    if (has_decoder(model_)) pages += (texts.lengths[i] + kPage - 1) / kPage;
+  }
+  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes;
+  if (!has_decoder(model_)) bytes += static_cast<double>(rows) * model_.info.output_width * sizeof(float);
+  if (executed_isa_[0] == 0) {
+    bytes += static_cast<double>(std::min(pass_rows_, rows)) * scratch_bytes(model_);
+    bytes += static_cast<double>(encoder_pages(model_)) * model_.encoder_page_bytes;
+  }
+  require_memory(bytes, texts.count, longest);
 }
 
 void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
@@ -195,31 +234,128 @@ void Session::step(const kaoken_step &step, bool fresh) {
 
   const int64_t *ids = step.ids;
   Pass pass = lay_out();
-  pass.logits = step.logits;
+  pass.output = step.logits;
   for (int64_t i = 0; i < step.count; ++i) {
     for (int64_t left = step.lengths[i], count; left > 0; left -= count, ids += count) {
-      if (pass.batch.rows == pass_rows_) run(pass);
+      if (pass.batch.rows == pass_rows_) run(pass, choice_.code.forward);
       count = std::min(left, pass_rows_ - pass.batch.rows);
       add(pass, slot_of(i), count, std::clamp<int64_t>(outputs_of(i) - (left - count), 0, count), ids);
     }
   }
-  run(pass);
+  run(pass, choice_.code.forward);
+}
+
+void Session::encode(const kaoken_texts &texts) {
+  check(texts);
+  const bool for_decoder = has_decoder(model_);
+  check_memory(texts);
+  const auto code = for_decoder ? choice_.code.encode : choice_.code.forward;
+  const int64_t *ids = texts.ids, *types = texts.types;
+  int64_t pages = 0;
+  Pass pass = lay_out();
+  pass.cache = pass.encoder;
+  pass.output = texts.outputs;
+  for (int64_t i = 0; i < texts.count; ++i) {
+    const int64_t length = texts.lengths[i], first = pass.batch.rows;
+    const bool full = first + length > pass_rows_ || static_cast<int64_t>(sequences_.size()) == kPassTexts;
+    if (full) run(pass, code), pages = 0;
+    Sequence sequence = {pass.batch.rows, length, 0, length, encoder_pages_.data() + pages, 0, nullptr};
+    if (for_decoder) {
+      pages_.rewind(i, 0);
+      sources_.rewind(i, 0);
+      sources_.reserve(i, length);
+      sources_.extend(i, length);
+      sequence.source_length = length;
+      sequence.source_pages = sources_.of(i);
+    } else {
+      outputs_.push_back(sequence);
+      pass.outputs.rows += length;
+    }
+    sequences_.push_back(sequence);
+    std::copy(ids, ids + length, ids_.begin() + pass.batch.rows);
+    if (types) {
+      std::copy(types, types + length, types_.begin() + pass.batch.rows);
+      types += length;
+    } else {
+      std::fill(types_.begin() + pass.batch.rows, types_.begin() + pass.batch.rows + length, 0);
+    }
+    ids += length;
+    pass.batch.rows += length;
+    pages += (length + kPage - 1) / kPage;
+  }
+  run(pass, code);
 }
 
 // Adds the next tokens of a sequence to a pass that has room for them; of the last `outputs` logits are asked.
 void Session::add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids) {
   const int64_t past = length(slot), first = pass.batch.rows;
   std::copy(ids, ids + count, ids_.begin() + first);
-  sequences_.push_back({first, count, past, past + count, pages_.of(slot)});
+  const Sequence sequence = {
+      first, count, past, past + count, pages_.of(slot), sources_.length(slot), sources_.of(slot),
+  };
+  sequences_.push_back(sequence);
   if (outputs) {
-    outputs_.push_back({pass.outputs.rows, outputs, past + count - outputs, past + count, pages_.of(slot)});
+    outputs_.push_back(sequence);
+    outputs_.back().row = pass.outputs.rows;
+    outputs_.back().count = outputs;
+    outputs_.back().past = past + count - outputs;
   }
   for (int64_t i = count - outputs; i < count; ++i) kept_[pass.outputs.rows++] = first + i;
   pass.batch.rows += count;
   pages_.extend(slot, count);
 }
 
+void Session::check(const kaoken_texts &texts) const {
+  if (!has_encoder(model_)) {
+    throw Error(KAOKEN_INVALID_ARGUMENT,
+                "this model is a decoder, which encodes no texts; append tokens to its sessions");
+  }
+  const bool for_decoder = has_decoder(model_);
+  const int64_t limit = for_decoder ? model_.info.source_positions : model_.info.n_positions;
+  if (!texts.lengths) throw Error(KAOKEN_INVALID_ARGUMENT, "lengths is null");
+  if (!texts.ids) throw Error(KAOKEN_INVALID_ARGUMENT, "ids is null");
+  if (!for_decoder && !texts.outputs) throw Error(KAOKEN_INVALID_ARGUMENT, "outputs is null");
+  if (texts.count < 1 || (for_decoder && texts.count > batch_)) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "count is " + std::to_string(texts.count) + "; it must be at least 1" +
+                                             (for_decoder ? " and at most " + std::to_string(batch_) : ""));
+  }
+  if (texts.types && model_.info.token_types == 0) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "this model has no token types; give none");
+  }
+  int64_t at = 0;
+  for (int64_t i = 0; i < texts.count; ++i) {
+    if (texts.lengths[i] < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "a text is empty; give at least one token");
+    if (texts.lengths[i] > limit) {
+      throw Error(KAOKEN_CONTEXT_FULL, "text " + std::to_string(i) + " has " + std::to_string(texts.lengths[i]) +
+                                           " tokens, and the model takes at most " + std::to_string(limit) +
+                                           "; cut it");
+    }
+    check_ids(texts.ids + at, texts.lengths[i], i);
+    for (int64_t position = 0; texts.types && position < texts.lengths[i]; ++position) {
+      const int64_t type = texts.types[at + position];
+      if (type >= 0 && type < model_.info.token_types) continue;
+      throw Error(KAOKEN_INVALID_ARGUMENT, "token type " + std::to_string(type) + " of text " + std::to_string(i) +
+                                               " is not one of the model's, 0 to " +
+                                               std::to_string(model_.info.token_types - 1));
+    }
+    at += texts.lengths[i];
+  }
+}
+
+void Session::check_ids(const int64_t *ids, int64_t count, int64_t sequence) const {
+  const int64_t vocab_size = model_.info.vocab_size;
+  for (int64_t position = 0; position < count; ++position) {
+    if (ids[position] >= 0 && ids[position] < vocab_size) continue;
+    throw Error(KAOKEN_TOKEN_OUT_OF_RANGE, "token id " + std::to_string(ids[position]) + " at sequence " +
+                                               std::to_string(sequence) + ", position " + std::to_string(position) +
+                                               " is outside the vocabulary, 0 to " + std::to_string(vocab_size - 1));
+  }
+}
+
 void Session::check(const kaoken_step &step) const {
+  if (!has_decoder(model_)) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "this model is an encoder, which has no cache; encode whole texts");
+  }
   if (!step.lengths) throw Error(KAOKEN_INVALID_ARGUMENT, "lengths is null");
   if (!step.ids) throw Error(KAOKEN_INVALID_ARGUMENT, "ids is null");
   if (step.count < 1 || step.count > batch_) {
@@ -245,26 +381,28 @@ void Session::check(const kaoken_step &step) const {
                                            " pass the model's " + std::to_string(model_.info.n_positions) +
                                            " positions; give fewer, or start a new session");
     }
-    for (int64_t position = 0; position < count; ++position, ++ids) {
-      if (*ids >= 0 && *ids < model_.info.vocab_size) continue;
-      throw Error(KAOKEN_TOKEN_OUT_OF_RANGE, "token id " + std::to_string(*ids) + " at sequence " + std::to_string(i) +
-                                                 ", position " + std::to_string(position) +
-                                                 " is outside the vocabulary, 0 to " +
-                                                 std::to_string(model_.info.vocab_size - 1));
+    if (has_encoder(model_) && sources_.length(slot) == 0) {
+      throw Error(KAOKEN_INVALID_ARGUMENT, "slot " + std::to_string(slot) + " has no source; encode one first");
     }
+    check_ids(ids, count, i);
+    ids += count;
   }
 }
 
-// The arena: the cache, then the rows of a pass. Each part is a multiple of kAlignment.
+// The arena: the caches, then the rows of a pass.
 Pass Session::lay_out() const {
+  const Sizes sizes(model_, batch_, pass_rows_);
   Pass pass = {};
   pass.ids = ids_.data();
+  pass.types = types_.data();
   pass.kept = kept_.data();
   pass.executed_isa = "";
-  pass.cache = arena_.data();
-  pass.page_bytes = model_.page_bytes;
-  pass.inputs = static_cast<char *>(pass.cache) + cache_bytes(model_, batch_);
-  pass.hidden = reinterpret_cast<float *>(static_cast<char *>(pass.inputs) + pass_rows_ * model_.input_bytes);
+  auto *at = static_cast<char *>(arena_.data());
+  pass.cache = {at, model_.page_bytes};
+  pass.source = {at += static_cast<int64_t>(sizes.cache), model_.source_page_bytes};
+  pass.encoder = {at += static_cast<int64_t>(sizes.source), model_.encoder_page_bytes};
+  pass.inputs = at += static_cast<int64_t>(sizes.encoder);
+  pass.hidden = reinterpret_cast<float *>(at + pass_rows_ * model_.input_bytes);
   pass.qkv = pass.hidden + pass_rows_ * model_.hidden_width;
   pass.attended = pass.qkv + pass_rows_ * model_.qkv_width;
   pass.inner = pass.attended + pass_rows_ * model_.attention_width;
@@ -273,23 +411,23 @@ Pass Session::lay_out() const {
 }
 
 // Runs a pass and empties it.
-void Session::run(Pass &pass) {
+void Session::run(Pass &pass, void (*code)(Pass &pass, const Worker &worker)) {
   pass.batch.count = static_cast<int64_t>(sequences_.size());
   pass.batch.sequences = sequences_.data();
   pass.outputs.count = static_cast<int64_t>(outputs_.size());
   pass.outputs.sequences = outputs_.data();
   struct Job {
-    const Code &code;
+    void (*code)(Pass &pass, const Worker &worker);
     Pass &pass;
-  } job = {choice_.code, pass};
+  } job = {code, pass};
   compute(
       [](void *context, const Worker &worker) {
         const Job &job = *static_cast<Job *>(context);
-        job.code.forward(job.pass, worker);
+        job.code(job.pass, worker);
       },
       &job);
   executed_isa_ = pass.executed_isa;
-  pass.logits += pass.outputs.rows * model_.info.vocab_size;
+  pass.output += pass.outputs.rows * model_.info.output_width;
   pass.batch.rows = pass.outputs.rows = 0;
   sequences_.clear();
   outputs_.clear();

@@ -37,6 +37,9 @@ class Session {
   // The same with ids [batch, count] and logits as `which` says.
   void append(const int64_t *ids, int64_t count, int32_t which, float *logits);
 
+  // Reads texts with the encoder (kaoken.h). Everything is checked before anything changes. Raises Error.
+  void encode(const kaoken_texts &texts);
+
   // Forgets all but the first `length` positions, of one sequence or of all. Raises Error.
   void rewind(int64_t slot, int64_t length);
   void rewind(int64_t length);
@@ -62,10 +65,13 @@ class Session {
 
  private:
   void check(const kaoken_step &step) const;
+  void check(const kaoken_texts &texts) const;
+  void check_ids(const int64_t *ids, int64_t count, int64_t sequence) const;
+  void check_memory(const kaoken_texts &texts) const;
   void check_slot(int64_t slot) const;
   Pass lay_out() const;
   void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);
-  void run(Pass &pass);
+  void run(Pass &pass, void (*code)(Pass &pass, const Worker &worker));
 
   const Model &model_;
   const Choice choice_;
@@ -73,9 +79,10 @@ class Session {
   const int64_t pass_rows_;
   const char *executed_isa_ = "";
   Arena arena_;
-  Pages pages_;
+  Pages pages_, sources_;
+  std::vector<int32_t> encoder_pages_;  // 0, 1, ...
   // Of the pass at work, with room for the largest.
-  std::vector<int32_t> ids_;
+  std::vector<int32_t> ids_, types_;
   std::vector<int64_t> kept_;
   std::vector<Sequence> sequences_, outputs_;
   std::vector<int64_t> counts_, which_;  // what append() makes a step of

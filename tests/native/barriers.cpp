@@ -55,8 +55,8 @@ int64_t count_waits(void (*forward)(kaoken::Pass &, const kaoken::Worker &), con
   for (int64_t i = 0; i < expected.batch; ++i) {
     const int32_t *own = pages.data() + i * kPages;
     for (int64_t page = 0; page < kPages; ++page) pages[static_cast<size_t>(i * kPages + page)] = i * kPages + page;
-    sequences.push_back({i * expected.count, expected.count, 0, expected.count, own});
-    kept_sequences.push_back({i * outputs, outputs, expected.count - outputs, expected.count, own});
+    sequences.push_back({i * expected.count, expected.count, 0, expected.count, own, 0, nullptr});
+    kept_sequences.push_back({i * outputs, outputs, expected.count - outputs, expected.count, own, 0, nullptr});
     for (int64_t row = expected.count - outputs; row < expected.count; ++row) kept.push_back(i * expected.count + row);
   }
   kaoken::Pass pass = {};
@@ -69,9 +69,9 @@ int64_t count_waits(void (*forward)(kaoken::Pass &, const kaoken::Worker &), con
   pass.attended = take(rows * kWidth);
   pass.inner = take(rows * kInner);
   pass.inputs = take(rows * kInner);
-  pass.cache = take(static_cast<size_t>(expected.batch * kBlocks * kPositions * 2 * kWidth));
-  pass.page_bytes = kBlocks * kaoken::kPage * 2 * kWidth * static_cast<int64_t>(sizeof(float));
-  pass.logits = take(rows * kVocabulary);
+  pass.cache = {take(static_cast<size_t>(expected.batch * kBlocks * kPositions * 2 * kWidth)),
+                kBlocks * kaoken::kPage * 2 * kWidth * static_cast<int64_t>(sizeof(float))};
+  pass.output = take(rows * kVocabulary);
   pass.input_scales = scales.data();
   waits = 0;
   forward(pass, {0, expected.workers, nullptr});

@@ -82,12 +82,11 @@ struct Attention {
     Pass pass = {};
     pass.batch = {rows, batch, sequences};
     pass.qkv = qkv;
-    pass.cache = cache;
-    pass.page_bytes = kPage * kCacheBytes;
+    pass.cache = {cache, kPage * kCacheBytes};
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
-    extend_cache<Attention>(pass, part, CacheOf<Attention>(pass, 0), {});
-    attention<Attention>(pass, part, CacheOf<Attention>(pass, 0), {}, {});
+    extend_cache<Attention>(pass, part, CacheOf<Attention>(pass.cache, 0), {});
+    attention<Attention>(pass, part, CacheOf<Attention>(pass.cache, 0), {}, {});
   }
 };
 
@@ -95,7 +94,8 @@ struct Attention {
 struct Single {
   Sequence sequence;
   Batch batch;
-  Single(int64_t rows, int64_t past) : sequence{0, rows, past, past + rows, nullptr}, batch{rows, 1, &sequence} {}
+  Single(int64_t rows, int64_t past)
+      : sequence{0, rows, past, past + rows, nullptr, 0, nullptr}, batch{rows, 1, &sequence} {}
 };
 
 }  // namespace
@@ -170,7 +170,7 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
   pass.ids = ids;
   pass.hidden = hidden;
   const Float32::Matrix shard = {tokens};
-  embed<Float32, 36, 64>(pass, alone, positions, &shard);
+  embed<Float32, NoNorm, 36, 64>(pass, alone, {positions, nullptr, nullptr, nullptr}, 0.0f, &shard);
 }
 
 // The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.

@@ -31,6 +31,13 @@ enum {
   KAOKEN_INTERNAL = 6
 };
 
+/* What a model is. */
+enum {
+  KAOKEN_DECODER = 1,        /* ids to logits, with a cache */
+  KAOKEN_ENCODER = 2,        /* texts to vectors */
+  KAOKEN_ENCODER_DECODER = 3 /* a decoder whose sequences each attend to a text that an encoder has read */
+};
+
 /* What was baked. Every pointer is static and lives as long as the library. */
 typedef struct kaoken_model_info {
   size_t size;                /* sizeof(kaoken_model_info) of the library */
@@ -41,9 +48,13 @@ typedef struct kaoken_model_info {
   const char *tokenizer;      /* tokenizer.json, or NULL where the checkpoint had none */
   size_t tokenizer_size;      /* its bytes, without the final NUL */
   int64_t vocab_size;
-  int64_t n_positions;
+  int64_t n_positions; /* of a sequence of a decoder, of a text of an encoder */
   int64_t n_embd;
   int64_t n_layer;
+  int32_t kind;             /* KAOKEN_DECODER and so on */
+  int64_t output_width;     /* floats of an output: vocab_size, or of an encoder n_embd */
+  int64_t token_types;      /* that an encoder tells apart; 0 where it has none */
+  int64_t source_positions; /* of a text that a decoder attends to; 0 without an encoder */
 } kaoken_model_info;
 
 typedef struct kaoken_session kaoken_session;
@@ -73,6 +84,16 @@ typedef struct kaoken_step {
   const int64_t *outputs; /* [count] how many of its last tokens logits are written of, 0 to its length; NULL: 1 each */
   float *logits;          /* [the sum of outputs, vocab_size]; may be NULL where that is 0 */
 } kaoken_step;
+
+/* Texts for an encoder. */
+typedef struct kaoken_texts {
+  size_t size;            /* sizeof(kaoken_texts) of the caller */
+  int64_t count;          /* at least 1; of an encoder-decoder at most the session's batch */
+  const int64_t *lengths; /* [count], at least 1 */
+  const int64_t *ids;     /* [the sum of lengths] one text's behind the other's */
+  const int64_t *types;   /* [the sum of lengths] token types; NULL: 0 each */
+  float *outputs;         /* [the sum of lengths, output_width] of an encoder; of an encoder-decoder not used */
+} kaoken_texts;
 
 /* Meanings as in transformers' GenerationMixin.generate. */
 typedef struct kaoken_generation_options {
@@ -148,6 +169,10 @@ typedef struct kaoken_model_api {
    * reaches n_positions has finished; generation_next goes on while one of the others has not. */
   kaoken_status (*generation_create_ragged)(kaoken_session *session, const int64_t *ids, const int64_t *lengths,
                                             const kaoken_generation_options *options, kaoken_generation **generation);
+
+  /* Of an encoder: writes the vectors of each text; they do not depend on the other texts. Of an encoder-decoder: text
+   * i is what the sequence in slot i attends to from now on, and the sequence begins anew. */
+  kaoken_status (*session_encode)(kaoken_session *session, const kaoken_texts *texts);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */

@@ -9,7 +9,7 @@
 namespace kaoken {
 
 constexpr int64_t kPanel = 16;        // outputs per weight panel; the unit of every padded width
-constexpr int64_t kPassRows = 256;    // rows (new positions) of one pass, unless more sequences have one each
+constexpr int64_t kPassTexts = 64;    // texts of an encoder's pass, at most
 constexpr int64_t kPage = 64;         // positions of a page of the cache, which attention merges at a time
 constexpr int64_t kSampleBlock = 64;  // logits whose largest and whose sum of weights are kept, when choosing a token
 constexpr int64_t kAlignment = 64;    // bytes: blobs, arena buffers and their rows start on a cache line
@@ -22,11 +22,13 @@ struct RowScale {
 
 // New positions of one sequence, in consecutive rows of every buffer of a pass.
 struct Sequence {
-  int64_t row;           // of the first of them
-  int64_t count;         // how many there are
-  int64_t past;          // the position of the first: the cache holds so many before it
-  int64_t length;        // positions that the sequence has behind this pass
-  const int32_t *pages;  // of its cache: position p lies in pages[p / kPage]
+  int64_t row;            // of the first of them
+  int64_t count;          // how many there are
+  int64_t past;           // the position of the first: the cache holds so many before it
+  int64_t length;         // positions that the sequence has behind this pass
+  const int32_t *pages;   // of its cache: position p lies in pages[p / kPage]
+  int64_t source_length;  // of what an encoder has read for it
+  const int32_t *source_pages;
 };
 
 // Sequences whose rows follow each other.
@@ -36,22 +38,30 @@ struct Batch {
   const Sequence *sequences;
 };
 
-// One forward pass. A sequence's results do not depend on those beside it. Rows are padded with zeros to a multiple of
-// kPanel floats.
+// Pages of keys and values, each with all that a sequence has of kPage positions (see cache.h).
+struct Cache {
+  void *memory;  // [pages][page_bytes]
+  int64_t page_bytes;
+};
+
+// One forward pass, of a decoder or of an encoder. A sequence's results do not depend on those beside it. Rows are
+// padded with zeros to a multiple of kPanel floats.
 struct Pass {
   Batch batch;
-  Batch outputs;           // what remains behind the last block's keys and values: the rows that logits are asked of
+  Batch outputs;           // what remains behind the last block's keys and values: the rows that outputs are asked of
   const int64_t *kept;     // [outputs.rows]: where each of them was in `batch`, ascending
   const int32_t *ids;      // [batch.rows], checked against the vocabulary
-  float *hidden;           // [rows][n_embd]: the residual stream
-  float *qkv;              // [rows][(n_head + 2 * n_kv_head) * head_dim] of the block at work
+  const int32_t *types;    // [batch.rows] token types, of models that have them
+  float *hidden;           // [rows][width]: the residual stream
+  float *qkv;              // [rows]: queries, keys and values of the sublayer at work
   float *attended;         // [rows][n_head * head_dim]
   float *inner;            // [rows][n_inner]
   void *inputs;            // [rows]: what the next linear reads, in its own type
   RowScale *input_scales;  // [rows]
-  void *cache;             // [pages][page_bytes], see cache.h
-  int64_t page_bytes;
-  float *logits;  // [outputs.rows][vocab_size]
+  Cache cache;             // of the sequences; an encoder's holds one block at a time
+  Cache source;            // what the blocks of a decoder attend to of their sources
+  Cache encoder;           // where the runtime keeps an encoder's
+  float *output;           // [outputs.rows][output_width]
   const char *executed_isa;
 };
 
@@ -84,6 +94,7 @@ struct Code {
   const char *isa;
   const char *features;  // of the processor that it needs, as cmake/isas.json spells them, with spaces between
   void (*forward)(Pass &pass, const Worker &worker);  // null: the ISA would help the model, but was not baked in
+  void (*encode)(Pass &pass, const Worker &worker);   // sources into their cache; null without an encoder in front
   const SamplingCode *sampling;
 };
 
@@ -97,7 +108,10 @@ struct Model {
   int64_t attention_width;
   int64_t inner_width;
   int64_t input_bytes;  // of a row of the widest inputs
-  int64_t page_bytes;   // of the cache, all blocks together; a multiple of kAlignment
+  int64_t pass_rows;    // of the largest pass, unless more sequences have one row each
+  int64_t page_bytes;   // of each kind of cache, 0 where there is none; multiples of kAlignment
+  int64_t source_page_bytes;
+  int64_t encoder_page_bytes;
 };
 
 }  // namespace kaoken

@@ -5,15 +5,15 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has kWidth, kInner, the Norm and its kEpsilon, the Activation, and the types of the matrices (Up, Down). With
-// kGated a panel of the gate and one of what it gates follow each other in `up`, in turns.
+// Traits has what entered() asks for, kInner, the Activation, and the types of the matrices (Up, Down). With kGated a
+// panel of the gate and one of what it gates follow each other in `up`, in turns.
 template <class Traits>
-KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const Product<typename Traits::Up> &up,
-                       const Product<typename Traits::Down> &down) {
+KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const NormVectors &norm,
+                       const Product<typename Traits::Up> &up, const Product<typename Traits::Down> &down) {
   using Up = typename Traits::Up;
   constexpr int64_t stride = round_up(Traits::kInner, kPanel);
   OwnRow<Up, Traits::kWidth> row;
-  const typename Up::Inputs x = normed<typename Traits::Norm>(pass, worker, row, Traits::kEpsilon);
+  const typename Up::Inputs x = entered<Traits>(pass, worker, row, norm);
   if constexpr (Traits::kGated) {
     linear<Up, Traits::kWidth, 2 * stride / kPanel, 2>(
         worker, x, pass.batch.rows, up.matrix, StoreGated<typename Traits::Activation, stride>{pass.inner, up.bias},

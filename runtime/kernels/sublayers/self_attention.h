@@ -6,22 +6,22 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has what attention.h says, kWidth, the Norm and its kEpsilon, the types of the matrices (Qkv, Out), and kLast,
-// for the last block: behind its keys and values only the rows that logits are asked of go on. Where none are, the pass
-// is over, and this returns false.
+// Traits has what attention.h and entered() ask for, the types of the matrices (Qkv, Out), and kLast, for the last
+// block: behind its keys and values only the rows that outputs are asked of go on. Where none are, the pass is over,
+// and this returns false.
 template <class Traits>
-KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before,
+KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before, const NormVectors &norm,
                                   const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
                                   const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
   using Qkv = typename Traits::Qkv;
   using Heads = typename Traits::Layout;
   constexpr int64_t width = Traits::kWidth;
-  const CacheOf<Traits> cache(pass, cache_before);
+  const CacheOf<Traits> cache(pass.cache, cache_before);
   const StoreQueryKeyValue<Heads, Traits::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
                                                                                                       qkv.bias};
 
   OwnRow<Qkv, width> row;
-  const typename Qkv::Inputs x = normed<typename Traits::Norm>(pass, worker, row, Traits::kEpsilon);
+  const typename Qkv::Inputs x = entered<Traits>(pass, worker, row, norm);
   // The strips of code are in no order of heads, so their workers wait for each other.
   const HeadPart part = Qkv::kExploded ? HeadPart{{0, Heads::kGroups}, worker} : head_part<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
