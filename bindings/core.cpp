@@ -195,7 +195,7 @@ class Session {
   Session(std::shared_ptr<Library> library, int64_t batch, int32_t threads, const std::optional<std::string> &isa)
       : library_(std::move(library)), batch_(batch) {
     const char *name = isa ? isa->c_str() : nullptr;
-    const kaoken_session_options options{sizeof(kaoken_session_options), batch, threads, name};
+    const kaoken_session_options options{sizeof(kaoken_session_options), batch, threads, name, nullptr, 0};
     check(api(), without_gil([&] { return api().session_create(&options, &session_); }));
   }
   ~Session() { api().session_destroy(session_); }

@@ -282,20 +282,28 @@ endfunction()
 # The part of a model library that is the same for all models, compiled once a build. Each library holds its objects, so
 # that install(TARGETS ... EXPORT ...) needs the library alone; of several archives a linker takes the first one's.
 macro(kaoken_runtime OUT)
-  find_package(Threads REQUIRED)
+  if(NOT KAOKEN_SINGLE_THREADED)
+    find_package(Threads REQUIRED)
+  endif()
   if(NOT TARGET kaoken_runtime)
     kaoken_compile_runtime("${OUT}")
   endif()
 endmacro()
 
 function(kaoken_compile_runtime OUT)
-  set(sources api cpu crowd generation isa machine pages sampling session share team)
+  set(sources api cpu generation isa pages sampling session)
+  if(KAOKEN_SINGLE_THREADED) # for programs without threads: every session computes on its caller's alone
+    list(APPEND sources single)
+  else()
+    list(APPEND sources arena crowd machine share team)
+  endif()
   list(TRANSFORM sources PREPEND "${KAOKEN_ROOT}/runtime/src/")
   list(TRANSFORM sources APPEND ".cpp")
   add_library(kaoken_runtime OBJECT ${sources})
   target_include_directories(kaoken_runtime PRIVATE "${KAOKEN_ROOT}/runtime/include")
   target_compile_features(kaoken_runtime PRIVATE cxx_std_17)
   target_compile_options(kaoken_runtime PRIVATE -O2 ${KAOKEN_OURS} -fexceptions)
+  target_compile_definitions(kaoken_runtime PRIVATE $<$<BOOL:${KAOKEN_SINGLE_THREADED}>:KAOKEN_SINGLE_THREADED=1>)
   # One compilation where memory allows: most of each file's time goes into the C++ library's headers.
   set_target_properties(kaoken_runtime PROPERTIES UNITY_BUILD ${KAOKEN_PLAN_RUNTIME_UNITY} POSITION_INDEPENDENT_CODE ON
                                                   CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON

@@ -1,11 +1,16 @@
 // The C ABI: C++ exceptions end here, as status codes and messages.
+#include <string.h>
+
+#include <algorithm>
 #include <new>
 
 #include "errors.h"
 #include "generation.h"
 #include "kaoken/library.h"
 #include "session.h"
+#if !KAOKEN_SINGLE_THREADED
 #include "share.h"
+#endif
 
 struct kaoken_session : kaoken::Session {
   using Session::Session;
@@ -56,13 +61,21 @@ void require(const T *pointer, const char *name) {
   if (!pointer) throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + " is null");
 }
 
-// A later version, whose structs are longer, must go on taking these sizes.
-void require_size(size_t size, size_t expected, const char *name) {
-  if (size < expected) {
-    throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(size) + "; set it to " +
-                                             std::to_string(expected) + ", the size of the struct");
+// A caller's struct, which has at least its first `least` bytes; what it lacks behind them is 0. A longer one is of a
+// later version, and what it says beyond this one is not looked at.
+template <class T>
+T given(const T *options, size_t least, const char *name) {
+  require(options, name);
+  if (options->size < least) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, std::string(name) + ".size is " + std::to_string(options->size) +
+                                             "; set it to " + std::to_string(sizeof(T)) + ", the size of the struct");
   }
+  T copy = {};
+  memcpy(&copy, options, std::min(options->size, sizeof(T)));
+  return copy;
 }
+
+constexpr size_t kFirstSessionOptions = offsetof(kaoken_session_options, arena);
 
 const char *last_error() { return last_message().c_str(); }
 
@@ -91,9 +104,7 @@ kaoken_status session_append(kaoken_session *session, const int64_t *ids, int64_
 kaoken_status session_step(kaoken_session *session, const kaoken_step *step) {
   return guard([&] {
     require(session, "session");
-    require(step, "step");
-    require_size(step->size, sizeof *step, "step");
-    session->step(*step);
+    session->step(given(step, sizeof *step, "step"));
   });
 }
 
@@ -118,9 +129,7 @@ kaoken_status session_fork(kaoken_session *session, int64_t from, int64_t to) {
 kaoken_status session_encode(kaoken_session *session, const kaoken_texts *texts) {
   return guard([&] {
     require(session, "session");
-    require(texts, "texts");
-    require_size(texts->size, sizeof *texts, "texts");
-    session->encode(*texts);
+    session->encode(given(texts, sizeof *texts, "texts"));
   });
 }
 
@@ -130,10 +139,9 @@ kaoken_status create_generation(kaoken_session *session, const int64_t *ids, con
                                 const kaoken_generation_options *options, kaoken_generation **generation) {
   return guard([&] {
     require(session, "session");
-    require(options, "options");
     require(generation, "generation");
-    require_size(options->size, sizeof *options, "options");
-    *generation = new kaoken_generation(*session, ids, lengths(static_cast<size_t>(session->batch())), *options);
+    const kaoken_generation_options checked = given(options, sizeof *options, "options");
+    *generation = new kaoken_generation(*session, ids, lengths(static_cast<size_t>(session->batch())), checked);
   });
 }
 
@@ -162,24 +170,33 @@ kaoken_status generation_next(kaoken_generation *generation, int64_t *tokens, in
 
 void generation_destroy(kaoken_generation *generation) { delete generation; }
 
+#if KAOKEN_SINGLE_THREADED
+void set_cores(kaoken_cores *) {}
+#else
 void set_cores(kaoken_cores *cores) {
   static_assert(sizeof(Calls) == sizeof(kaoken_cores) && alignof(Calls) == alignof(kaoken_cores));
   if (cores) share_cores(reinterpret_cast<Calls *>(cores));
 }
+#endif
 
 }  // namespace
 
 kaoken_status session_create(const Model &model, const kaoken_session_options *options,
                              kaoken_session **session) noexcept {
   return guard([&] {
-    require(options, "options");
     require(session, "session");
-    require_size(options->size, sizeof *options, "options");
-    *session = new kaoken_session(model, options->batch, options->threads, options->isa);
+    *session = new kaoken_session(model, given(options, kFirstSessionOptions, "options"));
   });
 }
 
-kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
+kaoken_status session_size(const Model &model, const kaoken_session_options *options, size_t *bytes) noexcept {
+  return guard([&] {
+    require(bytes, "bytes");
+    *bytes = Session::bytes(model, given(options, kFirstSessionOptions, "options"));
+  });
+}
+
+kaoken_model_api make_api(const Model &model, SessionCreate create, SessionSize size) noexcept {
   return {
       sizeof(kaoken_model_api),
       KAOKEN_ABI_VERSION,
@@ -204,6 +221,7 @@ kaoken_model_api make_api(const Model &model, SessionCreate create) noexcept {
       session_fork,
       generation_create_ragged,
       session_encode,
+      size,
   };
 }
 

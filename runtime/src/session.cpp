@@ -2,11 +2,8 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <numeric>
 
@@ -68,43 +65,22 @@ int checked_threads(int threads) {
 
 namespace {
 
-// The memory of a session that has ended, for the next one of its size: its pages are there already. Its first bytes
-// say how large it is; of a large one the system may take the rest back.
-class Spare {
- public:
-  ~Spare() { release(take()); }
-  void *take() { return data_.exchange(nullptr); }
-  void put(void *data, size_t bytes) {
-    *static_cast<size_t *>(data) = bytes;
-    release(data_.exchange(data));
-  }
-  static size_t bytes(const void *data) { return *static_cast<const size_t *>(data); }
-  static void release(void *data) {
-    if (data) munmap(data, bytes(data));
-  }
-
- private:
-  std::atomic<void *> data_{nullptr};
-} spare;
-
 constexpr double kUncheckedMemory = 64 << 20;  // bytes that are taken without a look at what the machine has
-constexpr size_t kLargestKept = 32 << 20;      // bytes that stay as they are: offering them takes longer than 100 us
-constexpr size_t kLargestSpare = 256 << 20;    // bytes
+
+void *checked_arena(const kaoken_session_options &options, size_t bytes) {
+  if (!options.arena) return nullptr;
+  if (options.arena_bytes < bytes) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "arena_bytes is " + std::to_string(options.arena_bytes) +
+                                             "; this session takes " + std::to_string(bytes));
+  }
+  if (reinterpret_cast<uintptr_t>(options.arena) % kAlignment == 0) return options.arena;
+  throw Error(KAOKEN_INVALID_ARGUMENT, "arena is not aligned to " + std::to_string(kAlignment) + " bytes");
+}
 
 std::string in_gib(double bytes) {
   char text[32];
   snprintf(text, sizeof text, "%.1f GiB", bytes / (1 << 30));
   return text;
-}
-
-// Whether the system agrees to take the pages back when it needs them.
-bool offer(void *data, size_t bytes) {
-#if defined(MADV_FREE)
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return bytes > page && madvise(static_cast<char *>(data) + page, bytes - page, MADV_FREE) == 0;
-#else
-  return false;
-#endif
 }
 
 void require_memory(double bytes, int64_t batch, int64_t longest) {
@@ -118,36 +94,26 @@ void require_memory(double bytes, int64_t batch, int64_t longest) {
 
 }  // namespace
 
-Arena::Arena(size_t bytes) : data_(spare.take()), bytes_(bytes) {
-  if (data_ && Spare::bytes(data_) == bytes) return;
-  Spare::release(data_);
-  data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data_ == MAP_FAILED) throw std::bad_alloc();
+size_t Session::bytes(const Model &model, const kaoken_session_options &options) {
+  const int64_t batch = checked_batch(options.batch);
+  return Sizes(model, batch, std::max(model.pass_rows, batch)).total();
 }
 
-Arena::~Arena() {
-  if (bytes_ <= kLargestKept || (bytes_ <= kLargestSpare && offer(data_, bytes_))) {
-    spare.put(data_, bytes_);
-  } else {
-    munmap(data_, bytes_);
-  }
-}
-
-Session::Session(const Model &model, int64_t batch, int threads, const char *isa)
+Session::Session(const Model &model, const kaoken_session_options &options)
     : model_(model),
-      choice_(choose_code(model, isa)),
-      batch_(checked_batch(batch)),
-      pass_rows_(std::max(model.pass_rows, batch)),
-      arena_(Sizes(model, batch, pass_rows_).total()),
-      pages_(lay_out().cache, batch, decoder_positions(model)),
-      sources_(lay_out().source, batch, model.info.source_positions),
-      encoder_pages_(static_cast<size_t>(encoder_pages(model))),
+      choice_(choose_code(model, options.isa)),
+      batch_(checked_batch(options.batch)),
+      pass_rows_(std::max(model.pass_rows, batch_)),
       ids_(static_cast<size_t>(pass_rows_)),
       types_(ids_.size()),
       kept_(ids_.size()),
-      team_(checked_threads(threads)) {
+      arena_(bytes(model, options), checked_arena(options, bytes(model, options))),
+      pages_(lay_out().cache, batch_, decoder_positions(model)),
+      sources_(lay_out().source, batch_, model.info.source_positions),
+      encoder_pages_(static_cast<size_t>(encoder_pages(model))),
+      team_(checked_threads(options.threads)) {
   std::iota(encoder_pages_.begin(), encoder_pages_.end(), 0);
-  const int64_t sequences = std::max(batch, has_encoder(model) ? kPassTexts : 0);
+  const int64_t sequences = std::max(batch_, has_encoder(model) ? kPassTexts : 0);
   sequences_.reserve(static_cast<size_t>(sequences));
   outputs_.reserve(static_cast<size_t>(sequences));
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.h"
 #include "isa.h"
 #include "kaoken/pass.h"
 #include "pages.h"
@@ -11,25 +12,13 @@
 
 namespace kaoken {
 
-// Memory from the system, page by page as it is touched. What is in it is anything: the last session's may be used
-// again.
-class Arena {
- public:
-  explicit Arena(size_t bytes);
-  ~Arena();
-  Arena(const Arena &) = delete;
-  Arena &operator=(const Arena &) = delete;
-  void *data() const { return data_; }
-
- private:
-  void *data_;
-  size_t bytes_;
-};
-
 class Session {
  public:
-  // `isa` null: KAOKEN_ISA, else the best that this machine has. Raises Error.
-  Session(const Model &model, int64_t batch, int threads, const char *isa);
+  // Raises Error.
+  Session(const Model &model, const kaoken_session_options &options);
+
+  // Bytes of the arena that a session takes. Raises Error.
+  static size_t bytes(const Model &model, const kaoken_session_options &options);
 
   // Appends tokens to sequences and writes the logits that are asked of (kaoken.h). Everything is checked before
   // anything changes. Raises Error. `fresh` logits are memory that may not have been touched yet.
@@ -78,12 +67,12 @@ class Session {
   const int64_t batch_;
   const int64_t pass_rows_;
   const char *executed_isa_ = "";
-  Arena arena_;
-  Pages pages_, sources_;
-  std::vector<int32_t> encoder_pages_;  // 0, 1, ...
   // Of the pass at work, with room for the largest.
   std::vector<int32_t> ids_, types_;
   std::vector<int64_t> kept_;
+  Arena arena_;
+  Pages pages_, sources_;
+  std::vector<int32_t> encoder_pages_;  // 0, 1, ...
   std::vector<Sequence> sequences_, outputs_;
   std::vector<int64_t> counts_, which_;  // what append() makes a step of
   Team team_;

@@ -1,14 +1,32 @@
 // The threads of a call: workers that run a function side by side and meet at barriers.
 #pragma once
 
+#if !KAOKEN_SINGLE_THREADED
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#endif
 #include <vector>
 
+#include "float_mode.h"
 #include "kaoken/pass.h"
 
 namespace kaoken {
+
+#if KAOKEN_SINGLE_THREADED
+
+// A team of one, for programs without threads (single.cpp).
+class Team {
+ public:
+  explicit Team(int) {}
+  int size() const { return 1; }
+  void run(void (*task)(void *context, const Worker &worker), void *context) {
+    const FloatMode mode;
+    task(context, Worker{0, 1, this});
+  }
+};
+
+#else
 
 // A counter that threads wait on. Waiting spins, then yields, then sleeps, so that it is fast when every thread has a
 // processor and still moves on when they share one.
@@ -58,5 +76,7 @@ class Team {
   std::atomic<int> arrived_{0};
   std::vector<Helper *> helpers_;  // of this run
 };
+
+#endif
 
 }  // namespace kaoken

@@ -60,7 +60,7 @@ class Session {
  public:
   explicit Session(int64_t batch = 1, int threads = 2, const char *isa = nullptr, const kaoken_model_api *model = api)
       : model_(model) {
-    const kaoken_session_options options = {sizeof options, batch, threads, isa};
+    const kaoken_session_options options = {sizeof options, batch, threads, isa, nullptr, 0};
     status = model->session_create(&options, &handle);
   }
   ~Session() {
@@ -116,7 +116,7 @@ bool message_has(const char *text) { return std::strstr(api->last_error(), text)
 void test_errors_are_reported_and_change_nothing() {
   kaoken_session *handle = nullptr;
   CHECK(api->session_create(nullptr, &handle) == KAOKEN_INVALID_ARGUMENT);
-  kaoken_session_options options = {sizeof options - 1, 1, 1, nullptr};
+  kaoken_session_options options = {offsetof(kaoken_session_options, arena) - 1, 1, 1, nullptr, nullptr, 0};
   CHECK(api->session_create(&options, &handle) == KAOKEN_INVALID_ARGUMENT && message_has("size"));
   CHECK(Session(0).status == KAOKEN_INVALID_ARGUMENT && message_has("batch"));
   CHECK(Session(1, -1).status == KAOKEN_INVALID_ARGUMENT && message_has("threads"));

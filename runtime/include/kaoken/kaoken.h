@@ -65,6 +65,8 @@ typedef struct kaoken_session_options {
   int64_t batch;   /* sequences side by side, at least 1 */
   int32_t threads; /* at most; 0: KAOKEN_THREADS, else one a core that this process may use */
   const char *isa; /* NULL: KAOKEN_ISA, else the best that this machine has */
+  void *arena;     /* the session's large memory, aligned to 64 bytes, until it is destroyed; NULL: from the system */
+  size_t arena_bytes; /* at least what session_size says */
 } kaoken_session_options;
 
 /* Which logits kaoken_model_api.append writes, float32. */
@@ -173,6 +175,9 @@ typedef struct kaoken_model_api {
   /* Of an encoder: writes the vectors of each text; they do not depend on the other texts. Of an encoder-decoder: text
    * i is what the sequence in slot i attends to from now on, and the sequence begins anew. */
   kaoken_status (*session_encode)(kaoken_session *session, const kaoken_texts *texts);
+
+  /* Bytes that a session with these options takes of an arena. Pages of it are used as they are needed. */
+  kaoken_status (*session_size)(const kaoken_session_options *options, size_t *bytes);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */
