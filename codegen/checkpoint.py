@@ -79,10 +79,10 @@ def quoted(value: object) -> str:
 class TensorInfo:
     """Where a tensor lies. `nbytes` equals the product of `shape` times the bytes of `dtype`, where that is known."""
 
-    dtype: str  # one of BYTES_PER_VALUE, unless it is of no use
+    dtype: str  # one of BYTES_PER_VALUE, or one that Kaoken cannot read
     shape: tuple[int, ...]
     file: Path
-    offset: int  # of its first byte from the start of the file
+    offset: int  # bytes from the start of the file to the tensor
     nbytes: int
 
 
@@ -131,7 +131,7 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights in hexadecimal, as the hub shows it for a file.
 
-        Of a sharded checkpoint: the SHA-256 of its shards' binary digests, in the order of the index.
+        For a checkpoint in shards it is the SHA-256 of their binary digests, in the order of the index.
         """
         digests = [_sha256(file) for file in self.weight_files]
         if len(digests) == 1:
@@ -142,7 +142,7 @@ class Checkpoint:
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Reads the configs and the safetensors headers of a directory; raises CheckpointError.
 
-    Like transformers, it prefers `model.safetensors` to the index of a sharded one.
+    As in transformers, `model.safetensors` wins over an index of shards.
     """
     directory = directory.absolute()
     if not os.path.isdir(directory):
@@ -272,7 +272,7 @@ def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
 
 
 def read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
-    """tokenizer.json, or what the files before it become, and the names of those that may be there."""
+    """tokenizer.json, or one made of the older files, and the names of the files that may be there."""
     present = [os.path.lexists(directory / name) for name in (VOCAB, MERGES)]
     if os.path.lexists(directory / TOKENIZER) or not all(present):
         return _read_optional_json(directory / TOKENIZER)[0], (TOKENIZER,)
@@ -327,7 +327,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _read_headers(files: tuple[Path, ...], index: dict[str, str]) -> dict[str, TensorInfo]:
-    """The tensors of all files, each there once, and each where the index says."""
+    """The tensors of all files. Each has to be there once, in the file that the index names."""
     tensors: dict[str, TensorInfo] = {}
     stored: set[tuple[str, str]] = set()
     for file in files:
@@ -353,8 +353,8 @@ class _Header:
 
     file: Path
     entries: dict[str, Any]  # by stored name
-    start: int  # of the data, from which the offsets count
-    size: int  # of the file
+    start: int  # byte where the data begin, from which offsets count
+    size: int  # bytes of the file
 
 
 def _read_header(path: Path) -> _Header:

@@ -21,7 +21,7 @@ from .memory import EXPLODED_LINE_WEIGHT, EXPLODED_SINGLE_WEIGHT
 Weights: TypeAlias = "NDArray[np.float32]"  # [outputs rounded up to 16, K]
 
 EXPLODED_LIMIT = 16_384  # nonzero weights of a matrix: beyond, code gains little and takes seconds to compile
-STRIP_PANELS = 4  # of lines, side by side for their latency: kStripPanels of runtime/kernels/exploded.h
+STRIP_PANELS = 4  # panels of lines side by side, which hide their latency: kStripPanels of runtime/kernels/exploded.h
 CHAINS = 8  # single chains side by side: they, an input and a product fit 16 registers
 
 
@@ -58,7 +58,7 @@ class Strip:
             yield k, p, panels[p, :, k].tolist()
 
     def chains(self) -> Iterator[tuple[list[int], list[tuple[int, int, float]]]]:
-        """CHAINS outputs at a time, and their products in order: (k, output, weight)."""
+        """CHAINS outputs at a time, with their products in order: (k, output, weight)."""
         for first in range(0, len(self.weights), CHAINS):
             columns, rows = np.nonzero(self.weights[first : first + CHAINS].T)
             products = [
@@ -82,7 +82,7 @@ class Shard:
 
 
 def explode(name: str, sources: tuple[str, ...], weights: Weights, shard_limit: int) -> tuple[Shard, ...]:
-    """A matrix in shards that a compiler needs at most `shard_limit` bytes for, or that are a single strip."""
+    """The matrix in shards. A compiler needs at most `shard_limit` bytes for a shard of more than one strip."""
     groups: list[list[Strip]] = []
     for strip in _strips(name, weights):
         if not groups or sum(each.memory for each in groups[-1]) + strip.memory > shard_limit:

@@ -64,7 +64,7 @@ def resolve_model(model: str, *, revision: str | None, root: Path) -> Source:
 
 
 def _require_hub_id(model: str, revision: str | None, path: Path) -> None:
-    """Refuses what must be a path, is no id or has no such form of revision, before the hub is asked."""
+    """Refuses a path without a directory, an invalid id and an invalid revision, before the hub is asked."""
     if _is_path(model) or os.path.exists(path):
         raise CheckpointError(f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors")
     if not _is_hub_id(model):
@@ -111,7 +111,7 @@ def _import_hub(model: str) -> ModuleType:
 
 
 def _fetch(model: str, revision: str | None, path: Path) -> Source:
-    """The snapshot of a hub id, from the cache where it is there."""
+    """The snapshot of a hub id, from the cache if it has it."""
     hub = _import_hub(model)
     try:
         snapshot = hub.snapshot_download(

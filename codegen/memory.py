@@ -18,12 +18,12 @@ MiB = 1 << 20
 DEFAULT_CAP = 512 * MiB
 SMALLEST_CAP = 192 * MiB  # a compiler with one block, AVX2 being the largest
 COMPILER_BASE = 150 * MiB  # a compiler with the kernels
-COMPILER_PER_SOURCE_BYTE = 6_000  # and what each byte of a generated file adds where every block has its own shape
+COMPILER_PER_SOURCE_BYTE = 6_000  # what each byte of a generated file adds where every block has its own shape
 RUNTIME_UNITY = 256 * MiB  # a compiler with all of runtime/src at once
 PYTHON_MODULE = 480 * MiB  # a compiler with pybind11's headers, at any level of optimization
 ASSEMBLER_BASE = 48 * MiB  # an assembler or linker beside the blob that it holds
 EXPLODED_SINGLE_WEIGHT = 17_000  # what each weight of an exploded matrix adds, by itself
-EXPLODED_LINE_WEIGHT = 4_000  # and in a line of 16
+EXPLODED_LINE_WEIGHT = 4_000  # what each adds in a line of 16
 EXPLODED_SHARD = 72 * MiB  # what the strips of one file add at most, so that a matrix compiles in parallel
 GROUP_LIMIT = 32_768  # bytes of source a unity group is worth at most; beyond it, groups compile in parallel
 NEAR_REACH = 2 << 30  # bytes of weights where relative addresses have 32 bits
@@ -92,7 +92,7 @@ def parse_size(text: str) -> int:
 
 
 def group_sources(sizes: Iterable[tuple[str, int]], limit: int) -> list[list[str]]:
-    """Names in unity groups: neighbours together while their bytes stay within the limit.
+    """Puts names into unity groups: neighbours share one while their bytes stay within the limit.
 
     Raises BuildError for a file that is larger by itself.
     """

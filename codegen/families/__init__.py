@@ -24,7 +24,7 @@ from .weights import Weights
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
 __path__ += [str(path) for path in EXTRA]
 
-_PARTS = ("distance", "fields", "rotary", "weights")  # of this package, that are no families
+_PARTS = ("distance", "fields", "rotary", "weights")  # modules of this package that are no families
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:
@@ -49,7 +49,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
-    """What tensors a model of this config has, and their shapes. Raises what `read_graph` raises for it."""
+    """The tensors that a model of this config has, with their shapes. Raises what `read_graph` raises for it."""
     family = _family(config, path)
     weights = Weights(None, family.PREFIX, family.IGNORED)
     _read(family, config, path, None, weights)
@@ -65,7 +65,7 @@ def _read(family: Any, config: Mapping[str, Any], path: Path, tokens: Fields | N
 
 
 def _token_fields(checkpoint: Checkpoint) -> Fields | None:
-    """Where the special tokens stand: as in transformers, in generation_config.json alone if there is one."""
+    """The fields that name special tokens: generation_config.json's alone if there is one, as in transformers."""
     if checkpoint.generation_config is None:
         return None
     absent = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
@@ -73,7 +73,7 @@ def _token_fields(checkpoint: Checkpoint) -> Fields | None:
 
 
 def families() -> list[str]:
-    """Their model types."""
+    """The model types of all families."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _PARTS)
 
 

@@ -1,6 +1,6 @@
 """BERT (Devlin et al., arXiv:1810.04805), as transformers' BertModel computes it; defaults are those of its BertConfig.
 
-It is read as the bare encoder: its outputs are the vectors of the last block, and its heads' tensors are left out.
+Only the encoder is read: its outputs are the vectors of the last block, and the tensors of the heads are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALIASES: dict[str, str] = {}
 OFF = names("is_decoder")
 HARMLESS = names(
     "attention_probs_dropout_prob classifier_dropout hidden_dropout_prob",
-    # The heads, which are left out; and what the multilingual checkpoints note of theirs.
+    # Fields of the heads, which are left out, and of the heads that multilingual checkpoints had.
     "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type",
     "tie_word_embeddings",
 )

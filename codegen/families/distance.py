@@ -1,7 +1,8 @@
 """T5's relative positions (Raffel et al., arXiv:1910.10683, section 2.1): a bias for each distance of two positions.
 
-The checkpoint has one bias a bucket. Half of the buckets hold a distance each, the others as many more as the logarithm
-says, and the last one all from the furthest on. They are sorted as transformers' T5Attention does it, in float32.
+The checkpoint has one bias for each bucket. Half of the buckets hold one distance each. The others hold more and more
+distances each, by the logarithm, and the last one holds all distances from the furthest on. A distance gets its bucket
+as in transformers' T5Attention, in float32.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def buckets(distances: NDArray[np.int64], count: int, furthest: int, both_ways: 
     ratios = np.maximum(distances, exact).astype(np.float32) / np.float32(exact)
     logarithms = np.log(ratios.astype(np.float64)).astype(
         np.float32
-    )  # rounded once, whatever NumPy's float32 logarithm
+    )  # rounded once, as NumPy's own float32 logarithms differ
     steps = logarithms / np.float32(math.log(furthest / exact)) * np.float32(count - exact)
     far = np.minimum(exact + steps.astype(np.int64), count - 1)
     return ahead + np.where(distances < exact, distances, far)

@@ -1,7 +1,7 @@
 """config.json read field by field: every value checked, every complaint naming the field and where it stands.
 
-A family reads the fields that take part in its arithmetic. Of the others it names those that may only say "off" and
-those that change no logit; `finish` refuses what is left, as it might change the model.
+A family reads the fields that its arithmetic depends on. It names the fields that may only say "off" and those that
+change no logit. `finish` refuses all other fields, as they might change the model.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ MIN_EPSILON = float(np.finfo(np.float32).tiny)
 
 
 def names(*groups: str) -> frozenset[str]:
-    """The words of some lines."""
+    """The words in all the groups."""
     return frozenset(" ".join(groups).split())
 
 
-# Of any family. Each would change the model; null, false and empty say that it does not.
+# Fields of any family that would change the model; null, false and empty say that they do not.
 OFF = names(
     "add_cross_attention auto_map cross_attention_hidden_size is_encoder_decoder per_layer_config",
     "pruned_heads quantization_config tie_encoder_decoder transformers_weights",
 )
 
-# Of any family.
+# Fields of any family that change no logit.
 HARMLESS = names(
     # Training, storage and bookkeeping.
     "_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation",
@@ -88,7 +88,7 @@ class Fields:
         return self.values.get(name, default)
 
     def ignore(self, *names: str) -> None:
-        """Fields that another one speaks for."""
+        """Marks fields as known where another field gives their values."""
         self.read.update(names)
 
     def fail(self, name: str, expected: str) -> CheckpointError:
@@ -126,7 +126,7 @@ class Fields:
         return float(value)
 
     def choice(self, name: str, default: str, meanings: Mapping[str, Meaning]) -> Meaning:
-        """What one of some words stands for."""
+        """The meaning of a field that holds one of some words."""
         value = self.get(name, default)
         if not isinstance(value, str) or value not in meanings:
             raise UnsupportedModelError(
@@ -136,11 +136,11 @@ class Fields:
         return meanings[value]
 
     def activation(self, name: str, default: str) -> str:
-        """What an activation is called here, by transformers' name of it."""
+        """Our name of an activation that the field names as transformers does."""
         return self.choice(name, default, ACTIVATIONS)
 
     def objects(self, name: str, count: int, keys: Sequence[str], each: str) -> list[Fields]:
-        """A list of `count` objects of just these keys, one a `each`."""
+        """A list of `count` objects with just these keys, one for each layer or whatever `each` names."""
         values = self.get(name)
         if not isinstance(values, list) or len(values) != count:
             raise self.fail(name, f"a list of {count} objects, one a {each}")
@@ -163,7 +163,7 @@ class Fields:
         return next(iter(self._token_ids(name, default, vocabulary)), None)
 
     def _token_ids(self, name: str, default: int | None, vocabulary: int) -> tuple[int, ...]:
-        """A token id, a list of them, or null, without those outside the vocabulary: no logit is theirs."""
+        """The ids of a field that holds one, a list, or null. Ids outside the vocabulary are left out."""
         value = self.get(name, default)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(_is_integer(each) for each in ids):
@@ -194,7 +194,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _resolve_aliases(values: Mapping[str, Any], where: str, aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The object with a family's own names alone."""
+    """The object with the family's own name in place of each alias."""
     resolved = {name: value for name, value in values.items() if name not in aliases}
     for alias in aliases.keys() & values.keys():
         name, value = aliases[alias], values[alias]

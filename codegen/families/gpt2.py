@@ -80,7 +80,7 @@ def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -
 
 
 def _sizes(fields: Fields, width: int) -> list[Sizes]:
-    """Of each block: from kaoken_blocks where it is given, otherwise all alike."""
+    """The sizes of each block: those of kaoken_blocks where it is given, otherwise all alike."""
     layers = fields.integer("n_layer", 12, MAX_LAYERS)
     if "kaoken_blocks" in fields.values:
         fields.ignore("n_head", "n_inner")

@@ -1,7 +1,7 @@
 """The frequencies of rotary positions, with the scalings for contexts longer than the model was trained on.
 
-As transformers' modeling_rope_utils computes them, in float32. Scalings whose results depend on how long a sequence
-becomes are refused.
+They are computed as in transformers' modeling_rope_utils, in float32. Scalings whose results depend on how long a
+sequence becomes are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX = 1e12
 
 
 def read_rotary(fields: Fields, dims: int, theta: float) -> Rotary:
-    """Of `dims` dimensions, by `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """The frequencies of `dims` dimensions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     given = fields.get("rope_parameters")
     theta = fields.number("rope_theta", theta, 1.0, _MAX)
     scaling = fields.get("rope_scaling")
@@ -51,7 +51,7 @@ def read_rotary(fields: Fields, dims: int, theta: float) -> Rotary:
 
 
 def _llama3(inner: Fields, frequencies: Frequencies) -> Frequencies:
-    """Low frequencies divided by a factor, high ones as they are, and those between in between."""
+    """Low frequencies are divided by a factor, high ones stay, and those between them are a mixture of both."""
     factor = inner.number("factor", None, 1.0, _MAX)
     low, high = inner.number("low_freq_factor", None, 1e-3, _MAX), inner.number("high_freq_factor", None, 1e-3, _MAX)
     if not low < high:

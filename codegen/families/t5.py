@@ -56,7 +56,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     width = fields.integer("d_model", 512, MAX_WIDTH)
     vocabulary = fields.integer("vocab_size", 32128, MAX_VOCABULARY)
     tied = fields.boolean("tie_word_embeddings", True)
-    gain = width**-0.5 if fields.boolean("scale_decoder_outputs", tied) else 1.0  # of what the head reads
+    gain = width**-0.5 if fields.boolean("scale_decoder_outputs", tied) else 1.0  # a factor of what the head reads
     shared = weights.tensor("shared.weight", (vocabulary, width))
     layers = fields.integer("num_layers", 6, MAX_LAYERS)
     encoder = _read_stack(fields, weights, "encoder", layers, shared)
@@ -69,7 +69,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
 
 
 def _read_stack(fields: Fields, weights: Weights, name: str, layers: int, shared: Tensor, gain: float = 1.0) -> Stack:
-    """Of so many blocks; `gain` multiplies its outputs."""
+    """A stack of `layers` blocks; `gain` multiplies its outputs."""
     epsilon = fields.epsilon("layer_norm_epsilon", 1e-6)
     limit = fields.integer("n_positions", 512, MAX_POSITIONS)
     table = weights.copy(f"{name}.embed_tokens.weight", shared)

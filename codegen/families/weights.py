@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as a family asks for them, each by its name and with its shape.
 
-Nothing is read: what a family gets is lazy. `finish` holds what it asked for against what is there, so that a name
-stands in one place alone. Without a checkpoint a family's requests say what one would have.
+Nothing is read, as tensors are lazy. `finish` compares what a family asked for with what is stored, so that each name
+stands in one place alone. Without a checkpoint the requests of a family tell which tensors one would have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Weights:
-    """Tensors by a family's names; in the files `prefix` may precede them, and there may be `ignored` ones."""
+    """Tensors by a family's names. In the files `prefix` may stand before a name, and `ignored` tensors are skipped."""
 
     def __init__(self, checkpoint: Checkpoint | None, prefix: str, ignored: re.Pattern[str]) -> None:
         self.expected: dict[str, Shape] = {}  # in the order of the requests
@@ -30,7 +30,7 @@ class Weights:
         self._renamed: dict[str, str] = {}
 
     def tensor(self, name: str, shape: Shape, old: str | None = None) -> Tensor:
-        """An array as it is stored, under an `old` name where it has no other."""
+        """An array as it is stored, under its name or, where that is missing, under its `old` name."""
         self.expected[name] = shape
         if old is not None and old in self._stored and name not in self._stored:
             self._renamed[name] = old
@@ -74,14 +74,14 @@ class Weights:
         return [linear(part) for part in range(parts)]
 
     def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
-        """The head's matrix: of an untied model its own, of a tied one the table of tokens."""
+        """The head's matrix: the table of tokens where the model is tied, otherwise a matrix of its own."""
         return self.copy(name, tokens) if tied else self.tensor(name, tokens.shape)
 
     def copy(self, name: str, table: Tensor) -> Tensor:
-        """What is the same tensor as `table`, under a name that a checkpoint may store, too.
+        """A tensor that is the same as `table`, which a checkpoint may also store under `name`.
 
-        Where a checkpoint stores both and they differ, the copy is used, as in transformers 5; where it stores the copy
-        alone, as safetensors' save_model does, that is the table too.
+        Where a checkpoint stores both and they differ, the copy is used, as in transformers 5. Where it stores the copy
+        alone, as safetensors' save_model does, the copy is the table.
         """
         (original,) = (self._renamed.get(source, source) for source in table.sources)
         if original not in self._stored and name in self._stored:

@@ -1,7 +1,7 @@
-"""The key's bias away: it adds the same q . b to every score of a row, and softmax does not see that.
+"""Drops the key's bias: it adds the same q . b to every score of a row, and that does not change the softmax.
 
-That holds whatever the row sees, and beside a bias of distances. Under rotary it stays, as it is turned by each key's
-position.
+This holds whatever the row sees, with or without a bias of distances. Under rotary the bias stays, as the position of
+each key turns it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Zeros for the biases that a checkpoint lacks and ones for the weights of norms, so that kernels need no other way.
+"""Adds zeros for the biases that a checkpoint lacks and ones for the weights of norms, so that kernels need one way.
 
-The value has none, as the linear behind it takes it in, nor has the key without rotary. Norms are filled where their
-results are kept: that of the embeddings, that of an encoder's end, and those that replace the residual stream. Kernels
-apply the others bare.
+Values get no bias, as the linear behind them has taken it in. Keys get one under rotary alone. Norms are filled where
+their results are kept: the norm of the embeddings, the last norm of an encoder, and those that replace the residual
+stream. Kernels apply the other norms bare.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..graph import Attention, Graph, Linear, Mlp, Norm, Stack, Sublayer, Tensor
 
 
 def fill_biases(graph: Graph) -> Graph:
-    """Every linear and every norm that kernels add a bias of has one."""
+    """Every linear and every norm has the bias that kernels add."""
     filled = graph.map(_fill).map_stacks(_fill_embeddings)
     if filled.encoder is None:
         return filled
@@ -39,7 +39,7 @@ def _fill_embeddings(stack: Stack) -> Stack:
 
 
 def _width(body: Attention | Mlp) -> int:
-    """Of the residual stream."""
+    """The width of the residual stream."""
     return (body.out if isinstance(body, Attention) else body.down).weight.shape[0]
 
 

@@ -1,4 +1,4 @@
-"""The scale of query . key into the query: s (q . k) = (s q) . k; a bias of distances is added behind the scale."""
+"""Folds the scale of query . key into the query: s (q . k) = (s q) . k. A bias of distances is added after it."""
 
 from __future__ import annotations
 

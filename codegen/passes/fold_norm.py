@@ -1,10 +1,10 @@
-"""A norm's weight and bias into the linears that read it: W (g x + b) = (W g) x + W b.
+"""Folds a norm's weight and bias into the linears that read it: W (g x + b) = (W g) x + W b.
 
-That holds where nothing else reads the norm. So a norm stays as it is
-- where the residual stream takes what it gives: behind a sublayer, and before one with `replaces`;
+This holds where nothing else reads the norm. So a norm stays as it is
+- where its result goes into the residual stream: behind a sublayer, and before one with `replaces`;
 - at the end of an encoder, as every cross attention and the caller read it;
 - at the end of a decoder whose head is tied, as the head's weight is also the token table.
-Where attention sees the source, the query alone takes the norm in, as keys and values do not read it.
+Where attention sees the source, the norm goes into the query alone, as keys and values do not read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..graph import Array, Attention, Graph, Linear, Norm, Sublayer, Tensor, mat
 
 
 def fold_norm(graph: Graph) -> Graph:
-    """No norm that only a body or a head reads keeps a weight or a bias."""
+    """Norms that only a body or a head reads have no weight and no bias."""
     folded = graph.map(_fold_before)
     if folded.decoder is None or folded.decoder.norm is None or folded.head is None or folded.tied:
         return folded

@@ -1,8 +1,8 @@
-"""A norm behind a sublayer to the front of the next: kernels normalize on entry of a sublayer alone.
+"""Moves a norm from behind a sublayer to the front of the next: kernels normalize only where a sublayer begins.
 
-What x = after(x + body(x)) gives is what the next sublayer reads and adds to, so its `before` replaces the residual
-stream. The next one may be the next block's, and behind the last sublayer the norm is the stack's own. That needs a
-place that is free: a sublayer with norms on both sides (a sandwich) is refused.
+The next sublayer reads x = after(x + body(x)) and adds to it, so its `before` replaces the residual stream. The next
+sublayer may belong to the next block. Behind the last sublayer the norm becomes the stack's own. The place has to be
+free: a norm behind a sublayer and another in front of the next are refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The value's bias into the bias of the linear behind it: probabilities sum to 1, so it reaches every output.
+"""Moves the value's bias into that of the linear behind it: probabilities sum to 1, so it reaches every output whole.
 
-That holds for attention to the past, to everything, and to a source, each of at least one position.
+This holds for attention to the past, to everything, and to a source, each of at least one position.
 """
 
 from __future__ import annotations

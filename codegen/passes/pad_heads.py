@@ -1,7 +1,7 @@
-"""Every head to whole panels of 16 dimensions, with zeros: rows of query, key and value, columns of what reads them.
+"""Pads every head with zeros to whole panels of 16 dimensions: rows of query, key and value, and columns of `out`.
 
-Zero dimensions change neither query . key nor what that reads, and every head then starts on a panel. Under rotary each
-half of a head does, so that the kernels turn one half by the other.
+Zero dimensions change neither query . key nor what `out` gives, and every head then starts on a panel. Under rotary
+each half of a head starts on a panel, so that kernels can turn one half by the other.
 """
 
 from __future__ import annotations

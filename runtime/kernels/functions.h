@@ -1,4 +1,4 @@
-// exp2, exp, tanh, erf and the activations of GPT-2, 16 lanes at a time. The errors stated here are checked by
+// exp2, exp, tanh, erf and the activations, 16 lanes at a time. The errors stated here are checked by
 // tests/test_kernels.py.
 #pragma once
 
@@ -59,7 +59,7 @@ KAOKEN_INLINE Vec erf(Vec x) {
   return select_less(x, zero, sub(zero, y), y);
 }
 
-// One struct per activation, named as in codegen/spec.py. Each maps 0 to 0, which keeps padding lanes at zero.
+// One struct for each activation of ACTIVATIONS in codegen/families/fields.py. Each maps 0 to 0, so padding stays 0.
 // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as x sigmoid(2 ...): one exponential, no cancellation.
 // Hendrycks and Gimpel, arXiv:1606.08415; gelu_new and gelu_pytorch_tanh of transformers.
 struct gelu_tanh_activation {

@@ -50,7 +50,7 @@ __attribute__((noinline)) void int4_rows(const uint8_t *x, int64_t x_stride, con
   store_tile<1>(sums, out, out_stride, UpTo<Rows>());
 }
 
-// The same for any number of rows, in parts of Rows, Rows / 2, ... 1.
+// The same for any number of rows, in tiles of Rows, Rows / 2, ... 1.
 template <int Rows>
 KAOKEN_INLINE void int4_panel(const uint8_t *x, int64_t x_stride, int64_t rows, const uint8_t *w,
                               const uint16_t *scales, int64_t groups, float *out, int64_t out_stride,

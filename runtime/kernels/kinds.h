@@ -222,7 +222,7 @@ struct Int4 {
     few<1>(x, 1, w, panel, depth, out, kLanes, next);
   }
 
-  // Up to so many rows read nibbles as they lie; unpacking them pays for more.
+  // Up to this many rows read nibbles as they lie. With more rows it pays to unpack them.
   static constexpr int64_t kFewRows = 2 * kNibbleRows;
 
   template <int Panels>

@@ -58,7 +58,7 @@ KAOKEN_INLINE void rms_norm(const float *x, float *y, float epsilon, const float
   }
 }
 
-// What kernels that are told a kind of norm call.
+// The kinds of norm, as types that kernels are given.
 struct NoNorm {
   static constexpr bool kNone = true;
 };

@@ -6,7 +6,7 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// The 16 values from i on; `rest` for those from `count` on.
+// The 16 values from i on, with `rest` in place of those from `count` on.
 KAOKEN_INLINE Vec load_within(const float *x, int64_t i, int64_t count, float rest) {
   if (i + kLanes <= count) return load(x + i);
   alignas(kAlignment) float lanes[kLanes];

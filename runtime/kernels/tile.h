@@ -98,8 +98,8 @@ KAOKEN_INLINE void multiply_step(const typename Step::Input *x, int64_t x_stride
   (multiply_row<Step>(Step::spread(x + R * x_stride), weights, sums + R * Panels, panels), ...);
 }
 
-// out[r * out_stride + p * 16 + lane] = sum over k of x[r * x_stride + k] * panel p [k][lane], for `steps` steps of k;
-// where `resume` is set, on top of what is there.
+// out[r * out_stride + p * 16 + lane] = sum over k of x[r * x_stride + k] * panel p [k][lane], for `steps` steps of k.
+// With `resume` the sums are added to what is there.
 //
 // A panel is [steps][16][kStep] weights, the next one w_stride weights behind it. Every output is one chain in
 // ascending k, whatever the tile: that is what makes results independent of batch, threads and prefill split. The

@@ -29,7 +29,7 @@ struct Feature {
 };
 
 constexpr uint32_t kAvx = 0x06;     // xmm, ymm
-constexpr uint32_t kAvx512 = 0xe6;  // and k, zmm
+constexpr uint32_t kAvx512 = 0xe6;  // xmm, ymm, k, zmm
 
 constexpr Feature kFeatures[] = {
     {"fma", 1, 0, &Registers::ecx, bit_FMA, kAvx},
@@ -93,7 +93,7 @@ bool cpu_has(const std::string &feature) {
 
 #else
 
-bool cpu_has(const std::string &feature) { return feature == "asimddp"; }  // which every Mac with an Arm processor has
+bool cpu_has(const std::string &feature) { return feature == "asimddp"; }  // every Mac with an Arm processor has it
 
 #endif
 

@@ -6,7 +6,7 @@
 namespace kaoken {
 
 // Whether the processor has a feature and the system keeps its registers. Features are spelled as in cmake/isas.json;
-// one that is not known is one that is absent.
+// an unknown one counts as absent.
 bool cpu_has(const std::string &feature);
 
 }  // namespace kaoken

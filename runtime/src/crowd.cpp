@@ -9,12 +9,12 @@ namespace kaoken {
 namespace {
 
 constexpr int64_t kMillisecond = 1000000;
-constexpr int64_t kMemory = 20 * kMillisecond;     // that weighs as much as all before
+constexpr int64_t kMemory = 20 * kMillisecond;     // time that weighs as much as all before it
 constexpr int64_t kSlice = 10 * kMillisecond;      // less than one preemption in it is no crowd
-constexpr double kEnough = 0.6;                    // of the time, to go on with several workers
-constexpr int64_t kShortest = 100 * kMillisecond;  // of computing alone
+constexpr double kEnough = 0.6;                    // share of the time that it takes to go on with several workers
+constexpr int64_t kShortest = 100 * kMillisecond;  // the first time of computing alone
 constexpr int64_t kLongest = 1600 * kMillisecond;
-constexpr int64_t kTrust = 200 * kMillisecond;  // of several workers, after which the next pause is the shortest
+constexpr int64_t kTrust = 200 * kMillisecond;  // time with several workers, after which the next pause is the shortest
 
 Crowd crowd;
 

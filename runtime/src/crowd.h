@@ -10,17 +10,17 @@ namespace kaoken {
 
 class Crowd {
  public:
-  // Whether a call had better compute alone. Times are in nanoseconds.
+  // Whether a call should compute alone. Times are in nanoseconds.
   bool is_here(int64_t now) const { return now < until_.load(std::memory_order_relaxed); }
 
-  // What the thread that made a call of several workers saw of it: how long it took, how much of that the thread ran,
-  // and how often another took its processor. Without the latter it waited for a disk, say.
+  // What the thread that made a call of several workers saw of it: how long it took, how long the thread ran in that
+  // time, and how often another took its processor. If none did, the thread waited for something else, such as a disk.
   void observe(int64_t now, int64_t elapsed, int64_t computed, int64_t preemptions);
 
  private:
-  std::atomic<int64_t> until_{0};       // of computing alone
+  std::atomic<int64_t> until_{0};       // the end of computing alone
   std::atomic<bool> observing_{false};  // the fields below are one thread's at a time
-  double computing_ = 1;                // the part of its time that the thread ran, recent calls weighing most
+  double computing_ = 1;                // the share of its time that the thread ran; recent calls weigh most
   int64_t since_ = 0;                   // several workers compute again since then
   int64_t pause_ = 0;                   // how long to compute alone the next time; 0 for the shortest
 };
@@ -41,7 +41,7 @@ class CrowdWatch {
   const Reading begin_;
 };
 
-// Whether a call of this process had better compute alone now.
+// Whether a call of this process should compute alone now.
 bool is_crowded();
 
 }  // namespace kaoken

@@ -28,7 +28,7 @@ const Code *find_code(const Model &model, const std::string &isa) {
 }
 
 Choice best_code(const Model &model) {
-  std::string better;  // why those before did not do
+  std::string better;  // why the better ones do not run
   for (int32_t i = model.code_count; i-- > 0;) {
     const Code &code = model.codes[i];
     const std::string missing = missing_features(code);

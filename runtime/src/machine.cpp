@@ -20,7 +20,7 @@
 namespace kaoken {
 namespace {
 
-// Processors' worth of time, rounded up; 0 where there is no limit.
+// How many processors' time the limit allows, rounded up; 0 where there is no limit.
 int quota(double limit, double period) {
   if (limit <= 0 || period <= 0) return 0;
   const double processors = limit / period;
@@ -52,13 +52,13 @@ std::vector<std::string> groups(const std::string &cgroup_file, const std::strin
   return directories;
 }
 
-// The number that a file begins with, else the other.
+// The number that a file begins with, or `otherwise`.
 double number(const std::string &path, double otherwise) {
   double value = 0;
   return std::ifstream(path) >> value ? value : otherwise;
 }
 
-// The number behind a name in a file of such lines, else the other.
+// The number behind a name in a file of lines "name number", or `otherwise`.
 double field(const std::string &path, const std::string &name, double otherwise) {
   std::ifstream file(path);
   for (std::string word; file >> word;) {

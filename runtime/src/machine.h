@@ -10,10 +10,10 @@ namespace kaoken {
 // The processors that affinity allows this thread; at least one.
 std::vector<int> allowed_processors();
 
-// Keeps this thread to them, where the system lets it.
+// Binds this thread to processors, where the system allows it.
 void use_processors(const std::vector<int> &processors);
 
-// On how many cores they are, by /sys/devices/system/cpu; hardware threads of one core share what a kernel needs.
+// How many cores they belong to, by /sys/devices/system/cpu; threads of one core share what a kernel needs.
 int cores(const std::vector<int> &processors, const std::string &cpu_directory);
 
 // Processors' worth of time, rounded up, that the control groups leave; 0 where they set no limit.
@@ -29,7 +29,7 @@ int default_threads();
 constexpr int kMaxThreads = 1024;
 
 // Bytes that a process can take without others having to give any back: what a /proc/meminfo file calls available, or
-// less where a control group allows less. Infinity where nothing says.
+// less where a control group allows less. Infinity where neither tells.
 double available_memory(const std::string &meminfo = "/proc/meminfo",
                         const std::string &cgroup_file = "/proc/self/cgroup",
                         const std::string &mount = "/sys/fs/cgroup");

@@ -8,7 +8,7 @@
 namespace kaoken {
 namespace {
 
-// Milliseconds. Callers that leave gaps between short calls must meet within it; longer calls meet anyway.
+// Milliseconds. It is longer than the gaps between the short calls of a caller; longer calls overlap anyway.
 constexpr uint64_t kWindow = 16;
 
 constexpr uint64_t kFieldMask = 0xffff;
@@ -53,7 +53,7 @@ Calls &calls() { return *shared_calls.load(std::memory_order_acquire); }
 void share_cores(Calls *calls) { shared_calls.store(calls, std::memory_order_release); }
 
 ShareOfCores::ShareOfCores(int wanted, int cores) : calls_(kaoken::calls()), threads_(1) {
-  const int all = std::max(wanted, cores);  // who asks for more threads than there are cores gets them when alone
+  const int all = std::max(wanted, cores);  // a lone call may have more threads than there are cores
   for (uint64_t word = calls_.now.load(std::memory_order_relaxed);;) {
     Now now = decode(word);
     now.calls = std::min(now.calls + 1, kFieldMask);

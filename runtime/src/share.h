@@ -18,8 +18,8 @@ struct Calls {
 Calls &calls();
 void share_cores(Calls *calls);
 
-// The threads of one call, while it lives: `wanted`, as far as others leave it free and it is no more than its share of
-// `cores` among those that have called lately. The first of them is the caller's own.
+// The threads of one call, for as long as it runs. There are at most `wanted`, at most as many as others leave free,
+// and at most the call's share of `cores` among those that have called lately. The first of them is the caller's own.
 class ShareOfCores {
  public:
   ShareOfCores(int wanted, int cores);

@@ -66,7 +66,7 @@ struct Helper {
 
   void start() {
     thread = std::thread([this] {
-      use_processors(processors);  // whoever hires it may have others by now than its team had
+      use_processors(processors);  // the team that hires it may have other ones than the last had
       const FloatMode mode;
       int wait = 0;
       for (uint32_t seen = 0;; ++seen) {
@@ -143,7 +143,7 @@ class Pool {
 };
 
 // This process's pool. A child of fork() has none of its parent's threads, and makes a pool of its own; the parent's is
-// left as it is, locked perhaps.
+// left as it is, since it may be locked.
 class ProcessPool {
  public:
   Pool &get() {

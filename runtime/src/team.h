@@ -69,8 +69,8 @@ class Team {
   const int size_;
   const int cores_;
   const std::vector<int> processors_;
-  const bool fits_;  // on the cores: others compute there, where it has to wait for its own workers
-  const int spins_;  // of a wait: none where threads share processors
+  const bool fits_;  // whether each worker has a core; a core that others take then makes all wait
+  const int spins_;  // how long a wait spins: not at all where threads share processors
   int count_ = 1;    // workers of this run
   Signal barrier_;   // raised by the last to arrive
   std::atomic<int> arrived_{0};
