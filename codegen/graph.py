@@ -253,8 +253,9 @@ class Stack:
         return [each for block in self.blocks for each in block.sublayers]
 
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Stack:
-        """The stack with each sublayer rewritten."""
-        return replace(self, blocks=tuple(block.map(rewrite) for block in self.blocks))
+        """The stack with each sublayer rewritten; blocks that are one stay one."""
+        rewritten = {id(block): block.map(rewrite) for block in {id(block): block for block in self.blocks}.values()}
+        return replace(self, blocks=tuple(rewritten[id(block)] for block in self.blocks))
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
       const Cache cache(pass.cache, i * heads * Cache::kHeadBytes);
       const HeadPart part = head_part<heads>(worker);
       extend_cache<Traits>(pass, part, cache, {});
+      wait_for_cache<Traits>(pass, part);
       attention<Traits>(pass, part, cache, {}, {});
       barrier(worker);
     }

@@ -1,6 +1,7 @@
 // The layers of GPT-2 in float32, as a baked model runs them: within one pass of a team, with a barrier where it has
 // one. seconds[pass] is that of `repeats` in a row, so that a clock reading costs nothing.
-#include "attention.h"
+#include "sublayers/mlp.h"
+#include "sublayers/self_attention.h"
 #include "timing.h"
 
 using namespace kaoken;
@@ -12,24 +13,42 @@ constexpr int64_t kWidth = 768, kInner = 3072, kHeads = 12, kHeadDim = 64, kVoca
 
 struct Matrix {
   Buffer<float> weights, bias;
-  Matrix(int64_t depth, int64_t outputs) : weights(round_up(outputs, kLanes) * depth), bias(round_up(outputs, kLanes)) {
+  Matrix(int64_t depth, int64_t outputs, float scale = 0.04f)
+      : weights(round_up(outputs, kLanes) * depth), bias(round_up(outputs, kLanes)) {
     Random random;
     random.fill(weights);
     random.fill(bias);
-    for (int64_t i = 0; i < weights.count; ++i) weights.data[i] *= 0.04f;  // so that chained layers stay in range
+    for (int64_t i = 0; i < weights.count; ++i) weights.data[i] *= scale;
+    for (int64_t i = 0; i < bias.count; ++i) bias.data[i] *= scale;
   }
   Float32::Matrix matrix() const { return {weights.data}; }
 };
 
 struct Attention {
-  using Cache = CacheFloat32;
+  static constexpr int64_t kWidth = ::kWidth;
+  using Norm = NoNorm;
+  static constexpr float kEpsilon = 0;
+  static constexpr bool kReplaces = false, kLast = false;
   using Layout = KAOKEN_ISA::Layout<kHeads, kHeads, kHeadDim>;
+  static constexpr Sees kSees = Sees::kPast;
   using Rotary = NoRotary;
   using Bias = NoBias;
-  static constexpr Sees kSees = Sees::kPast;
+  using Cache = CacheFloat32;
+  using Qkv = Float32;
+  using Out = Float32;
 };
 
-// layer(worker) `repeats` times a pass, a barrier behind each unless one row is each worker's own.
+struct Mlp {
+  static constexpr int64_t kWidth = ::kWidth, kInner = ::kInner;
+  using Norm = NoNorm;
+  static constexpr float kEpsilon = 0;
+  static constexpr bool kReplaces = false, kGated = false;
+  using Activation = gelu_tanh_activation;
+  using Up = Float32;
+  using Down = Float32;
+};
+
+// layer(worker) `repeats` times a pass, a barrier behind each unless it has its own or one row is each worker's own.
 template <class Layer>
 void time_layer(int64_t threads, int64_t repeats, int64_t passes, double *seconds, bool alone, const Layer &layer) {
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
@@ -82,45 +101,37 @@ EXPORT void layer_linear(int64_t threads, int64_t rows, int64_t repeats, int64_t
   });
 }
 
-// One sequence of `rows` positions from an empty cache: the fused projections, attention, the output projection.
+// The sublayers that a model is made of, without a norm; what they add to `x` is small beside it, so that it stays as
+// it is. Attention is of one sequence of `rows` positions from an empty cache.
 EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int64_t passes, double *seconds) {
-  const Matrix qkv(kWidth, 3 * kWidth), projection(kWidth, kWidth);
-  Buffer<float> x(rows * kWidth), y(rows * kWidth), split(rows * 3 * kWidth), attended(rows * kWidth);
+  const Matrix qkv(kWidth, 3 * kWidth), out(kWidth, kWidth, 1e-9f);
+  Buffer<float> x(rows * kWidth), split(rows * 3 * kWidth), attended(rows * kWidth);
   Random().fill(x);
-  using Cache = CacheOf<Attention>;
   const Sequences sequence(rows, 0);
   Pass pass = {};
   pass.batch = sequence.batch;
-  pass.cache.page_bytes = kPage * kHeads * Cache::kHeadBytes;
+  pass.cache.page_bytes = kPage * kHeads * CacheOf<Attention>::kHeadBytes;
   Buffer<uint8_t> cache(static_cast<int64_t>(sequence.pages.size()) * pass.cache.page_bytes);
   pass.cache.memory = cache.data;
+  pass.hidden = x.data;
   pass.qkv = split.data;
   pass.attended = attended.data;
-  time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
-    const Float32::Inputs inputs = {x.data, nullptr};
-    using Heads = Attention::Layout;
-    const StoreQueryKeyValue<Heads, Heads::kKeys> store_qkv = {split.data, qkv.bias.data};
-    const HeadPart part = head_part<kHeads>(worker);
-    project_keys_and_values<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv);
-    project_queries<Heads, Float32, kWidth>(worker, inputs, rows, qkv.matrix(), store_qkv, nullptr);
-    barrier(part.worker);
-    extend_cache<Attention>(pass, part, Cache(pass.cache, 0), {});
-    attention<Attention>(pass, part, Cache(pass.cache, 0), {}, {});
-    barrier(worker);
-    linear<Float32, kWidth, kWidth / kLanes>(worker, {attended.data, nullptr}, rows, projection.matrix(),
-                                             Store<Unchanged, kWidth>{y.data, projection.bias.data});
+  time_layer(threads, repeats, passes, seconds, true, [&](const Worker &worker) {
+    self_attention<Attention>(pass, worker, 0, {}, {qkv.matrix(), qkv.bias.data, nullptr},
+                              {out.matrix(), out.bias.data, nullptr}, {}, {});
   });
 }
 
 EXPORT void layer_mlp(int64_t threads, int64_t rows, int64_t repeats, int64_t passes, double *seconds) {
-  const Matrix in(kWidth, kInner), out(kInner, kWidth);
-  Buffer<float> x(rows * kWidth), y(rows * kWidth), inner(rows * kInner);
+  const Matrix up(kWidth, kInner), down(kInner, kWidth, 1e-9f);
+  Buffer<float> x(rows * kWidth), inner(rows * kInner);
   Random().fill(x);
-  time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
-    linear<Float32, kWidth, kInner / kLanes>(worker, {x.data, nullptr}, rows, in.matrix(),
-                                             Store<gelu_tanh_activation, kInner>{inner.data, in.bias.data});
-    barrier(worker);
-    linear<Float32, kInner, kWidth / kLanes>(worker, {inner.data, nullptr}, rows, out.matrix(),
-                                             Store<Unchanged, kWidth>{y.data, out.bias.data});
+  const Sequences sequence(rows, 0);
+  Pass pass = {};
+  pass.batch = sequence.batch;
+  pass.hidden = x.data;
+  pass.inner = inner.data;
+  time_layer(threads, repeats, passes, seconds, true, [&](const Worker &worker) {
+    mlp<Mlp>(pass, worker, {}, {up.matrix(), up.bias.data, nullptr}, {down.matrix(), down.bias.data, nullptr});
   });
 }

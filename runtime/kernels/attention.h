@@ -336,6 +336,12 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> 
   }
 }
 
+// Waits until the cache has what this worker attends to, where others write it.
+template <class Traits>
+KAOKEN_INLINE void wait_for_cache(const Pass &pass, const HeadPart &part) {
+  if (pass.batch.rows > pass.batch.count || Traits::Layout::kShared > 1) barrier(part.worker);
+}
+
 // In the last block, behind extend_cache(): the rows that no logits are asked of have done their part. Moves to the
 // front what remains: hidden rows, the inputs of a matrix of Kind with `Depth` inputs, and queries, where they are
 // there already. Makes `pass`, this worker's own copy, one of the outputs.
@@ -366,8 +372,6 @@ void attention(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &ca
                const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
   using Layout = typename Traits::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
-  if (pass.batch.rows > pass.batch.count || shared > 1) barrier(part.worker);
-
   Turns turns(part.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];

@@ -44,6 +44,7 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
     }
   }
 
+  wait_for_cache<Traits>(pass, part);
   attention<Traits>(pass, part, cache, rotary, bias);
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
