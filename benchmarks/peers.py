@@ -84,8 +84,8 @@ def rows_that_fit(plan: Plan, n_positions: int, results: Results) -> list[Row]:
 
 def ready(entry: Entry, checkpoint: Checkpoint, plan: Plan, results: Results, say: Say) -> Path | None:
     """The engine's own form of the checkpoint; None, with the reason noted, where it has to be left out."""
-    if lacking := entry.missing():
-        results.missing[entry.name] = f"not installed: {', '.join(lacking)}"
+    if lacks := entry.lacks(checkpoint.config()["model_type"]):
+        results.missing[entry.name] = lacks
     else:
         try:
             return prepare(entry, checkpoint, plan.cache, plan.threads, _log(plan, entry))
@@ -152,7 +152,7 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
     """Measures everything in the plan; the document is written after every type, so little is lost."""
     results = Results(header(" ".join(["peers", *arguments]), plan.threads) | {"model": plan.model})
     checkpoint = get_checkpoint(plan.model, plan.cache)
-    rows = rows_that_fit(plan, int(checkpoint.config()["n_positions"]), results)
+    rows = rows_that_fit(plan, checkpoint.n_positions(), results)
     seeds = iter(range(1, 1 << 30))
     for dtype in plan.dtypes:
         entries = [get_entry(f"kaoken {dtype}"), *map(get_entry, filter(plan.wants, PEERS[dtype]))]
@@ -205,7 +205,7 @@ def _measure_contexts(
     ours: Child, checkpoint: Checkpoint, plan: Plan, results: Results, seeds: Iterator[int], say: Say
 ) -> None:
     """Ours at a short and a long context in turns; the first of them is for warmth."""
-    if LONG.positions() > checkpoint.config()["n_positions"]:
+    if LONG.positions() > checkpoint.n_positions():
         results.skipped["context"] = f"needs {LONG.positions()} positions"
         return
     found = []

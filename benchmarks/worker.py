@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import get_entry
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Engine, Ids
 from benchmarks.models import Checkpoint
 
 WARM_UP = 16  # positions of the untimed pass that wakes an engine's threads
@@ -78,12 +78,12 @@ class Worker:
             self._layer = (name, make_layer(name, threads))
         return {"seconds": time_layer(self._layer[1], rows, repeats)}
 
-    def _ready(self, batch: int, positions: int) -> Engine:
-        assert self._engine is not None, "nothing is loaded"
+    def _ready(self, batch: int, positions: int) -> Decoder:
+        assert isinstance(self._engine, Decoder), "no decoder is loaded"
         self._engine.reserve(batch, positions)
         return self._engine
 
-    def _warm_up(self, engine: Engine, batch: int, seed: int) -> None:
+    def _warm_up(self, engine: Decoder, batch: int, seed: int) -> None:
         engine.time_prefill(self._ids((batch, WARM_UP), seed + 1))
 
     def _ids(self, shape: tuple[int, ...], seed: int) -> Ids:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2, Session
@@ -25,9 +27,10 @@ from benchmarks.children import WorkerError  # noqa: E402
 from benchmarks.engines import PEERS, get_entry  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.models import get_checkpoint, random_tensors  # noqa: E402
+from benchmarks.models import get_checkpoint  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row  # noqa: E402
+from benchmarks.shapes import SHAPES, random_tensors  # noqa: E402
 from benchmarks.summary import ratios, summarize  # noqa: E402
 
 
@@ -68,11 +71,46 @@ def test_the_kernels_are_those_of_the_table() -> None:
     }
 
 
-def test_random_checkpoints_are_the_same_each_time() -> None:
-    config = {"vocab_size": 5, "n_positions": 3, "n_embd": 4, "n_layer": 1}
+TINY = {  # the sizes of shapes that differ from those of a full shape
+    "gpt2": {"vocab_size": 5, "n_positions": 3, "n_embd": 4, "n_layer": 1, "n_head": 2},
+    "smollm2-135m": {
+        "vocab_size": 11,
+        "hidden_size": 12,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "max_position_embeddings": 16,
+    },
+    "bert-base": {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    },
+    "t5-small": {"vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_random_checkpoints_are_the_same_each_time(shape: str) -> None:
+    config = {**SHAPES[shape], **TINY[shape]}
     first, second = random_tensors(config, 1), random_tensors(config, 1)
-    assert len(first) == 4 + 12
     assert all((first[name] == second[name]).all() for name in first)
+    assert shape != "gpt2" or len(first) == 4 + 12
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_kaoken_reads_the_random_checkpoints(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its families refuse names and shapes that they do not know, and those that are missing."""
+    monkeypatch.setitem(SHAPES, shape, {**SHAPES[shape], **TINY[shape]})
+    checkpoint = get_checkpoint(shape, tmp_path)
+    graph = read_graph(open_checkpoint(checkpoint.directory))
+    assert (graph.encoder is None) == (checkpoint.task() == "decode")
+    assert checkpoint.parameters() > 0
 
 
 def test_recorded_commands_name_no_paths() -> None:

@@ -18,6 +18,14 @@ class Entry:
     module: str
     variant: str
     packages: tuple[tuple[str, str], ...]
+    families: tuple[str, ...] = ()  # model types that it is measured with; empty is all of its task
+
+    def lacks(self, family: str) -> str | None:
+        """Why it cannot be measured with a model of a type; None where it can."""
+        if self.families and family not in self.families:
+            return f"measured with {', '.join(self.families)} alone"
+        lacking = self.missing()
+        return f"not installed: {', '.join(lacking)}" if lacking else None
 
     def missing(self) -> list[str]:
         """The distributions that are not installed."""
@@ -49,6 +57,10 @@ _PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "ctranslate2": (("ctranslate2", "ctranslate2"), *_TORCH),
     "llama.cpp": (("llama_cpp", "llama-cpp-python"), ("gguf", "gguf")),
 }
+_FAMILIES = {
+    "torch-compile": ("gpt2",),  # ten minutes for the 30 blocks of a SmolLM2
+    "llama.cpp": ("gpt2",),  # what gguf_file.py writes
+}
 _MODULES = {"torch-compile": "torch_compile", "torch": "torch_eager", "llama.cpp": "llama_cpp_python"}
 
 # The types of ours, and the peers that each is measured against.
@@ -72,4 +84,4 @@ def get_entry(name: str) -> Entry:
     """The entry called "ENGINE VARIANT". Raises KeyError for an unknown engine."""
     engine, variant = name.split(" ")
     module = _MODULES.get(engine, f"{engine}_engine")
-    return Entry(name, module, variant, _PACKAGES[engine])
+    return Entry(name, module, variant, _PACKAGES[engine], _FAMILIES.get(engine, ()))

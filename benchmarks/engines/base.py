@@ -16,9 +16,9 @@ Ids = NDArray[np.int64]
 
 
 class Engine(ABC):
-    """A loaded model with a KV cache for some sequences of one length."""
+    """A loaded model. What it can be asked for is in the class of its task, below."""
 
-    note = ""  # where its work differs from "the logits of the last position, the likeliest token"
+    note = ""  # where its work differs from what its task says
 
     @classmethod  # noqa: B027 (most engines need nothing of the three that are not abstract)
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
@@ -37,7 +37,16 @@ class Engine(ABC):
         """What else a report should know of it, as JSON."""
         return {}
 
-    def reserve(self, batch: int, positions: int) -> None:  # noqa: B027 (most engines need nothing)
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        """Python source that loads the model and prints one token, or None where that is not measured."""
+        return None
+
+
+class Decoder(Engine):
+    """Greedy decoding of some sequences of one length: the logits of the last position, the likeliest token."""
+
+    def reserve(self, batch: int, positions: int) -> None:
         """Makes room for `batch` sequences of up to `positions`; never timed."""
 
     @abstractmethod
@@ -67,8 +76,3 @@ class Engine(ABC):
     def time_generate(self, ids: Ids, steps: int) -> float:
         """Seconds of the library's own `generate`, called once for `steps` new tokens behind ids [batch, count]."""
         raise NotImplementedError(f"{type(self).__name__} has no generate")
-
-    @classmethod
-    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
-        """Python source that loads the model and prints one token, or None where that is not measured."""
-        return None

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.models import Checkpoint
 
 
-class CTranslate2(Engine):
+class CTranslate2(Decoder):
     """The prompt goes through without logits but those of its last token (include_prompt_in_result=False)."""
 
     note = "generate_batch; step times are those between the calls of its callback"

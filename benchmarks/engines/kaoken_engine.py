@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 import kaoken
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.models import Checkpoint
-from kaoken.causal import BakedGPT2
 
 
-class Kaoken(Engine):
-    """Decoding is `BakedGPT2.stream` for one sequence, a session and NumPy's argmax for several."""
+class Kaoken(Decoder):
+    """Decoding is `stream` for one sequence, a session and NumPy's argmax for several."""
 
     @classmethod
     def locate(cls, checkpoint: Checkpoint, variant: str) -> Path | None:
@@ -24,7 +23,7 @@ class Kaoken(Engine):
         return kaoken.bake(checkpoint.directory, dtype=variant)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
-        self._model = BakedGPT2(prepared, threads=threads)
+        self._model = kaoken.BakedCausalLM(prepared, threads=threads)
         self._session = self._model.session(1)
 
     def facts(self) -> dict[str, Any]:

@@ -7,23 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.steps import step_inputs
 from benchmarks.models import Checkpoint
 
 
-class OnnxRuntime(Engine):
+class OnnxRuntime(Decoder):
     """int8 is `quantize_dynamic` of the matrix products, per channel."""
 
     note = "own torch export (last-position logits); the cache goes from a step's outputs to the next one's inputs"
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
-        from kaoken.onnx_export import ExportedGPT2, export
+        from benchmarks.engines.exported import cached_decoder
+        from kaoken.onnx_export import export
 
-        gpt2 = ExportedGPT2(checkpoint.directory)
+        decoder = cached_decoder(checkpoint)
         plain = directory / "plain.onnx"
-        export(gpt2, gpt2.example(), gpt2.names(), plain, dynamo=False)
+        export(decoder, decoder.example(), decoder.names(), plain, dynamo=False)
         if variant == "float32":
             plain.rename(directory / "model.onnx")
             return
@@ -50,9 +51,8 @@ class OnnxRuntime(Engine):
             str(prepared / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._past_names = [name.removeprefix("present.") for name in self._outputs[1:]]
-        config = checkpoint.config()
-        self._cache_shape = (config["n_head"], 0, config["n_embd"] // config["n_head"])
+        _, heads, _, head_dim = self._session.get_inputs()[-1].shape  # of the past
+        self._cache_shape = (heads, 0, head_dim)
         self._past: list[Any] = []
         self._length = 0
 

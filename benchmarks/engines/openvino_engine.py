@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.steps import step_inputs
 from benchmarks.models import Checkpoint
 
 
-class OpenVINO(Engine):
+class OpenVINO(Decoder):
     """float32 weights compute in float32; compressed weights at the plugin's own choice of precision."""
 
     note = (
         "own torch export (last-position logits), stateful KV cache; float32 with INFERENCE_PRECISION_HINT=f32, "
-        "int8 and int4 (nncf, symmetric, groups of 64, first and last layer int8) with the plugin's defaults"
+        "int8 and int4 (nncf, symmetric, groups of 64, first and last layer int8) with the plugin's defaults; all with "
+        "a cache of bytes, its default"
     )
 
     @classmethod
@@ -74,27 +75,26 @@ def _convert(checkpoint: Checkpoint) -> Any:
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    from kaoken.onnx_export import ExportedGPT2
+    from benchmarks.engines.exported import cached_decoder
 
-    gpt2 = ExportedGPT2(checkpoint.directory).eval()
-    model = openvino.convert_model(gpt2, example_input=gpt2.example())
-    names = gpt2.past_names()
-    _name_ports(model, gpt2, names)
+    decoder = cached_decoder(checkpoint).eval()
+    model = openvino.convert_model(decoder, example_input=decoder.example())
+    names = decoder.past_names()
+    _name_ports(model, decoder.cache_shapes, names)
     _reorder_by_beam(model, names)
     apply_make_stateful_transformation(model, {name: f"present.{name}" for name in names})
     _start_empty(model)
     return model
 
 
-def _name_ports(model: Any, gpt2: Any, names: list[str]) -> None:
+def _name_ports(model: Any, cache_shapes: list[tuple[int, int]], names: list[str]) -> None:
     """Names and shapes that say what is dynamic."""
     import openvino
 
-    attention = gpt2.graph.blocks[0].attention
-    cache = openvino.PartialShape([-1, attention.heads, -1, attention.head_dim])
     shapes = [[-1, -1], [1, -1], [1, 1, -1, -1]]
+    shapes += [[-1, heads, -1, head_dim] for heads, head_dim in cache_shapes for _ in range(2)]
     inputs = ["ids", "positions", "mask", *names]
-    for port, name, shape in zip(model.inputs, inputs, [*shapes, *[cache] * len(names)], strict=True):
+    for port, name, shape in zip(model.inputs, inputs, shapes, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_partial_shape(openvino.PartialShape(shape))
     for port, name in zip(model.outputs, ["logits", *[f"present.{name}" for name in names]], strict=True):
