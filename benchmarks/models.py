@@ -20,6 +20,14 @@ MODELS = (*SHAPES, "bundled")
 SEED = 1
 
 
+def task_of(name: str) -> str:
+    """What the model of that name is measured at."""
+    return "decode" if name == "bundled" else TASKS[SHAPES[name]["model_type"]]
+
+
+DECODERS = tuple(name for name in MODELS if task_of(name) == "decode")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in a directory; `digest` names its weights in cache paths."""

@@ -60,6 +60,7 @@ SHAPES: dict[str, Config] = {
         "max_position_embeddings": 512,
         "type_vocab_size": 2,
         "layer_norm_eps": 1e-12,
+        "position_embedding_type": "absolute",  # CTranslate2's converter asks for it
         "initializer_range": 0.02,
         "pad_token_id": 0,
     },
@@ -166,9 +167,10 @@ def _bert(config: Config) -> Iterator[Rule]:
 
 
 def _t5(config: Config) -> Iterator[Rule]:
-    """Deviations as in T5's own initialization, in which attention has no other scale."""
+    """Deviations as T5 itself begins with, in which attention has no other scale, but for the table's: with its 1 the
+    start token would follow itself for ever, which hides what engines do differently."""
     width = config["d_model"]
-    yield "shared.weight", (config["vocab_size"], width), 1.0
+    yield "shared.weight", (config["vocab_size"], width), 0.1
     for stack, layers in (("encoder", config["num_layers"]), ("decoder", config["num_decoder_layers"])):
         attentions = ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
         for layer in range(layers):

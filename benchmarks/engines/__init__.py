@@ -63,25 +63,43 @@ _FAMILIES = {
 }
 _MODULES = {"torch-compile": "torch_compile", "torch": "torch_eager", "llama.cpp": "llama_cpp_python"}
 
-# The types of ours, and the peers that each is measured against.
-PEERS: dict[str, tuple[str, ...]] = {
-    "float32": (
-        "torch float32",
-        "torch-compile float32",
-        "onnxruntime float32",
-        "openvino float32",
-        "ctranslate2 float32",
-        "llama.cpp F32",
-    ),
-    "bfloat16": ("llama.cpp BF16",),
-    "int8": ("onnxruntime int8", "openvino int8", "ctranslate2 int8", "llama.cpp Q8_0"),
-    "int4": ("openvino int4", "llama.cpp Q4_0"),
-    "int4-all": ("openvino int4", "llama.cpp Q4_0"),
+# The types of ours, and the peers that each is measured against, by task.
+PEERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "decode": {
+        "float32": (
+            "torch float32",
+            "torch-compile float32",
+            "onnxruntime float32",
+            "openvino float32",
+            "ctranslate2 float32",
+            "llama.cpp F32",
+        ),
+        "bfloat16": ("llama.cpp BF16",),
+        "int8": ("onnxruntime int8", "openvino int8", "ctranslate2 int8", "llama.cpp Q8_0"),
+        "int4": ("openvino int4", "llama.cpp Q4_0"),
+        "int4-all": ("openvino int4", "llama.cpp Q4_0"),
+    },
+    "encode": {
+        "float32": ("torch float32", "onnxruntime float32", "openvino float32", "ctranslate2 float32"),
+        "int8": ("onnxruntime int8", "openvino int8", "openvino ptq", "ctranslate2 int8"),
+    },
+    "translate": {
+        "float32": ("torch float32", "onnxruntime float32", "ctranslate2 float32"),
+        "int8": ("onnxruntime int8", "ctranslate2 int8"),
+    },
 }
+DTYPES = tuple(PEERS["decode"])
 
 
-def get_entry(name: str) -> Entry:
-    """The entry called "ENGINE VARIANT". Raises KeyError for an unknown engine."""
+def peers_of(task: str, dtype: str) -> tuple[str, ...]:
+    """The names of those that a type of ours is measured against; none for a type that no peer has."""
+    return PEERS[task].get(dtype, ())
+
+
+def get_entry(name: str, task: str = "decode") -> Entry:
+    """The entry called "ENGINE VARIANT" for a task. Raises KeyError for an unknown engine."""
     engine, variant = name.split(" ")
     module = _MODULES.get(engine, f"{engine}_engine")
+    if task != "decode":
+        module = f"{engine}_{task}"
     return Entry(name, module, variant, _PACKAGES[engine], _FAMILIES.get(engine, ()))

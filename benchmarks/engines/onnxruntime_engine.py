@@ -28,28 +28,14 @@ class OnnxRuntime(Decoder):
         if variant == "float32":
             plain.rename(directory / "model.onnx")
             return
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(
-            plain,
-            directory / "model.onnx",
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        quantize(plain, directory / "model.onnx")
         plain.unlink()
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._session = onnxruntime.InferenceSession(
-            str(prepared / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(prepared / "model.onnx", threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
         _, heads, _, head_dim = self._session.get_inputs()[-1].shape  # of the past
         self._cache_shape = (heads, 0, head_dim)
@@ -75,6 +61,26 @@ class OnnxRuntime(Decoder):
         logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
         self._length += ids.shape[1]
         return np.asarray(logits.numpy().argmax(-1), np.int64)
+
+
+def quantize(plain: Path, path: Path) -> None:
+    """Writes the model with the matrices of its products in int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        plain, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+    )
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """A model, loaded with all of the rewrites that there are."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 ENGINE = OnnxRuntime

@@ -27,13 +27,13 @@ class OpenVINO(Decoder):
 
         model = _convert(checkpoint)
         if variant != "float32":
-            model = _compress(model, variant)
+            model = compress(model, variant)
         openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import openvino
 
-        compiled = openvino.Core().compile_model(prepared / "model.xml", "CPU", _settings(variant, threads))
+        compiled = openvino.Core().compile_model(prepared / "model.xml", "CPU", settings(variant, threads))
         self._request = compiled.create_infer_request()
         self._length = 0
 
@@ -57,7 +57,7 @@ class OpenVINO(Decoder):
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
         return f"""
 import numpy, openvino
-model = openvino.Core().compile_model({str(prepared / "model.xml")!r}, "CPU", {_settings(variant, threads)!r})
+model = openvino.Core().compile_model({str(prepared / "model.xml")!r}, "CPU", {settings(variant, threads)!r})
 request = model.create_infer_request()
 mask = numpy.triu(numpy.full((8, 8), -numpy.inf, numpy.float32), 1)[None, None]
 inputs = {{"ids": numpy.arange(1, 9)[None], "positions": numpy.arange(8)[None], "mask": mask,
@@ -66,9 +66,10 @@ print(request.infer(inputs)["logits"].argmax(), flush=True)
 """
 
 
-def _settings(variant: str, threads: int) -> dict[str, Any]:
-    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-    return settings | ({"INFERENCE_PRECISION_HINT": "f32"} if variant == "float32" else {})
+def settings(variant: str, threads: int) -> dict[str, Any]:
+    """Of the plugin."""
+    common = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    return common | ({"INFERENCE_PRECISION_HINT": "f32"} if variant == "float32" else {})
 
 
 def _convert(checkpoint: Checkpoint) -> Any:
@@ -135,7 +136,8 @@ def _start_empty(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _compress(model: Any, variant: str) -> Any:
+def compress(model: Any, variant: str) -> Any:
+    """The model with weights of a type, by nncf."""
     import nncf
 
     if variant == "int8":
