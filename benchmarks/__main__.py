@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.engines import PEERS
-from benchmarks.models import MODELS
+from benchmarks.engines import DTYPES
+from benchmarks.models import DECODERS, MODELS
 from benchmarks.rows import ROW_NAMES
 
 _DESCRIPTION = """\
@@ -16,6 +16,8 @@ Measures Kaoken against its peers and against the machine. Run it from the root 
 does nothing else.
 
   python -m benchmarks peers --model gpt2         decode, prefill, cold start and build beside every peer
+  python -m benchmarks peers --model bert-base    vectors of texts, alone, in batches and of many lengths
+  python -m benchmarks peers --model t5-small     sources read and tokens written
   python -m benchmarks layers                     single layers beside PyTorch
   python -m benchmarks kernels                    every kernel beside the machine's limits
   python -m benchmarks service                    what choosing tokens costs, and many callers
@@ -71,7 +73,7 @@ def _command(
 def _add_peers(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.add_argument("--model", choices=MODELS, default="gpt2", help="random weights, or the bundled model")
-    parser.add_argument("--dtypes", nargs="+", choices=PEERS, help="ours (default: all)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="ours (default: all)")
     parser.add_argument("--rows", nargs="+", choices=ROW_NAMES, help="kinds of work (default: all)")
     parser.add_argument("--peers", nargs="*", metavar="PART", help="only peers whose name has one of these in it")
     parser.add_argument("--rounds", type=int, help="turns of each engine (default: 7)")
@@ -140,8 +142,8 @@ def _exploded(options: argparse.Namespace, arguments: list[str]) -> None:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--model", choices=MODELS, default="gpt2", help="random weights, or the bundled model")
-    parser.add_argument("--dtype", choices=PEERS, default="int8")
+    parser.add_argument("--model", choices=DECODERS, default="gpt2", help="random weights, or the bundled model")
+    parser.add_argument("--dtype", choices=DTYPES, default="int8")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
     parser.set_defaults(run=_service)
 

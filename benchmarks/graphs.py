@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from torch import Tensor as TorchTensor
 from torch import nn
 
-from benchmarks.models import random_tensors
+from benchmarks.shapes import random_tensors
 from benchmarks.tables import markdown_table
 from kaoken.graphs import Picture, block_ops, checkpoint_picture, onnx_picture, render
 from kaoken.onnx_export import CausalGPT2, ExportedBlock, ExportedGPT2, Names, difference, export

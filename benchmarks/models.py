@@ -1,4 +1,4 @@
-"""The checkpoints that are measured: GPT-2 shapes with random weights, and the bundled model."""
+"""The checkpoints that are measured: known shapes with random weights, and the bundled model."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from benchmarks.shapes import SHAPES, TASKS, random_tensors
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "models" / "gptlite-shakespeare"
 
-SHAPES: dict[str, dict[str, int]] = {
-    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
-    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-}
 MODELS = (*SHAPES, "bundled")
-
 SEED = 1
-INITIAL_DEVIATION = 0.02  # GPT-2's
+
+
+def task_of(name: str) -> str:
+    """What the model of that name is measured at."""
+    return "decode" if name == "bundled" else TASKS[SHAPES[name]["model_type"]]
+
+
+DECODERS = tuple(name for name in MODELS if task_of(name) == "decode")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A GPT-2 checkpoint in a directory; `digest` names its weights in cache paths."""
+    """A checkpoint in a directory; `digest` names its weights in cache paths."""
 
     name: str
     directory: Path
@@ -39,38 +41,32 @@ class Checkpoint:
         config: dict[str, Any] = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
         return config
 
-    def parameters(self) -> int:
-        """Of a GPT-2 with a tied head, its embeddings and biases included."""
+    def task(self) -> str:
+        """What it is measured at, such as "decode"."""
+        return TASKS[self.config()["model_type"]]
+
+    def n_positions(self) -> int:
+        """How long a sequence may be."""
         config = self.config()
-        width = int(config["n_embd"])
-        blocks = int(config["n_layer"]) * (12 * width * width + 13 * width)
-        return (int(config["vocab_size"]) + int(config["n_positions"])) * width + blocks + 2 * width
+        return int(config["n_positions"] if "n_positions" in config else config["max_position_embeddings"])
+
+    def parameters(self) -> int:
+        """All numbers in its weights; what is tied is there once."""
+        with (self.directory / "model.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def get_checkpoint(name: str, cache: Path) -> Checkpoint:
     """The checkpoint of that name, made in the cache if it is one of random weights. Raises KeyError."""
     directory = BUNDLED if name == "bundled" else cache / "checkpoints" / f"{name}-seed{SEED}"
     if not (directory / "model.safetensors").is_file():
-        _write_random(directory, {**_common_config(), **SHAPES[name]})
+        _write_random(directory, SHAPES[name])
     return Checkpoint(name, directory, _digest(directory))
 
 
-def _common_config() -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "vocab_size": 50257,
-        "n_positions": 1024,
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
-        "tie_word_embeddings": True,
-    }
-
-
 def _write_random(directory: Path, config: dict[str, Any]) -> None:
-    """GPT-2's initialization from a seed: deviation 0.02, LayerNorm 1 and 0. Whole or not at all."""
+    """Its family's initialization from a seed. Whole or not at all."""
     from safetensors.numpy import save_file
 
     temporary = directory.with_name(f"{directory.name}.{os.getpid()}")
@@ -79,32 +75,6 @@ def _write_random(directory: Path, config: dict[str, Any]) -> None:
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)
-
-
-def random_tensors(config: dict[str, Any], seed: int) -> dict[str, NDArray[np.float32]]:
-    """Every tensor of a GPT-2 as transformers names them; biases are 0 as GPT-2 starts with."""
-    generator = np.random.default_rng(seed)
-
-    def normal(*shape: int) -> NDArray[np.float32]:
-        return generator.standard_normal(shape, np.float32) * np.float32(INITIAL_DEVIATION)
-
-    width = int(config["n_embd"])
-    tensors = {"wte.weight": normal(config["vocab_size"], width), "wpe.weight": normal(config["n_positions"], width)}
-    linears = {
-        "attn.c_attn": (width, 3 * width),
-        "attn.c_proj": (width, width),
-        "mlp.c_fc": (width, 4 * width),
-        "mlp.c_proj": (4 * width, width),
-    }
-    norms = [f"h.{layer}.{name}" for layer in range(config["n_layer"]) for name in ("ln_1", "ln_2")] + ["ln_f"]
-    for layer in range(config["n_layer"]):
-        for name, shape in linears.items():
-            tensors[f"h.{layer}.{name}.weight"] = normal(*shape)
-            tensors[f"h.{layer}.{name}.bias"] = np.zeros(shape[1], np.float32)
-    for name in norms:
-        tensors[f"{name}.weight"] = np.ones(width, np.float32)
-        tensors[f"{name}.bias"] = np.zeros(width, np.float32)
-    return {f"transformer.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _digest(directory: Path) -> str:

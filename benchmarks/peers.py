@@ -14,11 +14,11 @@ from typing import Any
 from benchmarks.build_statistics import build_statistics
 from benchmarks.children import Child, WorkerError, as_fields
 from benchmarks.cold import measure_cold
-from benchmarks.engines import PEERS, Entry, get_entry
+from benchmarks.engines import PEERS, Entry, get_entry, peers_of
 from benchmarks.machine import header
-from benchmarks.models import Checkpoint, get_checkpoint
+from benchmarks.models import Checkpoint, get_checkpoint, task_of
 from benchmarks.preparing import cache_root, prepare
-from benchmarks.rows import LONG, OTHER_ROWS, ROWS, SHORT, Row
+from benchmarks.rows import LONG, ROWS, SHORT, Row, rows_of
 from benchmarks.summary import summarize
 
 SETTLE = 0.1  # seconds before each turn, in which the threads of the engine before stop spinning
@@ -72,10 +72,12 @@ class Results:
 
 
 def rows_that_fit(plan: Plan, n_positions: int, results: Results) -> list[Row]:
-    """The rows of engines that take turns; those past the model's context are noted as skipped."""
+    """The rows of engines that take turns; those of other tasks or past the model's context are noted as skipped."""
     fitting = []
     for row in (ROWS[name] for name in plan.rows if name in ROWS):
-        if row.positions() > n_positions:
+        if row.task() != task_of(plan.model):
+            results.skipped[row.name] = f"is for models that {row.task()}, and {plan.model} is to {task_of(plan.model)}"
+        elif row.positions() > n_positions:
             results.skipped[row.name] = f"needs {row.positions()} positions, {plan.model} has {n_positions}"
         else:
             fitting.append(row)
@@ -84,8 +86,8 @@ def rows_that_fit(plan: Plan, n_positions: int, results: Results) -> list[Row]:
 
 def ready(entry: Entry, checkpoint: Checkpoint, plan: Plan, results: Results, say: Say) -> Path | None:
     """The engine's own form of the checkpoint; None, with the reason noted, where it has to be left out."""
-    if lacking := entry.missing():
-        results.missing[entry.name] = f"not installed: {', '.join(lacking)}"
+    if lacks := entry.lacks(checkpoint.config()["model_type"]):
+        results.missing[entry.name] = lacks
     else:
         try:
             return prepare(entry, checkpoint, plan.cache, plan.threads, _log(plan, entry))
@@ -152,14 +154,16 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
     """Measures everything in the plan; the document is written after every type, so little is lost."""
     results = Results(header(" ".join(["peers", *arguments]), plan.threads) | {"model": plan.model})
     checkpoint = get_checkpoint(plan.model, plan.cache)
-    rows = rows_that_fit(plan, int(checkpoint.config()["n_positions"]), results)
+    task = checkpoint.task()
+    rows = rows_that_fit(plan, checkpoint.n_positions(), results)
     seeds = iter(range(1, 1 << 30))
     for dtype in plan.dtypes:
-        entries = [get_entry(f"kaoken {dtype}"), *map(get_entry, filter(plan.wants, PEERS[dtype]))]
+        names = [f"kaoken {dtype}", *filter(plan.wants, peers_of(task, dtype))]
+        entries = [get_entry(name, task) for name in names]
         say(f"{dtype}: preparing {', '.join(entry.name for entry in entries)}")
         prepared = {entry: path for entry in entries if (path := ready(entry, checkpoint, plan, results, say))}
         if entries[0] not in prepared:
-            raise SystemExit(f"Kaoken itself cannot be measured: {results.missing[entries[0].name]}")
+            continue  # there is nothing to compare with
         if only_prepare:
             continue
         if rows or "context" in plan.rows:
@@ -192,7 +196,7 @@ def _measure_rows(
                 stack.callback(child.close)
                 children.append(child)
         if not children or not children[0].engine.startswith("kaoken"):
-            raise SystemExit("Kaoken itself does not load: see the log")
+            return  # the reason is noted
         for row in rows:
             peers = [child for child in children[1:] if child.engine.startswith(row.peers)]
             take_turns(children[0], peers, row, plan.rounds, results, seeds, say)
@@ -205,7 +209,7 @@ def _measure_contexts(
     ours: Child, checkpoint: Checkpoint, plan: Plan, results: Results, seeds: Iterator[int], say: Say
 ) -> None:
     """Ours at a short and a long context in turns; the first of them is for warmth."""
-    if LONG.positions() > checkpoint.config()["n_positions"]:
+    if LONG.positions() > checkpoint.n_positions():
         results.skipped["context"] = f"needs {LONG.positions()} positions"
         return
     found = []
@@ -252,11 +256,11 @@ def save(document: dict[str, Any], path: Path) -> None:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """From the command line. --quick is two rounds of the short rows."""
-    quick = options.quick
+    quick, task = options.quick, task_of(options.model)
     return Plan(
         model=options.model,
-        dtypes=tuple(options.dtypes or (("float32", "int8") if quick else PEERS)),
-        rows=tuple(options.rows or (("decode", "prefill-128", "cold") if quick else (*ROWS, *OTHER_ROWS))),
+        dtypes=tuple(options.dtypes or (("float32", "int8") if quick else PEERS[task])),
+        rows=tuple(options.rows or rows_of(task, quick)),
         peers=tuple(options.peers or ()),
         rounds=options.rounds or (2 if quick else 7),
         threads=options.threads,

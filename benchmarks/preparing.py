@@ -27,7 +27,7 @@ def cache_root(chosen: Path | None) -> Path:
 def prepare(entry: Entry, checkpoint: Checkpoint, cache: Path, threads: int, log: Path) -> Path:
     """What the engine loads, converted in a process of its own unless the cache has it. Raises WorkerError."""
     fields = {"engine": entry.name, "checkpoint": as_fields(checkpoint)}
-    if entry.module == "kaoken_engine":
+    if entry.name.startswith("kaoken "):
         with Child(entry.name, threads, log) as child:
             return Path(child.ask("prepare", directory=None, **fields)["prepared"])
     directory = (

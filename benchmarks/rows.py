@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work for one request to a worker. Lengths are positions; `steps` counts steps, tokens, or prompts."""
+    """One kind of work for one request to a worker. Lengths are positions; `steps` counts steps, tokens, or prompts.
+
+    Texts to encode are from `shortest`, where that is given, to `length` long.
+    """
 
     name: str
     request: str
@@ -17,10 +20,17 @@ class Row:
     steps: int
     title: str
     peers: str = ""  # what the names of those that have it begin with
+    shortest: int | None = None
+
+    def task(self) -> str:
+        """Of the models that it is for."""
+        return self.request if self.request in ("encode", "translate") else "decode"
 
     def positions(self) -> int:
-        """The room that it needs in a KV cache."""
-        return self.length + (0 if self.request == "prefill" else self.steps + 1)
+        """The longest sequence, and so the room that it needs in a KV cache."""
+        if self.request == "translate":
+            return max(self.length, self.steps + 1)
+        return self.length + (0 if self.request in ("prefill", "encode") else self.steps + 1)
 
     def fields(self, seed: int) -> dict[str, Any]:
         """The request's."""
@@ -30,6 +40,7 @@ class Row:
             "steps": self.steps,
             "positions": self.positions(),
             "seed": seed,
+            **({} if self.shortest is None else {"shortest": self.shortest}),
         }
 
 
@@ -41,6 +52,12 @@ ROWS = {
         Row("prefill-128", "prefill", 1, 128, 3, "prefill of 128 tokens"),
         Row("prefill-512", "prefill", 1, 512, 2, "prefill of 512 tokens"),
         Row("generate", "generate", 1, 16, 64, "a whole generate(): 64 tokens behind a prompt of 16", "torch "),
+        Row("encode-32", "encode", 1, 32, 8, "one text of 32 tokens"),
+        Row("encode-128", "encode", 1, 128, 4, "one text of 128 tokens"),
+        Row("encode-16x128", "encode", 16, 128, 1, "16 texts of 128 tokens"),
+        Row("encode-ragged", "encode", 32, 128, 1, "32 texts of 4 to 128 tokens", shortest=4),
+        Row("translate", "translate", 1, 64, 64, "64 tokens for a source of 64"),
+        Row("translate-batch16", "translate", 16, 64, 64, "64 tokens for each of 16 sources of 64"),
     )
 }
 
@@ -51,3 +68,15 @@ LONG = Row("context-1000", "decode", 1, 1000, 22, "decode, context 1000")
 # Measured otherwise: SHORT and LONG, in fresh processes, and by the statistics of the build.
 OTHER_ROWS = ("context", "cold", "build")
 ROW_NAMES = (*ROWS, *OTHER_ROWS)
+
+
+def rows_of(task: str, quick: bool) -> tuple[str, ...]:
+    """The names of all rows for a task, or of those of a quick run."""
+    if quick:
+        return {
+            "decode": ("decode", "prefill-128", "cold"),
+            "encode": ("encode-32", "encode-128"),
+            "translate": ("translate",),
+        }[task]
+    others = OTHER_ROWS if task == "decode" else ("build",)
+    return (*(name for name, row in ROWS.items() if row.task() == task), *others)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines import get_entry
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Encoder, Engine, Ids, Translator
 from benchmarks.models import Checkpoint
 
 WARM_UP = 16  # positions of the untimed pass that wakes an engine's threads
@@ -27,12 +27,13 @@ class Worker:
     def __init__(self) -> None:
         self._engine: Engine | None = None
         self._vocabulary = 0
+        self._tuned: tuple[int, ...] = ()
         self._layer: tuple[str, Any] | None = None
 
     def prepare(self, engine: str, checkpoint: dict[str, str], directory: str | None) -> dict[str, Any]:
         """Converts the checkpoint into `directory`; with None the engine says where its own cache has it."""
-        entry = get_entry(engine)
         model = _checkpoint(checkpoint)
+        entry = get_entry(engine, model.task())
         if directory is None:
             located = entry.engine().locate(model, entry.variant)
             return {"prepared": None if located is None else str(located)}
@@ -41,8 +42,8 @@ class Worker:
 
     def load(self, engine: str, checkpoint: dict[str, str], prepared: str, threads: int) -> dict[str, Any]:
         """Loads a prepared model."""
-        entry = get_entry(engine)
         model = _checkpoint(checkpoint)
+        entry = get_entry(engine, model.task())
         self._vocabulary = int(model.config()["vocab_size"])
         self._engine = entry.engine()(model, Path(prepared), entry.variant, threads)
         return {"note": self._engine.note, "versions": entry.versions(), **self._engine.facts()}
@@ -64,10 +65,37 @@ class Worker:
         engine = self._ready(batch, positions)
         return {"seconds": [engine.time_generate(self._ids((batch, length), seed + i), steps) for i in range(2)]}
 
+    def encode(
+        self, batch: int, length: int, steps: int, positions: int, seed: int, shortest: int | None = None
+    ) -> dict[str, Any]:
+        """Seconds of `steps` lists of fresh texts, which are from `shortest` to `length` long, in any order."""
+        engine = self._engine
+        assert isinstance(engine, Encoder), "no encoder is loaded"
+        lengths = np.linspace(shortest or length, length, batch).round().astype(np.int64)
+        generator = np.random.default_rng(seed)
+        lists = [
+            [generator.integers(0, self._vocabulary, count).tolist() for count in generator.permutation(lengths)]
+            for _ in range(steps + 1)
+        ]
+        if self._tuned != (batch, length, shortest or length):
+            self._tuned = (batch, length, shortest or length)
+            engine.tune(lists[0])
+        engine.encode(lists[0][:1])
+        return {"seconds": [engine.time_encode(texts) for texts in lists[1:]]}
+
+    def translate(self, batch: int, length: int, steps: int, positions: int, seed: int) -> dict[str, Any]:
+        """Seconds of `steps` new tokens for each of a batch of sources of fresh ids."""
+        engine = self._engine
+        assert isinstance(engine, Translator), "no translator is loaded"
+        sources = self._ids((2, batch, length), seed)
+        engine.translate(sources[0], 1)
+        return {"seconds": [engine.time_translate(sources[1], steps)]}
+
     def cold_script(self, engine: str, checkpoint: dict[str, str], prepared: str, threads: int) -> dict[str, Any]:
         """The source of a program that prints the first token."""
-        entry = get_entry(engine)
-        script = entry.engine().cold_script(_checkpoint(checkpoint), Path(prepared), entry.variant, threads)
+        model = _checkpoint(checkpoint)
+        entry = get_entry(engine, model.task())
+        script = entry.engine().cold_script(model, Path(prepared), entry.variant, threads)
         return {"script": script}
 
     def torch_layer(self, name: str, rows: int, repeats: int, threads: int) -> dict[str, Any]:
@@ -78,12 +106,12 @@ class Worker:
             self._layer = (name, make_layer(name, threads))
         return {"seconds": time_layer(self._layer[1], rows, repeats)}
 
-    def _ready(self, batch: int, positions: int) -> Engine:
-        assert self._engine is not None, "nothing is loaded"
+    def _ready(self, batch: int, positions: int) -> Decoder:
+        assert isinstance(self._engine, Decoder), "no decoder is loaded"
         self._engine.reserve(batch, positions)
         return self._engine
 
-    def _warm_up(self, engine: Engine, batch: int, seed: int) -> None:
+    def _warm_up(self, engine: Decoder, batch: int, seed: int) -> None:
         engine.time_prefill(self._ids((batch, WARM_UP), seed + 1))
 
     def _ids(self, shape: tuple[int, ...], seed: int) -> Ids:

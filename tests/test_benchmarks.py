@@ -10,7 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2, Session
@@ -23,12 +26,15 @@ from benchmarks.__main__ import without_paths  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.children import WorkerError  # noqa: E402
 from benchmarks.engines import PEERS, get_entry  # noqa: E402
+from benchmarks.engines.base import Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.models import get_checkpoint, random_tensors  # noqa: E402
+from benchmarks.models import get_checkpoint  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
-from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row  # noqa: E402
+from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
+from benchmarks.shapes import SHAPES, random_tensors  # noqa: E402
 from benchmarks.summary import ratios, summarize  # noqa: E402
+from benchmarks.worker import Worker  # noqa: E402
 
 
 def test_a_summary_is_the_median_and_the_quartiles() -> None:
@@ -53,12 +59,13 @@ def test_verdicts(value: float, verdict: str) -> None:
 def test_every_bar_is_of_a_row_and_an_engine_that_exist() -> None:
     for bar in BARS:
         assert bar.row in (*ROW_NAMES, "memory")
-        assert bar.peer in (*PEERS[bar.dtype], "itself", "weights")
+        assert bar.peer in (*PEERS["decode"][bar.dtype], "itself", "weights")
 
 
 def test_every_engine_has_an_entry_and_a_module() -> None:
-    for name in {f"kaoken {dtype}" for dtype in PEERS} | {peer for each in PEERS.values() for peer in each}:
-        assert (ROOT / "benchmarks" / "engines" / f"{get_entry(name).module}.py").is_file()
+    for task, dtypes in PEERS.items():
+        for name in {f"kaoken {dtype}" for dtype in dtypes} | {peer for each in dtypes.values() for peer in each}:
+            assert (ROOT / "benchmarks" / "engines" / f"{get_entry(name, task).module}.py").is_file()
 
 
 def test_the_kernels_are_those_of_the_table() -> None:
@@ -68,11 +75,46 @@ def test_the_kernels_are_those_of_the_table() -> None:
     }
 
 
-def test_random_checkpoints_are_the_same_each_time() -> None:
-    config = {"vocab_size": 5, "n_positions": 3, "n_embd": 4, "n_layer": 1}
+TINY = {  # the sizes of shapes that differ from those of a full shape
+    "gpt2": {"vocab_size": 5, "n_positions": 3, "n_embd": 4, "n_layer": 1, "n_head": 2},
+    "smollm2-135m": {
+        "vocab_size": 11,
+        "hidden_size": 12,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "max_position_embeddings": 16,
+    },
+    "bert-base": {
+        "vocab_size": 11,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+    },
+    "t5-small": {"vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_random_checkpoints_are_the_same_each_time(shape: str) -> None:
+    config = {**SHAPES[shape], **TINY[shape]}
     first, second = random_tensors(config, 1), random_tensors(config, 1)
-    assert len(first) == 4 + 12
     assert all((first[name] == second[name]).all() for name in first)
+    assert shape != "gpt2" or len(first) == 4 + 12
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_kaoken_reads_the_random_checkpoints(shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its families refuse names and shapes that they do not know, and those that are missing."""
+    monkeypatch.setitem(SHAPES, shape, {**SHAPES[shape], **TINY[shape]})
+    checkpoint = get_checkpoint(shape, tmp_path)
+    graph = read_graph(open_checkpoint(checkpoint.directory))
+    assert (graph.encoder is None) == (checkpoint.task() == "decode")
+    assert checkpoint.parameters() > 0
 
 
 def test_recorded_commands_name_no_paths() -> None:
@@ -148,6 +190,76 @@ def test_rows_past_the_context_are_named(results: peers.Results, tmp_path: Path)
     assert [row.name for row in peers.rows_that_fit(plan, 256, results)] == ["decode"]
     assert results.skipped == {"prefill-512": "needs 512 positions, bundled has 256"}
     assert LONG.positions() <= 1024
+
+
+def test_every_row_is_of_one_task() -> None:
+    for task in PEERS:
+        names = [name for name in rows_of(task, quick=False) if name in ROWS]
+        assert {ROWS[name].task() for name in names} == {task}
+        assert {*rows_of(task, quick=True)} <= {*rows_of(task, quick=False)}
+
+
+def test_rows_of_other_tasks_and_types_that_kaoken_lacks_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers are not measured without it, and the run goes on."""
+    plan = peers.Plan("bundled", ("int8",), ("encode-32",), (), 1, 1, tmp_path, tmp_path)
+    monkeypatch.setattr("benchmarks.engines.find_spec", lambda module: None)
+    document = peers.run(plan, [], lambda text: None, only_prepare=False)
+    assert document["skipped"] == {"encode-32": "is for models that encode, and bundled is to decode"}
+    assert document["missing"]["kaoken int8"] == "not installed: kaoken"
+    assert document["turns"] == []
+
+
+def test_an_engine_is_measured_with_the_families_that_it_has() -> None:
+    assert get_entry("llama.cpp Q8_0").lacks("llama") == "measured with gpt2 alone"
+    assert get_entry("kaoken int8", "encode").lacks("bert") is None
+
+
+class FakeEncoder(PaddedEncoder):
+    """Whose vectors are the ids, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, ids: Ids, mask: Ids) -> Vectors:
+        self.shapes.append(ids.shape)
+        assert (ids[mask == 0] == 0).all()
+        return ids[:, :, None].astype(np.float32)
+
+
+def test_padded_batches_are_of_texts_of_similar_lengths() -> None:
+    encoder, texts = FakeEncoder(), [[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]]
+    encoder._size = 2
+    assert [vectors[:, 0].tolist() for vectors in encoder.encode(texts)] == texts
+    assert encoder.shapes == [(2, 2), (2, 4)]
+    encoder.tune(texts)
+    assert encoder._size in (1, 4)
+
+
+class FakeTranslator(Translator):
+    """Repeats what it reads."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[tuple[int, ...], int]] = []
+
+    def translate(self, ids: Ids, count: int) -> Ids:
+        self.asked.append((ids.shape, count))
+        return ids[:, :count]
+
+
+def test_workers_encode_ragged_texts_and_translate(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, encoder, translator = Worker(), FakeEncoder(), FakeTranslator()
+    for name, engine in (("_vocabulary", 9), ("_engine", encoder)):
+        monkeypatch.setattr(worker, name, engine)
+    encoder._size = 32
+    monkeypatch.setattr(encoder, "tune", lambda texts: None)
+    row = ROWS["encode-ragged"]
+    assert len(worker.encode(**row.fields(3))["seconds"]) == row.steps
+    assert encoder.shapes[-1] == (32, 128)
+    monkeypatch.setattr(worker, "_engine", translator)
+    assert len(worker.translate(**ROWS["translate-batch16"].fields(3))["seconds"]) == 1
+    assert translator.asked == [((16, 64), 1), ((16, 64), 64)]
 
 
 def peers_document(results: peers.Results) -> dict[str, Any]:

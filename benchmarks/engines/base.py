@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from benchmarks.models import Checkpoint
 
 Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
 
 
 class Engine(ABC):
-    """A loaded model with a KV cache for some sequences of one length."""
+    """A loaded model. What it can be asked for is in the class of its task, below."""
 
-    note = ""  # where its work differs from "the logits of the last position, the likeliest token"
+    note = ""  # where its work differs from what its task says
 
     @classmethod  # noqa: B027 (most engines need nothing of the three that are not abstract)
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
@@ -37,7 +38,16 @@ class Engine(ABC):
         """What else a report should know of it, as JSON."""
         return {}
 
-    def reserve(self, batch: int, positions: int) -> None:  # noqa: B027 (most engines need nothing)
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        """Python source that loads the model and prints one token, or None where that is not measured."""
+        return None
+
+
+class Decoder(Engine):
+    """Greedy decoding of some sequences of one length: the logits of the last position, the likeliest token."""
+
+    def reserve(self, batch: int, positions: int) -> None:
         """Makes room for `batch` sequences of up to `positions`; never timed."""
 
     @abstractmethod
@@ -68,7 +78,65 @@ class Engine(ABC):
         """Seconds of the library's own `generate`, called once for `steps` new tokens behind ids [batch, count]."""
         raise NotImplementedError(f"{type(self).__name__} has no generate")
 
-    @classmethod
-    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
-        """Python source that loads the model and prints one token, or None where that is not measured."""
-        return None
+
+class Encoder(Engine):
+    """The vectors of the last layer at every position of some texts of any lengths."""
+
+    @abstractmethod
+    def encode(self, texts: list[list[int]]) -> list[Vectors]:
+        """The vectors of each text, float32 [length, width]."""
+
+    def tune(self, texts: list[list[int]]) -> None:
+        """Chooses how to take texts like these; never timed."""
+
+    def time_encode(self, texts: list[list[int]]) -> float:
+        """Seconds of `encode`."""
+        begin = time.perf_counter()
+        self.encode(texts)
+        return time.perf_counter() - begin
+
+
+class PaddedEncoder(Encoder):
+    """Takes texts in the order of their lengths, in padded batches of whichever size is the quickest."""
+
+    sizes = (1, 8, 32)
+    _size = max(sizes)
+
+    @abstractmethod
+    def forward(self, ids: Ids, mask: Ids) -> Vectors:
+        """The vectors [batch, longest, width] of ids [batch, longest] whose mask has 0 for the padding behind."""
+
+    def encode(self, texts: list[list[int]]) -> list[Vectors]:
+        order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
+        found: dict[int, Vectors] = {}
+        for begin in range(0, len(order), self._size):
+            batch = order[begin : begin + self._size]
+            lengths = np.array([len(texts[text]) for text in batch])
+            mask = (np.arange(lengths[-1]) < lengths[:, None]).astype(np.int64)
+            ids = np.zeros_like(mask)
+            ids[mask == 1] = np.concatenate([texts[text] for text in batch])
+            vectors = self.forward(ids, mask)
+            found |= {text: row[: len(texts[text])] for text, row in zip(batch, vectors, strict=True)}
+        return [found[text] for text in range(len(texts))]
+
+    def tune(self, texts: list[list[int]]) -> None:
+        seconds = {}
+        for size in dict.fromkeys(min(size, len(texts)) for size in self.sizes):
+            self._size = size
+            self.encode(texts[:size])
+            seconds[size] = self.time_encode(texts)
+        self._size = min(seconds, key=seconds.__getitem__)
+
+
+class Translator(Engine):
+    """Greedy tokens of an encoder-decoder for sources of one length, whatever the tokens are."""
+
+    @abstractmethod
+    def translate(self, ids: Ids, count: int) -> Ids:
+        """The first `count` tokens behind the start token, [batch, count], for ids [batch, length]."""
+
+    def time_translate(self, ids: Ids, count: int) -> float:
+        """Seconds of `translate`."""
+        begin = time.perf_counter()
+        self.translate(ids, count)
+        return time.perf_counter() - begin

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.models import Checkpoint
 
 
-class CTranslate2(Engine):
+class CTranslate2(Decoder):
     """The prompt goes through without logits but those of its last token (include_prompt_in_result=False)."""
 
     note = "generate_batch; step times are those between the calls of its callback"
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
-        _make_converter(checkpoint).convert(str(directory), quantization=variant, force=True)
+        make_converter(checkpoint).convert(str(directory), quantization=variant, force=True)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import ctranslate2
@@ -70,7 +70,7 @@ print(result[0].sequences_ids[0][0], flush=True)
 """
 
 
-def _make_converter(checkpoint: Checkpoint) -> Any:
+def make_converter(checkpoint: Checkpoint) -> Any:
     """Its transformers converter, with tokens called t0, t1, ...: a random model has no tokenizer."""
     from ctranslate2.converters import TransformersConverter
 
@@ -78,9 +78,13 @@ def _make_converter(checkpoint: Checkpoint) -> Any:
 
     class Tokenizer:
         bos_token = eos_token = unk_token = f"t{config['vocab_size'] - 1}"
+        pad_token = "t0"
 
         def get_vocab(self) -> dict[str, int]:
             return {f"t{token}": token for token in range(config["vocab_size"])}
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return f"t{token}"
 
     class Converter(TransformersConverter):
         def load_tokenizer(self, *_: Any, **__: Any) -> Tokenizer:

@@ -10,22 +10,19 @@ from typing import Any
 import numpy as np
 
 import kaoken
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Engine, Ids
 from benchmarks.models import Checkpoint
-from kaoken.causal import BakedGPT2
 
 
-class Kaoken(Engine):
-    """Decoding is `BakedGPT2.stream` for one sequence, a session and NumPy's argmax for several."""
+class Baked(Engine):
+    """What baked models of all tasks have in common."""
+
+    _model: kaoken.BakedModel
 
     @classmethod
     def locate(cls, checkpoint: Checkpoint, variant: str) -> Path | None:
         """`kaoken.bake` has a cache, whose key covers Kaoken's own sources."""
         return kaoken.bake(checkpoint.directory, dtype=variant)
-
-    def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
-        self._model = BakedGPT2(prepared, threads=threads)
-        self._session = self._model.session(1)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -33,6 +30,16 @@ class Kaoken(Engine):
             "cache_dtype": self._model.info.cache_dtype,
             "bytes_per_token": self._model.info.bytes_per_token,
         }
+
+
+class Kaoken(Baked, Decoder):
+    """Decoding is `stream` for one sequence, a session and NumPy's argmax for several."""
+
+    _model: kaoken.BakedCausalLM
+
+    def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
+        self._model = kaoken.BakedCausalLM(prepared, threads=threads)
+        self._session = self._model.session(1)
 
     def reserve(self, batch: int, positions: int) -> None:
         if self._session.batch != batch:

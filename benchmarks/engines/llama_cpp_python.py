@@ -8,14 +8,14 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.gguf_file import write_gguf
 from benchmarks.models import Checkpoint
 
 FILE_TYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama_ftype
 
 
-class LlamaCpp(Engine):
+class LlamaCpp(Decoder):
     """One llama_decode a prompt or step; logits are asked for at each sequence's last position."""
 
     note = "llama_decode through llama-cpp-python's low-level functions; KV cache float16, its default"

@@ -7,52 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.steps import step_inputs
 from benchmarks.models import Checkpoint
 
 
-class OnnxRuntime(Engine):
+class OnnxRuntime(Decoder):
     """int8 is `quantize_dynamic` of the matrix products, per channel."""
 
     note = "own torch export (last-position logits); the cache goes from a step's outputs to the next one's inputs"
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
-        from kaoken.onnx_export import ExportedGPT2, export
+        from benchmarks.engines.exported import cached_decoder
+        from kaoken.onnx_export import export
 
-        gpt2 = ExportedGPT2(checkpoint.directory)
+        decoder = cached_decoder(checkpoint)
         plain = directory / "plain.onnx"
-        export(gpt2, gpt2.example(), gpt2.names(), plain, dynamo=False)
+        export(decoder, decoder.example(), decoder.names(), plain, dynamo=False)
         if variant == "float32":
             plain.rename(directory / "model.onnx")
             return
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        quantize_dynamic(
-            plain,
-            directory / "model.onnx",
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        quantize(plain, directory / "model.onnx")
         plain.unlink()
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._session = onnxruntime.InferenceSession(
-            str(prepared / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(prepared / "model.onnx", threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self._past_names = [name.removeprefix("present.") for name in self._outputs[1:]]
-        config = checkpoint.config()
-        self._cache_shape = (config["n_head"], 0, config["n_embd"] // config["n_head"])
+        _, heads, _, head_dim = self._session.get_inputs()[-1].shape  # of the past
+        self._cache_shape = (heads, 0, head_dim)
         self._past: list[Any] = []
         self._length = 0
 
@@ -75,6 +61,26 @@ class OnnxRuntime(Engine):
         logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
         self._length += ids.shape[1]
         return np.asarray(logits.numpy().argmax(-1), np.int64)
+
+
+def quantize(plain: Path, path: Path) -> None:
+    """Writes the model with the matrices of its products in int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        plain, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+    )
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """A model, loaded with all of the rewrites that there are."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 ENGINE = OnnxRuntime

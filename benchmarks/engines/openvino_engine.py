@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.steps import step_inputs
 from benchmarks.models import Checkpoint
 
 
-class OpenVINO(Engine):
+class OpenVINO(Decoder):
     """float32 weights compute in float32; compressed weights at the plugin's own choice of precision."""
 
     note = (
         "own torch export (last-position logits), stateful KV cache; float32 with INFERENCE_PRECISION_HINT=f32, "
-        "int8 and int4 (nncf, symmetric, groups of 64, first and last layer int8) with the plugin's defaults"
+        "int8 and int4 (nncf, symmetric, groups of 64, first and last layer int8) with the plugin's defaults; all with "
+        "a cache of bytes, its default"
     )
 
     @classmethod
@@ -26,13 +27,13 @@ class OpenVINO(Engine):
 
         model = _convert(checkpoint)
         if variant != "float32":
-            model = _compress(model, variant)
+            model = compress(model, variant)
         openvino.save_model(model, directory / "model.xml", compress_to_fp16=False)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import openvino
 
-        compiled = openvino.Core().compile_model(prepared / "model.xml", "CPU", _settings(variant, threads))
+        compiled = openvino.Core().compile_model(prepared / "model.xml", "CPU", settings(variant, threads))
         self._request = compiled.create_infer_request()
         self._length = 0
 
@@ -56,7 +57,7 @@ class OpenVINO(Engine):
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
         return f"""
 import numpy, openvino
-model = openvino.Core().compile_model({str(prepared / "model.xml")!r}, "CPU", {_settings(variant, threads)!r})
+model = openvino.Core().compile_model({str(prepared / "model.xml")!r}, "CPU", {settings(variant, threads)!r})
 request = model.create_infer_request()
 mask = numpy.triu(numpy.full((8, 8), -numpy.inf, numpy.float32), 1)[None, None]
 inputs = {{"ids": numpy.arange(1, 9)[None], "positions": numpy.arange(8)[None], "mask": mask,
@@ -65,36 +66,36 @@ print(request.infer(inputs)["logits"].argmax(), flush=True)
 """
 
 
-def _settings(variant: str, threads: int) -> dict[str, Any]:
-    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-    return settings | ({"INFERENCE_PRECISION_HINT": "f32"} if variant == "float32" else {})
+def settings(variant: str, threads: int) -> dict[str, Any]:
+    """Of the plugin."""
+    common = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    return common | ({"INFERENCE_PRECISION_HINT": "f32"} if variant == "float32" else {})
 
 
 def _convert(checkpoint: Checkpoint) -> Any:
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
-    from kaoken.onnx_export import ExportedGPT2
+    from benchmarks.engines.exported import cached_decoder
 
-    gpt2 = ExportedGPT2(checkpoint.directory).eval()
-    model = openvino.convert_model(gpt2, example_input=gpt2.example())
-    names = gpt2.past_names()
-    _name_ports(model, gpt2, names)
+    decoder = cached_decoder(checkpoint).eval()
+    model = openvino.convert_model(decoder, example_input=decoder.example())
+    names = decoder.past_names()
+    _name_ports(model, decoder.cache_shapes, names)
     _reorder_by_beam(model, names)
     apply_make_stateful_transformation(model, {name: f"present.{name}" for name in names})
     _start_empty(model)
     return model
 
 
-def _name_ports(model: Any, gpt2: Any, names: list[str]) -> None:
+def _name_ports(model: Any, cache_shapes: list[tuple[int, int]], names: list[str]) -> None:
     """Names and shapes that say what is dynamic."""
     import openvino
 
-    attention = gpt2.graph.blocks[0].attention
-    cache = openvino.PartialShape([-1, attention.heads, -1, attention.head_dim])
     shapes = [[-1, -1], [1, -1], [1, 1, -1, -1]]
+    shapes += [[-1, heads, -1, head_dim] for heads, head_dim in cache_shapes for _ in range(2)]
     inputs = ["ids", "positions", "mask", *names]
-    for port, name, shape in zip(model.inputs, inputs, [*shapes, *[cache] * len(names)], strict=True):
+    for port, name, shape in zip(model.inputs, inputs, shapes, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_partial_shape(openvino.PartialShape(shape))
     for port, name in zip(model.outputs, ["logits", *[f"present.{name}" for name in names]], strict=True):
@@ -135,7 +136,8 @@ def _start_empty(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _compress(model: Any, variant: str) -> Any:
+def compress(model: Any, variant: str) -> Any:
+    """The model with weights of a type, by nncf."""
     import nncf
 
     if variant == "int8":

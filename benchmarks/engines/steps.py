@@ -1,4 +1,4 @@
-"""The inputs of `kaoken.onnx_export.ExportedGPT2` that depend on positions alone; torch is not imported."""
+"""The inputs of `kaoken.onnx_export.CachedDecoder` that depend on positions alone; torch is not imported."""
 
 from __future__ import annotations
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2LMHeadModel, StaticCache
+from transformers import AutoModelForCausalLM, StaticCache
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.models import Checkpoint
 
 
-class TorchCompile(Engine):
+class TorchCompile(Decoder):
     """Compiled once for each shape, before anything is timed."""
 
     note = "torch.compile of transformers' forward, StaticCache as large as the row needs, last-position logits"
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._model = GPT2LMHeadModel.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
         torch._dynamo.config.recompile_limit = 64  # a few for each row: by default the ninth shape runs eagerly
         self._forward = torch.compile(self._model.forward, dynamic=False)
         self._cache: StaticCache | None = None

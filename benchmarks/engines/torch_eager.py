@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from benchmarks.engines.base import Engine, Ids
+from benchmarks.engines.base import Decoder, Ids
 from benchmarks.models import Checkpoint
 
 
-class TorchEager(Engine):
+class TorchEager(Decoder):
     """Scaled dot product attention and `logits_to_keep=1`: the last position's logits alone."""
 
     note = (
@@ -24,7 +24,7 @@ class TorchEager(Engine):
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self._model = GPT2LMHeadModel.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
         self._cache = DynamicCache(config=self._model.config)
 
     def start(self, ids: Ids) -> Ids:
@@ -51,9 +51,9 @@ class TorchEager(Engine):
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
         return f"""
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 torch.set_num_threads({threads})
-model = GPT2LMHeadModel.from_pretrained({str(checkpoint.directory)!r}, dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained({str(checkpoint.directory)!r}, dtype=torch.float32)
 ids = torch.arange(1, 9)[None]
 options = dict(attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)
 print(int(model.generate(ids, **options)[0, -1]), flush=True)

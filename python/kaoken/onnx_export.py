@@ -32,16 +32,45 @@ _LARGEST = 2**31  # bytes of a protobuf file
 _TOLERANCE = 1e-2  # between logits in float32; a wrong graph is off by far more
 
 
-class ExportedGPT2(nn.Module):
-    """A checkpoint with its KV cache as inputs and outputs, whose head reads the last position alone.
+class CachedDecoder(nn.Module):
+    """A decoder with its KV cache as inputs and outputs, whose head reads the last position alone.
 
     ids [B, T], positions [1, T], mask [1, 1, T, P + T] and 2 L tensors [B, H, P, D] of the past, in that order, to the
     last position's logits [B, V] and 2 L tensors [B, H, P + T, D].
     """
 
-    def __init__(self, directory: Path, dropout: float = 0.0) -> None:
+    def __init__(self, cache_shapes: list[tuple[int, int]]) -> None:
         super().__init__()
-        self.graph = read_graph(open_checkpoint(directory))
+        self.cache_shapes = cache_shapes  # H and D of each block
+
+    def past_names(self) -> list[str]:
+        """Of the inputs behind ids, positions and mask."""
+        return [f"past.{layer}.{kind}" for layer in range(len(self.cache_shapes)) for kind in ("key", "value")]
+
+    def example(self, batch: int = 2, past: int = 3, count: int = 4) -> tuple[Tensor, ...]:
+        """Inputs to trace it with."""
+        caches = [torch.zeros(batch, heads, past, size) for heads, size in self.cache_shapes for _ in range(2)]
+        mask = torch.full((1, 1, count, past + count), -math.inf).triu(past + 1)
+        return torch.ones(batch, count, dtype=torch.int64), torch.arange(past, past + count)[None], mask, *caches
+
+    def names(self) -> Names:
+        """Of inputs and outputs, and what of them is dynamic."""
+        names = self.past_names()
+        axes = {"ids": {0: "batch", 1: "count"}, "positions": {1: "count"}, "mask": {2: "count", 3: "total"}}
+        axes |= {"logits": {0: "batch"}}
+        axes |= {name: {0: "batch", 2: "past"} for name in names}
+        axes |= {f"present.{name}": {0: "batch", 2: "total"} for name in names}
+        outputs = ["logits", *[f"present.{name}" for name in names]]
+        return Names(["ids", "positions", "mask", *names], outputs, axes)
+
+
+class ExportedGPT2(CachedDecoder):
+    """A GPT-2 checkpoint as a CachedDecoder."""
+
+    def __init__(self, directory: Path, dropout: float = 0.0) -> None:
+        graph = read_graph(open_checkpoint(directory))
+        super().__init__([(block.attention.heads, block.attention.head_dim) for block in graph.blocks])
+        self.graph = graph
         positions = self.graph.decoder.embeddings.positions
         if positions is None:
             raise InputError(f"{directory} is no GPT-2, and ONNX exports are of GPT-2 alone: leave out --onnx")
@@ -60,27 +89,6 @@ class ExportedGPT2(nn.Module):
             hidden, keys, values = block(hidden, mask, past[2 * layer], past[2 * layer + 1])
             present += [keys, values]
         return self.head(self.norm(hidden[:, -1])), *present
-
-    def past_names(self) -> list[str]:
-        """Of the inputs behind ids, positions and mask."""
-        return [f"past.{layer}.{kind}" for layer in range(len(self.blocks)) for kind in ("key", "value")]
-
-    def example(self, batch: int = 2, past: int = 3, count: int = 4) -> tuple[Tensor, ...]:
-        """Inputs to trace it with."""
-        attentions = [block.attention for block in self.graph.blocks]
-        caches = [torch.zeros(batch, each.heads, past, each.head_dim) for each in attentions for _ in range(2)]
-        mask = torch.full((1, 1, count, past + count), -math.inf).triu(past + 1)
-        return torch.ones(batch, count, dtype=torch.int64), torch.arange(past, past + count)[None], mask, *caches
-
-    def names(self) -> Names:
-        """Of inputs and outputs, and what of them is dynamic."""
-        names = self.past_names()
-        axes = {"ids": {0: "batch", 1: "count"}, "positions": {1: "count"}, "mask": {2: "count", 3: "total"}}
-        axes |= {"logits": {0: "batch"}}
-        axes |= {name: {0: "batch", 2: "past"} for name in names}
-        axes |= {f"present.{name}": {0: "batch", 2: "total"} for name in names}
-        outputs = ["logits", *[f"present.{name}" for name in names]]
-        return Names(["ids", "positions", "mask", *names], outputs, axes)
 
 
 class CausalGPT2(nn.Module):
