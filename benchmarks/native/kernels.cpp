@@ -94,23 +94,14 @@ int64_t time_linear(int64_t threads, int64_t rows, int64_t copies, int64_t passe
   return bytes;
 }
 
-template <class Type>
-struct Attention {
-  using Cache = Type;
-  using Layout = KAOKEN_ISA::Layout<12, 12, 64>;
-  using Rotary = NoRotary;
-  using Bias = NoBias;
-  static constexpr Sees kSees = Sees::kPast;
-};
-
 // Attention of GPT-2's 12 heads of 64 in `copies` blocks, `count` new positions behind `past` ones in each of `batch`
 // sequences. Returns the bytes that one block's cache has for all positions up to the last.
 template <class Type>
 int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t past, int64_t copies, int64_t passes,
                        double *seconds) {
-  using Traits = Attention<Type>;
-  using Cache = CacheOf<Traits>;
-  constexpr int64_t heads = Traits::Layout::kGroups, width = Traits::Layout::kKeys;
+  using Attention = Scheme<Layout<12, 12, 64>, Type, NoRotary, NoBias, Sees::kPast>;
+  using Cache = CacheOf<Attention>;
+  constexpr int64_t heads = Attention::Layout::kGroups, width = Attention::Layout::kKeys;
   const Sequences sequences(count, past, batch);
   Buffer<float> qkv(batch * count * 3 * width), attended(batch * count * width);
   Random().fill(qkv);
@@ -126,9 +117,9 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
     for (int64_t i = 0; i < copies; ++i) {
       const Cache cache(pass.cache, i * heads * Cache::kHeadBytes);
       const HeadPart part = head_part<heads>(worker);
-      extend_cache<Traits>(pass, part, cache, {});
-      wait_for_cache<Traits>(pass, part);
-      attention<Traits>(pass, part, cache, {}, {});
+      extend_cache<Attention>(pass, part, cache, {});
+      wait_for_cache<Attention>(pass, part);
+      attention<Attention>(pass, part, cache, {}, {});
       barrier(worker);
     }
   });

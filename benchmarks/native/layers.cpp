@@ -29,11 +29,7 @@ struct Attention {
   using Norm = NoNorm;
   static constexpr float kEpsilon = 0;
   static constexpr bool kReplaces = false, kLast = false;
-  using Layout = KAOKEN_ISA::Layout<kHeads, kHeads, kHeadDim>;
-  static constexpr Sees kSees = Sees::kPast;
-  using Rotary = NoRotary;
-  using Bias = NoBias;
-  using Cache = CacheFloat32;
+  using Scheme = KAOKEN_ISA::Scheme<Layout<kHeads, kHeads, kHeadDim>, CacheFloat32, NoRotary, NoBias, Sees::kPast>;
   using Qkv = Float32;
   using Out = Float32;
 };
@@ -110,7 +106,7 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   const Sequences sequence(rows, 0);
   Pass pass = {};
   pass.batch = sequence.batch;
-  pass.cache.page_bytes = kPage * kHeads * CacheOf<Attention>::kHeadBytes;
+  pass.cache.page_bytes = kPage * kHeads * CacheOf<Attention::Scheme>::kHeadBytes;
   Buffer<uint8_t> cache(static_cast<int64_t>(sequence.pages.size()) * pass.cache.page_bytes);
   pass.cache.memory = cache.data;
   pass.hidden = x.data;

@@ -11,13 +11,9 @@
   static constexpr float kEpsilon = GEN((each.sublayer.before.epsilon if each.sublayer.before else 0.0) | float32);
   static constexpr bool kReplaces = GEN(each.sublayer.replaces | lower);
 //% endmacro
-//% macro attention(each, layout)
+//% macro scheme(each, layout)
 //% set body = each.sublayer.body
-  using Layout = GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>;
-  static constexpr Sees kSees = Sees::GEN(sees[body.sees]);
-  using Bias = GEN("DistanceBias" if body.distance_bias else "NoBias");
-  using Rotary = KAOKEN_ISA::GEN("Rotary" if body.rotary else "NoRotary");
-  using Cache = CacheType;
+  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN("DistanceBias" if body.distance_bias else "NoBias"), Sees::GEN(sees[body.sees])>;
 //% endmacro
 // GEN(note)
 // From: GEN([unit] | sources)
@@ -31,12 +27,12 @@ namespace kaoken::KAOKEN_ISA::model_GEN(name) {
 struct GEN(unit.name)_GEN(each.name) {
 GEN(entry(each) | trim("\n"))
 //% if each.name == "attention"
-GEN(attention(each, "KAOKEN_ISA::Layout") | trim("\n"))
+GEN(scheme(each, "Layout") | trim("\n"))
   static constexpr bool kLast = GEN(last | lower);
   using Qkv = GEN(packed_block.products.qkv | kind);
   using Out = GEN(packed_block.products.out | kind);
 //% elif each.name == "cross"
-GEN(attention(each, "QueryLayout") | trim("\n"))
+GEN(scheme(each, "QueryLayout") | trim("\n"))
   using Query = GEN(packed_block.products.cross_query | kind);
   using Out = GEN(packed_block.products.cross_out | kind);
 //% else
@@ -70,7 +66,7 @@ GEN(arrays(unit))
 //% endfor
 //% for each in packed_block.sublayers
 //% if each.name == "attention"
-  static_assert(CacheOf<GEN(unit.name)_attention>::kHeadBytes * GEN(each.sublayer.body.kv_heads) == GEN(cache_bytes.attention));
+  static_assert(CacheOf<GEN(unit.name)_attention::Scheme>::kHeadBytes * GEN(each.sublayer.body.kv_heads) == GEN(cache_bytes.attention));
 //% set bias = "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, GEN(cache_before.attention), GEN(norm(each)),
@@ -95,7 +91,7 @@ GEN(arrays(unit))
 GEN("")
 struct GEN(unit.name)_source {
   static constexpr int64_t kWidth = GEN(source.width);
-GEN(attention(each, "SourceLayout") | trim("\n"))
+GEN(scheme(each, "SourceLayout") | trim("\n"))
   using KeyValue = GEN(each.key_value | kind);
 };
 

@@ -5,8 +5,7 @@
 // merged in order, and each row stops where its sight ends. So a row's arithmetic is the same in prefill and in decode,
 // in any batch, on any thread.
 //
-// The traits of a block's attention have its Layout, the type of its KV cache (Cache), its Rotary and its Bias, and
-// kSees.
+// What follows is made for a Scheme, which blocks that attend alike share: their code is in a library once.
 #pragma once
 
 #include "cache.h"
@@ -52,6 +51,15 @@ struct QueryLayout : Layout<Heads, KvHeads, Dim> {
 template <int64_t Heads, int64_t KvHeads, int64_t Dim>
 struct SourceLayout : Layout<Heads, KvHeads, Dim> {
   static constexpr int64_t kKeys = 0, kValues = KvHeads * Dim, kStride = 2 * kValues;
+};
+
+template <class Layout_, class Cache_, class Rotary_, class Bias_, Sees sees>
+struct Scheme {
+  using Layout = Layout_;
+  using Cache = Cache_;
+  using Rotary = Rotary_;
+  using Bias = Bias_;
+  static constexpr Sees kSees = sees;
 };
 
 // The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and under
@@ -154,13 +162,13 @@ KAOKEN_INLINE void gather_rest(const typename Step::Input *p, const typename Ste
 
 // A row's scores of a page from their sums, `count` vectors of them, of which the first `valid` count. Returns the
 // running maximum.
-template <class Traits, class Page>
-KAOKEN_INLINE float scores_of(const typename Traits::Cache::Step::Element *sums, float scale, const Page &page,
+template <class Scheme, class Page>
+KAOKEN_INLINE float scores_of(const typename Scheme::Cache::Step::Element *sums, float scale, const Page &page,
                               const float *bias, int64_t count, int64_t valid, float largest, float *scores) {
   Vec most = broadcast(largest);
   for (int64_t i = 0; i < count * kLanes; i += kLanes) {
-    Vec score = Traits::Cache::score(sums + i, scale, page, i);
-    if constexpr (!Traits::Bias::kNone) score = add(score, load(bias + i));
+    Vec score = Scheme::Cache::score(sums + i, scale, page, i);
+    if constexpr (!Scheme::Bias::kNone) score = add(score, load(bias + i));
     const Vec masked = select_first(valid - i, score, broadcast(-__builtin_inff()));
     most = max(most, masked);
     store(scores + i, masked);
@@ -183,20 +191,20 @@ KAOKEN_INLINE Vec exponentials(float *scores, int64_t count, float largest) {
 // Merges a page into Rows consecutive rows, of which the first sees `valid` positions of it and, where a row sees the
 // past, each further one sees one more, up to the whole page. query: [Rows][Dim]; out: [Rows][out_stride]; `bias` is
 // the first row's of the page's first key.
-template <class Traits, int Rows>
-KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query, const float *query_scales, float *out,
-                               int64_t out_stride, const HeadPage<typename Traits::Cache, Traits::Layout::kDim> &page,
+template <class Scheme, int Rows>
+KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query, const float *query_scales, float *out,
+                               int64_t out_stride, const HeadPage<typename Scheme::Cache, Scheme::Layout::kDim> &page,
                                const float *bias, bool first, int64_t valid, Softmax<Rows> &state) {
-  using Type = typename Traits::Cache;
+  using Type = typename Scheme::Cache;
   using Step = typename Type::Step;
   constexpr int planes = Type::kPlanes;
-  constexpr int64_t dim = Traits::Layout::kDim;
+  constexpr int64_t dim = Scheme::Layout::kDim;
   alignas(kAlignment) typename Step::Element products[Rows * kPage];
   alignas(kAlignment) float p[Rows * kPage];
   alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kPage];
   alignas(kAlignment) typename Step::Element sums[Rows * planes * dim];
   const auto sees = [&](int64_t row) {
-    if constexpr (Traits::kSees != Sees::kPast) return valid;
+    if constexpr (Scheme::kSees != Sees::kPast) return valid;
     return valid + row < kPage ? valid + row : kPage;
   };
   const int64_t seen = (sees(Rows - 1) + kLanes - 1) / kLanes;  // panels
@@ -206,7 +214,7 @@ KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query,
   const Vec before = load(state.largest);
   for (int row = 0; row < Rows; ++row) {
     state.largest[row] =
-        scores_of<Traits>(products + row * kPage, query_scales[row], page, Traits::Bias::kNone ? nullptr : bias - row,
+        scores_of<Scheme>(products + row * kPage, query_scales[row], page, Scheme::Bias::kNone ? nullptr : bias - row,
                           seen, sees(row), state.largest[row], p + row * kPage);
   }
   alignas(kAlignment) float shrink[kLanes];
@@ -241,38 +249,38 @@ KAOKEN_INLINE void attend_page(const typename Traits::Cache::Step::Input *query,
 }
 
 // How many positions the row at `position` sees, and the pages where they lie.
-template <class Traits>
+template <class Scheme>
 KAOKEN_INLINE int64_t seen_from(const Sequence &sequence, int64_t position) {
-  if constexpr (Traits::kSees == Sees::kPast) return position + 1;
-  return Traits::kSees == Sees::kAll ? sequence.length : sequence.source_length;
+  if constexpr (Scheme::kSees == Sees::kPast) return position + 1;
+  return Scheme::kSees == Sees::kAll ? sequence.length : sequence.source_length;
 }
-template <class Traits>
+template <class Scheme>
 KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
-  return Traits::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
+  return Scheme::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
 }
 
 // Attends Rows consecutive rows of one sequence and head, the first at `position`, none of which ends in another page.
-template <class Traits, int Rows, class Cache>
+template <class Scheme, int Rows, class Cache>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
                                const Cache &cache, const Sequence &sequence, int64_t head, int64_t position,
-                               const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
-  constexpr int64_t dim = Traits::Layout::kDim;
+                               const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
+  constexpr int64_t dim = Scheme::Layout::kDim;
   Softmax<Rows> state;
-  alignas(kAlignment) typename Traits::Cache::Step::Input queries[Rows * dim];
+  alignas(kAlignment) typename Scheme::Cache::Step::Input queries[Rows * dim];
   float scales[Rows];
   store(state.largest, broadcast(-__builtin_inff()));
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
-    alignas(kAlignment) float turned[Traits::Rotary::kNone ? kLanes : dim];
+    alignas(kAlignment) float turned[Scheme::Rotary::kNone ? kLanes : dim];
     const float *given = rotary.template turn<dim>(query + row * query_stride, position + row, turned);
-    scales[row] = Traits::Cache::template query<dim>(given, queries + row * dim);
+    scales[row] = Scheme::Cache::template query<dim>(given, queries + row * dim);
   }
-  const int32_t *pages = pages_of<Traits>(sequence);
-  const int64_t end = seen_from<Traits>(sequence, position), group = head / Traits::Layout::kShared;
+  const int32_t *pages = pages_of<Scheme>(sequence);
+  const int64_t end = seen_from<Scheme>(sequence, position), group = head / Scheme::Layout::kShared;
   for (int64_t begin = 0; begin < end; begin += kPage) {
     const int64_t left = end - begin;
     if (Rows == 1 && left > kPage) cache.prefetch(pages, group, begin + kPage);
-    attend_page<Traits, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
+    attend_page<Scheme, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
                               bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
   }
   for (int row = 0; row < Rows; ++row) {
@@ -295,27 +303,27 @@ struct Turns {
   }
 };
 
-template <class Traits>
-using CacheOf = BlockCache<typename Traits::Cache, Traits::Layout::kGroups, Traits::Layout::kDim>;
+template <class Scheme>
+using CacheOf = BlockCache<typename Scheme::Cache, Scheme::Layout::kGroups, Scheme::Layout::kDim>;
 
 // The keys and values of pass.qkv -> the cache. The worker that writes a group is also the one that attends with it
 // where it has groups of its own, or where each sequence has one new position and no group has several heads; so it
 // needs no barrier before that.
-template <class Traits>
-void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &cache,
-                  const typename Traits::Rotary &rotary) {
-  using Layout = typename Traits::Layout;
-  constexpr int64_t step = Traits::Cache::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
+template <class Scheme>
+void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> &cache,
+                  const typename Scheme::Rotary &rotary) {
+  using Layout = typename Scheme::Layout;
+  constexpr int64_t step = Scheme::Cache::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
   Turns turns(part.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
-    const int32_t *pages = pages_of<Traits>(sequence);
+    const int32_t *pages = pages_of<Scheme>(sequence);
     for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
       if (!turns.mine()) continue;
       float *keys = pass.qkv + sequence.row * stride + Layout::kKeys + group * dim;
       const float *values = keys + Layout::kValues - Layout::kKeys;
       const int64_t end = sequence.past + sequence.count;
-      if constexpr (!Traits::Rotary::kNone) {
+      if constexpr (!Scheme::Rotary::kNone) {
         for (int64_t row = 0; row < sequence.count; ++row) {
           rotary.template turn<dim>(keys + row * stride, sequence.past + row, keys + row * stride);
         }
@@ -323,10 +331,10 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> 
       for (int64_t position = sequence.past, stored; position < end; position += stored) {
         const auto page = cache.page(pages, group, position);
         if (position % step == 0 && position + step <= end) {
-          Traits::Cache::template store<step>(page, position % kPage, keys, values, stride);
+          Scheme::Cache::template store<step>(page, position % kPage, keys, values, stride);
           stored = step;
         } else {
-          Traits::Cache::template store<1>(page, position % kPage, keys, values, stride);
+          Scheme::Cache::template store<1>(page, position % kPage, keys, values, stride);
           stored = 1;
         }
         keys += stored * stride;
@@ -337,9 +345,9 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Traits> 
 }
 
 // Waits until the cache has what this worker attends to, where others write it.
-template <class Traits>
+template <class Scheme>
 KAOKEN_INLINE void wait_for_cache(const Pass &pass, const HeadPart &part) {
-  if (pass.batch.rows > pass.batch.count || Traits::Layout::kShared > 1) barrier(part.worker);
+  if (pass.batch.rows > pass.batch.count || Scheme::Layout::kShared > 1) barrier(part.worker);
 }
 
 // In the last block, behind extend_cache(): the rows that no logits are asked of have done their part. Moves to the
@@ -367,10 +375,10 @@ KAOKEN_INLINE void keep_outputs(Pass &pass, const Worker &worker) {
 
 // The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
 // that the longer ones at the end of a prompt are spread over all.
-template <class Traits>
-void attention(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &cache,
-               const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
-  using Layout = typename Traits::Layout;
+template <class Scheme>
+void attention(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> &cache,
+               const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
+  using Layout = typename Scheme::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
   Turns turns(part.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
@@ -382,14 +390,15 @@ void attention(const Pass &pass, const HeadPart &part, const CacheOf<Traits> &ca
       float *out = pass.attended + row * width + head * dim;
       for (int64_t group = begin / kAttentionRows * kAttentionRows; group < end; group += kAttentionRows) {
         if (!turns.mine()) continue;
-        if (group >= begin && group + kAttentionRows <= end) {
-          attend_rows<Traits, kAttentionRows>(query + group * stride, stride, out + group * width, width, cache,
+        int64_t from = group < begin ? begin : group;
+        __asm__("" : "+r"(from));  // else g++ writes the first group's code twice
+        if (from == group && group + kAttentionRows <= end) {
+          attend_rows<Scheme, kAttentionRows>(query + group * stride, stride, out + group * width, width, cache,
                                               sequence, head, group, rotary, bias);
           continue;
         }
-        for (int64_t position = group < begin ? begin : group; position < end && position < group + kAttentionRows;
-             ++position) {
-          attend_rows<Traits, 1>(query + position * stride, 0, out + position * width, 0, cache, sequence, head,
+        for (int64_t position = from; position < end && position < group + kAttentionRows; ++position) {
+          attend_rows<Scheme, 1>(query + position * stride, 0, out + position * width, 0, cache, sequence, head,
                                  position, rotary, bias);
         }
       }

@@ -71,12 +71,9 @@ struct Linear {
 // Attention with one type of cache, at one shape.
 template <class Type, int64_t Heads, int64_t HeadDim>
 struct Attention {
-  using Cache = Type;
-  using Layout = KAOKEN_ISA::Layout<Heads, Heads, round_up(HeadDim, kLanes)>;
-  using Rotary = NoRotary;
-  using Bias = NoBias;
-  static constexpr Sees kSees = Sees::kPast;
-  static constexpr int64_t kCacheBytes = Heads * CacheOf<Attention>::kHeadBytes;
+  using Scheme =
+      KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, NoBias, Sees::kPast>;
+  static constexpr int64_t kCacheBytes = Heads * CacheOf<Scheme>::kHeadBytes;
 
   static void attend(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, void *cache, float *attended) {
     Pass pass = {};
@@ -85,8 +82,8 @@ struct Attention {
     pass.cache = {cache, kPage * kCacheBytes};
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
-    extend_cache<Attention>(pass, part, CacheOf<Attention>(pass.cache, 0), {});
-    attention<Attention>(pass, part, CacheOf<Attention>(pass.cache, 0), {}, {});
+    extend_cache<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {});
+    attention<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {}, {});
   }
 };
 

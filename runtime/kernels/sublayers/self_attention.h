@@ -6,18 +6,20 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has what attention.h and entered() ask for, the types of the matrices (Qkv, Out), and kLast, for the last
-// block: behind its keys and values only the rows that outputs are asked of go on. Where none are, the pass is over,
-// and this returns false.
+// Traits has a Scheme, what entered() asks for, the types of the matrices (Qkv, Out), and kLast, for the last block:
+// behind its keys and values only the rows that outputs are asked of go on. Where none are, the pass is over, and this
+// returns false.
 template <class Traits>
 KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before, const NormVectors &norm,
                                   const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
-                                  const typename Traits::Rotary &rotary, const typename Traits::Bias &bias) {
+                                  const typename Traits::Scheme::Rotary &rotary,
+                                  const typename Traits::Scheme::Bias &bias) {
   using Qkv = typename Traits::Qkv;
-  using Heads = typename Traits::Layout;
+  using Scheme = typename Traits::Scheme;
+  using Heads = typename Scheme::Layout;
   constexpr int64_t width = Traits::kWidth;
-  const CacheOf<Traits> cache(pass.cache, cache_before);
-  const StoreQueryKeyValue<Heads, Traits::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
+  const CacheOf<Scheme> cache(pass.cache, cache_before);
+  const StoreQueryKeyValue<Heads, Scheme::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
                                                                                                       qkv.bias};
 
   OwnRow<Qkv, width> row;
@@ -33,7 +35,7 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
     }
   }
   barrier(part.worker);
-  extend_cache<Traits>(pass, part, cache, rotary);
+  extend_cache<Scheme>(pass, part, cache, rotary);
 
   if constexpr (Traits::kLast) {
     if (pass.outputs.rows == 0) return false;
@@ -44,8 +46,8 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
     }
   }
 
-  wait_for_cache<Traits>(pass, part);
-  attention<Traits>(pass, part, cache, rotary, bias);
+  wait_for_cache<Scheme>(pass, part);
+  attention<Scheme>(pass, part, cache, rotary, bias);
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
   barrier(worker);
