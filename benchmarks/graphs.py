@@ -150,8 +150,8 @@ def _own_row(subject: str, maker: str, picture: Picture, graph: Graph) -> Row:
     blocks = graph.blocks[: 1 if subject == "block" else None]
     parts: list[Any] = [op for block in blocks for op in block_ops(block).values()]
     if subject == "model":
-        embeddings = graph.decoder.embeddings
-        parts += [embeddings.tokens, embeddings.positions, graph.decoder.norm, graph.head]
+        embeddings = graph.stack.embeddings
+        parts += [embeddings.tokens, embeddings.positions, graph.stack.norm, graph.head]
     found = [
         each for part in parts for each in ([part] if isinstance(part, Tensor) else [part.weight, part.bias]) if each
     ]

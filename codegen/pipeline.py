@@ -138,6 +138,7 @@ def config_of(graph: Graph) -> dict[str, Any]:
         "decoder_start_token_id": graph.special.start,
         "type_vocab_size": 0 if graph.stack.embeddings.types is None else graph.stack.embeddings.types.shape[0],
         "source_positions": graph.encoder.limit if graph.encoder and graph.decoder else 0,
+        "source_layers": len(graph.encoder.blocks) if graph.encoder and graph.decoder else 0,
     }
 
 

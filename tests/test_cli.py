@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kaoken
+from kaoken import bench
 from kaoken.cli import main
 from kaoken.library import default_library
+from oracles import bert, t5
 
 if TYPE_CHECKING:
-    from conftest import Checkpoints, LibraryOf
+    from conftest import Bake, Checkpoints, LibraryOf
     from kaoken import BakedGPT2
 
 Capture = pytest.CaptureFixture[str]
@@ -46,6 +49,21 @@ def fail(capsys: Capture, *arguments: str) -> str:
     assert captured.err.startswith("kaoken: error: ")
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+@pytest.fixture(scope="module")
+def encoder(bake_checkpoint: Bake, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a tiny BERT's library."""
+    return str(bake_checkpoint(bert.write(tmp_path_factory.mktemp("cli") / "bert", bert.config_of("one_type"))))
+
+
+@pytest.fixture(scope="module")
+def seq2seq(bake_checkpoint: Bake, bundled_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a tiny T5's library, whose tokens are bytes."""
+    directory = tmp_path_factory.mktemp("cli") / "t5"
+    t5.write(directory, t5.config_of("deep_decoder") | {"vocab_size": 257})
+    shutil.copy(bundled_directory / "tokenizer.json", directory)
+    return str(bake_checkpoint(directory))
 
 
 # generate
@@ -114,6 +132,17 @@ def test_threads_do_not_change_the_text(capsys: Capture) -> None:
     assert len(texts) == 1
 
 
+def test_a_translation_is_printed_without_its_source(seq2seq: str, capsys: Capture) -> None:
+    text = succeed(capsys, "generate", "ROMEO:", "--max-new-tokens", "20", "--model", seq2seq)
+    assert text == kaoken.load(seq2seq).generate_text("ROMEO:", max_new_tokens=20) + "\n"
+    assert not text.startswith("ROMEO:")
+
+
+def test_an_encoder_generates_nothing(encoder: str, capsys: Capture) -> None:
+    message = fail(capsys, "generate", "x", "--model", encoder)
+    assert "bert is an encoder, which makes vectors and no text: call hidden_states(ids) of what" in message
+
+
 # info
 
 
@@ -143,6 +172,59 @@ def test_info_of_differing_blocks_and_no_statistics(library_of: LibraryOf, tmp_p
     text = succeed(capsys, "info", "--model", str(library))
     assert "1 heads of 7, n_inner 5; 3 heads of 8, n_inner 160" in text
     assert "no statistics" in text
+
+
+def test_info_of_an_encoder(encoder: str, capsys: Capture) -> None:
+    text = succeed(capsys, "info", "--model", encoder)
+    facts = ("kind      encoder, bert\n", "shape     3 layers", "context 150, 1 token types\n")
+    assert [fact for fact in facts if fact not in text] == []
+    assert "cache" not in text
+
+
+def test_info_of_an_encoder_decoder(seq2seq: str, capsys: Capture) -> None:
+    text = succeed(capsys, "info", "--model", seq2seq)
+    facts = (
+        "kind      encoder-decoder, t5\n",
+        "shape     encoder of 1 layers, decoder of 3 layers",
+        "source 150, context 150\n",
+        "KV cache in float32",
+    )
+    assert [fact for fact in facts if fact not in text] == []
+
+
+# bench; test_benchmarks.py has decoders
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_of_an_encoder(encoder: str, capsys: Capture) -> None:
+    found = json.loads(succeed(capsys, "bench", "--model", encoder, "--threads", "1", "--json"))
+    assert (found["threads"], found["text"], found["batch"]) == (1, 128, 16)
+    assert min(found["text_tokens_per_second"], found["batch_tokens_per_second"]) > 0
+    assert not any("decode" in name for name in found)
+    text = succeed(capsys, "bench", "--model", encoder)
+    assert "tokens/s, one text of 128\n" in text
+    assert "tokens/s, 16 texts of 128\n" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_bench_of_an_encoder_decoder(seq2seq: str, capsys: Capture) -> None:
+    found = json.loads(succeed(capsys, "bench", "--model", seq2seq, "--json"))
+    assert (found["prompt"], found["steps"]) == (128, 64)
+    assert min(found["prefill_tokens_per_second"], found["decode_tokens_per_second"]) > 0
+    text = succeed(capsys, "bench", "--model", seq2seq)
+    assert "tokens/s, 64 behind a source of 128\nencode " in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_token_of_any_kind_is_timed(encoder: str, seq2seq: str) -> None:
+    """As the bakes with the kernels that are fastest do."""
+    assert min(bench.decode_seconds([Path(encoder), Path(seq2seq)])) > 0
 
 
 # verify

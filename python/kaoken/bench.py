@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kaoken.causal import BakedCausalLM, Session
+from kaoken.encoder import BakedEncoder
 from kaoken.errors import InputError
+from kaoken.library import ModelConfig
 from kaoken.model import load
+from kaoken.seq2seq import BakedSeq2SeqLM
 
 ROUNDS = 5
 PROMPT = 128  # positions, where the model has so many
 STEPS = 64
+BATCH = 16  # texts of an encoder
 READ_BYTES = 256 << 20  # several times the last-level cache of the machines that this is for
 
 
@@ -40,27 +45,78 @@ class Benchmark:
     percent_of_limit: float
 
 
-def measure(model: BakedCausalLM) -> Benchmark:
-    """Reads prompts of fresh random ids and decodes behind them, for a few seconds. InputError for n_positions = 1."""
-    config, info = model.config, model.info
-    if config.n_positions < 2:
-        raise InputError("a model of one position has nothing to decode: bench needs n_positions of at least 2")
-    prompt = max(1, min(PROMPT, config.n_positions // 2))
-    steps = min(STEPS, config.n_positions - prompt)
-    session = model.session()
-    generator = np.random.default_rng()
+@dataclass(frozen=True)
+class Seq2SeqBenchmark(Benchmark):
+    """Of an encoder-decoder: the prompt is its source, and a prefill is the encoder's reading of that."""
+
+
+@dataclass(frozen=True)
+class EncoderBenchmark:
+    """Medians of an encoder, which decodes nothing."""
+
+    model: str
+    dtype: str
+    isa: str
+    threads: int
+    text: int  # positions of a text
+    batch: int  # texts of a batch
+    text_tokens_per_second: float
+    batch_tokens_per_second: float
+
+
+class _Decoding:
+    """One sequence of a decoder, which reads a prompt, or of an encoder-decoder, which reads a source."""
+
+    def __init__(self, model: BakedCausalLM | BakedSeq2SeqLM) -> None:
+        self.config = model.config
+        self._native = model._session(1)
+        self.session = Session(self._native, model.config)
+        self.reads_source = isinstance(model, BakedSeq2SeqLM)
+
+    def read(self, ids: NDArray[np.int64]) -> float:
+        """Begins anew behind ids [count]; the seconds that this takes."""
+        self.session.rewind(0)
+        begin = time.perf_counter()
+        if self.reads_source:
+            self._native.encode(np.array([len(ids)]), ids)
+        else:
+            self.session.append(ids)
+        return time.perf_counter() - begin
+
+    def begin(self) -> None:
+        """With nothing decoded, behind any source."""
+        if self.reads_source:
+            self.read(_random_ids(self.config, min(PROMPT, self.config.source_positions)))
+        else:
+            self.session.rewind(0)
+
+    def time_decode(self, steps: int) -> float:
+        return _time_decode(self.session, steps, self.config.vocab_size)
+
+
+def measure(model: BakedCausalLM | BakedSeq2SeqLM | BakedEncoder) -> Benchmark | EncoderBenchmark:
+    """Reads fresh random ids, and decodes behind them where the model does, for a few seconds.
+
+    InputError for a decoder of n_positions = 1.
+    """
+    return _measure_encoder(model) if isinstance(model, BakedEncoder) else _measure_decoding(model)
+
+
+def _measure_decoding(model: BakedCausalLM | BakedSeq2SeqLM) -> Benchmark:
+    decoding, info = _Decoding(model), model.info
+    prompt, steps = _lengths(model.config)
     rounds = []
     for _ in range(ROUNDS + 1):  # the first for warmth
-        ids = generator.integers(0, config.vocab_size, prompt, np.int64)
-        rounds.append((_time_prefill(session, ids), _time_decode(session, steps, config.vocab_size)))
-    prefill, decode = (float(np.median(seconds)) for seconds in zip(*rounds[1:], strict=True))
-    size = info.bytes_per_token
-    rate, limit = size / decode / 1e9, read_limit(session.threads, READ_BYTES)
-    return Benchmark(
+        rounds.append((decoding.read(_random_ids(model.config, prompt)), decoding.time_decode(steps)))
+    prefill, decode = _medians(rounds)
+    size, threads = info.bytes_per_token, decoding.session.threads
+    rate, limit = size / decode / 1e9, read_limit(threads, READ_BYTES)
+    kind = Seq2SeqBenchmark if decoding.reads_source else Benchmark
+    return kind(
         model=info.name,
         dtype=info.dtype,
         isa=info.isa,
-        threads=session.threads,
+        threads=threads,
         prompt=prompt,
         steps=steps,
         prefill_tokens_per_second=prompt / prefill,
@@ -72,25 +128,69 @@ def measure(model: BakedCausalLM) -> Benchmark:
     )
 
 
+def _lengths(config: ModelConfig) -> tuple[int, int]:
+    """Of what is read, and of what is decoded behind it."""
+    if config.source_positions:
+        return min(PROMPT, config.source_positions), min(STEPS, config.n_positions)
+    if config.n_positions < 2:
+        raise InputError("a model of one position has nothing to decode: bench needs n_positions of at least 2")
+    prompt = max(1, min(PROMPT, config.n_positions // 2))
+    return prompt, min(STEPS, config.n_positions - prompt)
+
+
+def _measure_encoder(model: BakedEncoder) -> EncoderBenchmark:
+    info, text = model.info, min(PROMPT, model.config.n_positions)
+    rounds = [(_time_texts(model, 1, text), _time_texts(model, BATCH, text)) for _ in range(ROUNDS + 1)]
+    one, batch = _medians(rounds)
+    return EncoderBenchmark(
+        model=info.name,
+        dtype=info.dtype,
+        isa=info.isa,
+        threads=model._session(1).threads,
+        text=text,
+        batch=BATCH,
+        text_tokens_per_second=text / one,
+        batch_tokens_per_second=BATCH * text / batch,
+    )
+
+
 def decode_seconds(libraries: Sequence[Path]) -> list[float]:
-    """Of each library: the median seconds to decode a token of one sequence, in rounds that alternate."""
-    models = [load(library) for library in libraries]
-    sessions = [(model.session(), model.config) for model in models]
-    rounds = []
-    for _ in range(ROUNDS + 1):  # the first for warmth
-        times = []
-        for session, config in sessions:
-            session.rewind(0)
-            times.append(_time_decode(session, min(STEPS, config.n_positions), config.vocab_size))
-        rounds.append(times)
+    """Of each library: the median seconds of a token, in rounds that alternate.
+
+    A token is decoded in one sequence; an encoder's is one of a text.
+    """
+    timers = [_token_timer(load(library)) for library in libraries]
+    return list(_medians([[timer() for timer in timers] for _ in range(ROUNDS + 1)]))
+
+
+def _token_timer(model: Any) -> Callable[[], float]:
+    """What measures the seconds of a token."""
+    if isinstance(model, BakedEncoder):
+        text = min(PROMPT, model.config.n_positions)
+        return lambda: _time_texts(model, 1, text) / text
+    decoding, steps = _Decoding(model), min(STEPS, model.config.n_positions)
+
+    def seconds() -> float:
+        decoding.begin()
+        return decoding.time_decode(steps)
+
+    return seconds
+
+
+def _medians(rounds: Sequence[Sequence[float]]) -> list[float]:
+    """Of each column, without the first row, which is for warmth."""
     return [float(np.median(seconds)) for seconds in zip(*rounds[1:], strict=True)]
 
 
-def _time_prefill(session: Session, ids: NDArray[np.int64]) -> float:
-    """Seconds from the prompt to its last position's logits, which the session then holds."""
-    session.rewind(0)
+def _random_ids(config: ModelConfig, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng().integers(0, config.vocab_size, count, np.int64)
+
+
+def _time_texts(model: BakedEncoder, count: int, length: int) -> float:
+    """Seconds to the vectors of `count` texts of random ids."""
+    ids = _random_ids(model.config, count * length).reshape(count, length)
     begin = time.perf_counter()
-    session.append(ids)
+    model.hidden_states(ids)
     return time.perf_counter() - begin
 
 
@@ -117,12 +217,20 @@ def _time_read(pool: ThreadPoolExecutor, shares: list[NDArray[np.int32]]) -> flo
     return sum(share.nbytes for share in shares) / (time.perf_counter() - begin) / 1e9
 
 
-def lines(result: Benchmark) -> list[str]:
+def lines(result: Benchmark | EncoderBenchmark) -> list[str]:
     """For people."""
+    title = f"{result.model}, {result.dtype}, {result.isa}, {result.threads} threads"
+    if isinstance(result, EncoderBenchmark):
+        return [
+            title,
+            f"text     {result.text_tokens_per_second:10.1f} tokens/s, one text of {result.text}",
+            f"batch    {result.batch_tokens_per_second:10.1f} tokens/s, {result.batch} texts of {result.text}",
+        ]
+    reading, read = ("encode", "source") if isinstance(result, Seq2SeqBenchmark) else ("prefill", "prompt")
     return [
-        f"{result.model}, {result.dtype}, {result.isa}, {result.threads} threads",
-        f"decode   {result.decode_tokens_per_second:10.1f} tokens/s, {result.steps} behind a prompt of {result.prompt}",
-        f"prefill  {result.prefill_tokens_per_second:10.1f} tokens/s, {result.prompt} at a time",
+        title,
+        f"decode   {result.decode_tokens_per_second:10.1f} tokens/s, {result.steps} behind a {read} of {result.prompt}",
+        f"{reading:9}{result.prefill_tokens_per_second:10.1f} tokens/s, {result.prompt} at a time",
         f"weights  {result.gigabytes_per_second:10.1f} GB/s of {result.limit:.1f} that this machine reads from memory "
         f"({result.percent_of_limit:.0f} %), {result.bytes_per_token / 1e6:.1f} MB a token",
     ]

@@ -19,11 +19,11 @@ from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 
 if TYPE_CHECKING:
-    from kaoken.library import BlockConfig, ModelInfo
+    from kaoken.library import BlockConfig, ModelConfig, ModelInfo
     from kaoken.model import BakedModel
 
 _DESCRIPTION = """\
-Run GPT-2-family models that were baked into native code, and bake new ones.
+Run small transformers that were baked into native code, and bake new ones.
 
   kaoken generate "ROMEO:"                  continue a text with the model in this wheel
   kaoken info                               what that model is and how it was built
@@ -35,7 +35,9 @@ Run GPT-2-family models that were baked into native code, and bake new ones.
 """
 
 _GENERATE = """\
-Continue PROMPT: print it and its completion, piece by piece as tokens are made.
+Continue PROMPT: print it and its completion, piece by piece as tokens are made. An encoder-decoder reads PROMPT, such
+as a text to translate, and what it makes of that is printed alone. An encoder makes vectors, no text: see hidden_states
+of Python's kaoken.load().
 
 Without sampling options the model's own are used, where its generation_config.json has some; else the likeliest token
 is taken each time, so the text is always the same. Any of
@@ -45,10 +47,11 @@ end token, after --max-new-tokens, or where the model's context is full.
   kaoken generate "ROMEO:"
   kaoken generate "ROMEO:" --max-new-tokens 100 --temperature 0.8 --seed 1
   cat story.txt | kaoken generate - --model my.so
+  kaoken generate "translate English to German: How old are you?" --model t5.so
 """
 
 _INFO = """\
-Show a baked model's name, source, weights digest, build settings, shapes and compile statistics.
+Show a baked model's kind, name, source, weights digest, build settings, shapes and compile statistics.
 
   kaoken info
   kaoken info --model my.so --json
@@ -77,8 +80,9 @@ Check every byte of a baked library against the digest that its build left in it
 _BENCH = """\
 Measure a baked model on this machine, which takes some seconds: tokens per second when decoding and when reading a
 prompt, and how many bytes of weights decoding reads per second, beside what the machine reads from memory at most.
-A model that fits into the processor's cache can pass that limit. A checkpoint directory is baked in float32 into the
-cache of `kaoken bake` first.
+A model that fits into the processor's cache can pass that limit. An encoder-decoder decodes behind a text that it has
+read; of an encoder it is the tokens per second of one text, and of a batch. A checkpoint directory is baked in float32
+into the cache of `kaoken bake` first.
 
   kaoken bench
   kaoken bench ./my-checkpoint
@@ -269,7 +273,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input as it is")
+    parser.add_argument("prompt", metavar="PROMPT", help="a text to continue or to read; - is standard input as it is")
     _add_model(parser)
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
@@ -327,9 +331,15 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> None:
     prompt = _prompt(options.prompt)
     model = _load(options.model, options.threads)
+    if model.kind == "encoder":
+        raise InputError(
+            f"{model.info.name} is an encoder, which makes vectors and no text: call hidden_states(ids) of what "
+            "kaoken.load(path) returns, in Python"
+        )
     pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
     _print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
-    _print(prompt, end="")
+    if model.kind == "decoder":  # a completion continues its prompt, a translation does not
+        _print(prompt, end="")
     for piece in pieces:
         _print(piece, end="")
     _print("")
@@ -372,16 +382,17 @@ def _describe(model: BakedModel) -> list[str]:
     info, config = model.info, model.config
     lines = {
         "model": info.name,
+        "kind": f"{config.kind}, {config.family}",
         "source": info.source + (f" at {info.revision}" if info.revision else ""),
         "weights": f"sha256 {info.weights_sha256}",
-        "dtype": _dtypes(info),
+        "dtype": _dtypes(info, config),
         "kernels": info.kernels,
         "isa": f"{info.isa} (of {', '.join(info.isas)})",
         "choice": info.isa_reason,
         "kaoken": info.kaoken_version,
         "settings": ", ".join(f"{name} {_setting(value)}" for name, value in info.settings.items()),
-        "shape": f"{config.n_layer} layers, n_embd {config.n_embd}, {_blocks(config.blocks)}",
-        "tokens": f"vocabulary {config.vocab_size}, context {config.n_positions}",
+        "shape": f"{_layers(config)}, n_embd {config.n_embd}, {_blocks(config.blocks)}",
+        "tokens": f"vocabulary {config.vocab_size}, {_limits(config)}",
         "build": _build(info.statistics),
     }
     if info.generation_defaults:
@@ -391,9 +402,23 @@ def _describe(model: BakedModel) -> list[str]:
     return [f"{name:10}{text}" for name, text in lines.items()]
 
 
-def _dtypes(info: ModelInfo) -> str:
+def _dtypes(info: ModelInfo, config: ModelConfig) -> str:
     overrides = "".join(f", {pattern} in {dtype}" for pattern, dtype in info.tensor_dtypes.items())
-    return f"{info.dtype}{overrides}, KV cache in {info.cache_dtype}"
+    cache = "" if config.kind == "encoder" else f", KV cache in {info.cache_dtype}"
+    return f"{info.dtype}{overrides}{cache}"
+
+
+def _layers(config: ModelConfig) -> str:
+    """Of each stack."""
+    layers = f"{config.n_layer} layers"
+    return f"encoder of {config.source_layers} layers, decoder of {layers}" if config.source_layers else layers
+
+
+def _limits(config: ModelConfig) -> str:
+    """How much text fits, and its token types."""
+    source = f"source {config.source_positions}, " if config.source_positions else ""
+    types = f", {config.type_vocab_size} token types" if config.type_vocab_size else ""
+    return f"{source}context {config.n_positions}{types}"
 
 
 def _setting(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kaoken.cache import install
-from kaoken.codegen.graph import Block, Graph, Linear, Norm, Tensor, verify
+from kaoken.codegen.graph import Attention, Block, Graph, Linear, Mlp, Norm, Stack, Tensor, verify
 from kaoken.codegen.passes import PIPELINE
 from kaoken.errors import InputError, KaokenError
 from kaoken.inputs import file_path
@@ -28,7 +28,12 @@ _BLOCK = re.compile(r"blocks?[./_](\d+)")
 
 _NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
+_SEES = {"past": "causal", "all": "both ways", "source": "of the source"}
+
+_MOVED = "moved here from behind the sublayer before"
+
 Op = Tensor | Norm | Linear | float
+Edge = tuple[str, str]  # names of nodes
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Picture:
 
     title: str
     clusters: tuple[Cluster, ...]
-    edges: tuple[tuple[str, str], ...]
+    edges: tuple[Edge, ...]
 
 
 def write_graph(
@@ -207,36 +212,58 @@ def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
     for rewrite in PIPELINE:
         rewritten = rewrite(graph)
         verify(rewritten)
-        for (name, old), (_, new) in zip(_ops(graph), _ops(rewritten), strict=True):
-            changes = list(_changes(old, new))
+        behind = {id(each.after) for stack in graph.stacks for each in stack.sublayers if each.after is not None}
+        for (name, old), (_, new) in zip(_slots(graph), _slots(rewritten), strict=True):
+            changes = [_MOVED] if old is None and id(new) in behind else list(_changes(old, new))
             if changes:
                 notes.setdefault(name, []).append(f"{rewrite.__name__}: {'; '.join(changes)}")
         graph = rewritten
     return graph, notes
 
 
-def _ops(graph: Graph) -> Iterator[tuple[str, Op]]:
-    """What a pass may rewrite, by the name of its node."""
-    yield "tokens", graph.decoder.embeddings.tokens
-    if graph.decoder.embeddings.positions is not None:
-        yield "positions", graph.decoder.embeddings.positions
-    for index, block in enumerate(graph.blocks):
-        yield from ((f"h.{index}.{part}", op) for part, op in block_ops(block).items())
-        yield f"h.{index}.attention", block.attention.scale
-    yield "ln_f", graph.decoder.norm
+def _slots(graph: Graph) -> Iterator[tuple[str, Op | None]]:
+    """What a pass may rewrite, by the name of its node; None where something can be and is not."""
+    for part in _parts(graph):
+        embeddings = part.stack.embeddings
+        yield part.name("tokens"), embeddings.tokens
+        yield part.name("positions"), embeddings.positions
+        yield part.name("types"), embeddings.types
+        yield part.name("ln_e"), embeddings.norm
+        for index, block in enumerate(part.stack.blocks):
+            yield from ((part.name(f"h.{index}.{name}"), op) for name, op in _block_slots(block))
+        yield part.name("ln_f"), part.stack.norm
     yield "head", graph.head
+
+
+def _block_slots(block: Block) -> Iterator[tuple[str, Op | None]]:
+    for number, sublayer in enumerate(block.sublayers, 1):
+        body = sublayer.body
+        yield f"ln_{number}", sublayer.before
+        yield from ((_part_name(body, name), linear) for name, linear in body.linears.items())
+        if isinstance(body, Attention):
+            yield _part_name(body, "attention"), body.scale
+        yield f"post_ln_{number}", sublayer.after
+
+
+def _part_name(body: Attention | Mlp, part: str) -> str:
+    """The name in its block of what a body calls `part`."""
+    if isinstance(body, Mlp):
+        return {"gate": "mlp_gate", "up": "mlp_in", "down": "mlp_out"}.get(part, part)
+    if body.sees == "source":
+        return f"cross_{part}"
+    return "attn_out" if part == "out" else part
 
 
 def block_ops(block: Block) -> dict[str, Norm | Linear]:
     """A block's ops that have tensors, in order."""
-    attention, mlp = block.sublayers
-    linears = {**block.attention.linears, **block.mlp.linears}
-    names = {"out": "attn_out", "gate": "mlp_gate", "up": "mlp_in", "down": "mlp_out"}
-    named = {names.get(name, name): linear for name, linear in linears.items()}
-    return {"ln_1": attention.before, **named, "ln_2": mlp.before}
+    return {name: op for name, op in _block_slots(block) if isinstance(op, Norm | Linear)}
 
 
-def _changes(old: Op, new: Op) -> Iterator[str]:
+def _changes(old: Op | None, new: Op | None) -> Iterator[str]:
+    if old is None or new is None:
+        if new is not None:
+            yield "new"
+        return
     if isinstance(old, float):
         if old != new:
             yield f"scale {old:.6g} is now {new:.6g}"
@@ -270,52 +297,117 @@ def _names(sources: Iterable[str]) -> str:
     return ", ".join(sources)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A stack to draw."""
+
+    stack: Stack
+    owner: str = ""  # encoder or decoder, where there are both
+    length: str = "T"  # of its sequences
+
+    def name(self, name: str) -> str:
+        """Of a node, unique in the picture."""
+        return f"{self.owner}.{name}" if self.owner else name
+
+    def namer(self, index: int) -> Callable[[str], str]:
+        """What names the nodes of a block."""
+        return lambda name: self.name(f"h.{index}.{name}")
+
+
+def _parts(graph: Graph) -> list[_Part]:
+    if graph.encoder is None or graph.decoder is None:
+        return [_Part(graph.stack)]
+    return [_Part(graph.encoder, "encoder", "S"), _Part(graph.decoder, "decoder")]
+
+
 def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blocks: bool = False) -> Picture:
-    """The picture of a graph; T is the number of positions of a pass."""
-    embeddings = graph.decoder.embeddings
-    tie = ("the head's own matrix",) if graph.tied else ()
-    start = [
-        Node("ids", "ids [T]", kind="end"),
-        _node(notes, "tokens", "Gather tokens", *_tensor_lines(embeddings.tokens), *tie),
+    """The picture of a graph; T is the number of positions of a pass, S that of a source."""
+    clusters: list[Cluster] = []
+    edges: list[Edge] = []
+    for part in _parts(graph):
+        start, hidden = _draw_start(graph, part, notes, edges)
+        clusters.append(Cluster("", tuple(start)))
+        for first, last in _runs(part, notes, all_blocks):
+            clusters.append(_block_cluster(part, notes, first, last))
+            hidden = _connect_block(part, first, hidden, edges)
+        clusters.append(Cluster("", tuple(_draw_end(graph, part, notes, hidden, edges))))
+    return Picture(title, tuple(clusters), tuple(edges))
+
+
+def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: list[Edge]) -> tuple[list[Node], str]:
+    """The embeddings, and the name of what the first block reads."""
+    embeddings, name = part.stack.embeddings, part.name
+    tied = graph.head is not None and embeddings.tokens is graph.head.weight
+    tokens = [*_tensor_lines(embeddings.tokens), *(("the head's own matrix",) if tied else ())]
+    nodes = [
+        Node(name("ids"), f"ids [{part.length}]", kind="end"),
+        _node(notes, name("tokens"), "Gather tokens", *tokens),
     ]
-    edges, hidden = [("ids", "tokens")], "tokens"
+    edges.append((name("ids"), name("tokens")))
+    added = [name("tokens")]
     if embeddings.positions is not None:
-        start.append(_node(notes, "positions", "Slice positions", *_tensor_lines(embeddings.positions)))
-        start.append(Node("embedded", f"Add -> [T, {graph.width}]"))
-        edges += [("tokens", "embedded"), ("positions", "embedded")]
-        hidden = "embedded"
-    clusters = [Cluster("", tuple(start))]
-    for first, last in _runs(graph, notes, all_blocks):
-        clusters.append(_block_cluster(graph, notes, first, last))
-        edges += _block_edges(f"h.{first}", hidden, graph.blocks[first].mlp.gate is not None)
-        hidden = f"h.{first}.add_2"
-    end = (
-        _node(notes, "ln_f", f"{_NORMS[graph.decoder.norm.kind]} ln_f", *_tensor_lines(graph.decoder.norm)),
-        _node(notes, "head", f"Linear head -> [T, {graph.vocabulary}]", *_tensor_lines(graph.head)),
-        Node("logits", f"logits [T, {graph.vocabulary}]", kind="end"),
-    )
-    edges += [(hidden, "ln_f"), ("ln_f", "head"), ("head", "logits")]
-    return Picture(title, (*clusters, Cluster("", end)), tuple(edges))
+        added.append(name("positions"))
+        nodes.append(_node(notes, added[-1], "Slice positions", *_tensor_lines(embeddings.positions)))
+    if embeddings.types is not None:
+        added.append(name("types"))
+        nodes.append(Node(name("type_ids"), f"token types [{part.length}]", kind="end"))
+        nodes.append(_node(notes, added[-1], "Gather types", *_tensor_lines(embeddings.types)))
+        edges.append((name("type_ids"), name("types")))
+    hidden = added[0]
+    if len(added) > 1:
+        hidden = name("embedded")
+        nodes.append(Node(hidden, f"Add -> [{part.length}, {part.stack.width}]"))
+        edges += [(each, hidden) for each in added]
+    if embeddings.norm is not None:
+        nodes.append(_norm_node(notes, name("ln_e"), embeddings.norm))
+        edges.append((hidden, name("ln_e")))
+        hidden = name("ln_e")
+    for distances, bias in _distances(part).values():
+        nodes.append(Node(distances, "Bias by distance", tuple(_tensor_lines(bias))))
+    return nodes, hidden
 
 
-def _runs(graph: Graph, notes: dict[str, list[str]], all_blocks: bool) -> list[tuple[int, int]]:
+def _distances(part: _Part) -> dict[int, tuple[str, Tensor]]:
+    """The node of each table of biases by distance and the table, which blocks may share, by the table's id."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for sublayer in part.stack.sublayers:
+        bias = sublayer.body.distance_bias if isinstance(sublayer.body, Attention) else None
+        if bias is not None:
+            found.setdefault(id(bias), (part.name(f"distances_{len(found)}"), bias))
+    return found
+
+
+def _draw_end(graph: Graph, part: _Part, notes: dict[str, list[str]], hidden: str, edges: list[Edge]) -> Iterator[Node]:
+    """What is behind the last block: a decoder's logits, an encoder's outputs."""
+    norm, name = part.stack.norm, part.name
+    chain = [hidden]
+    if norm is not None:
+        chain.append(name("ln_f"))
+        yield _norm_node(notes, name("ln_f"), norm)
+    if graph.head is not None and part.stack is graph.decoder:
+        chain += ["head", "logits"]
+        yield _node(notes, "head", f"Linear head -> [T, {graph.vocabulary}]", *_tensor_lines(graph.head))
+        yield Node("logits", f"logits [T, {graph.vocabulary}]", kind="end")
+    else:
+        chain.append(name("vectors"))
+        yield Node(name("vectors"), f"vectors [{part.length}, {part.stack.width}]", kind="end")
+    edges += pairwise(chain)
+
+
+def _runs(part: _Part, notes: dict[str, list[str]], all_blocks: bool) -> list[tuple[int, int]]:
     """[first, last] of each run of blocks that would look alike."""
     runs: list[tuple[int, int]] = []
-    for index, block in enumerate(graph.blocks):
-        if (
-            not all_blocks
-            and index
-            and _alike(graph, notes, index, block) == _alike(graph, notes, index - 1, graph.blocks[index - 1])
-        ):
+    for index in range(len(part.stack.blocks)):
+        if not all_blocks and index and _alike(part, notes, index) == _alike(part, notes, index - 1):
             runs[-1] = (runs[-1][0], index)
         else:
             runs.append((index, index))
     return runs
 
 
-def _alike(graph: Graph, notes: dict[str, list[str]], index: int, block: Block) -> list[tuple[str, ...]]:
+def _alike(part: _Part, notes: dict[str, list[str]], index: int) -> list[tuple[str, ...]]:
     """What a block's nodes say, whichever block it is."""
-    nodes = _block_nodes(graph, notes, index, block)
+    nodes = _block_nodes(part, notes, index)
     return [tuple(_anonymous(line, index) for line in (node.title, *node.lines)) for node in nodes]
 
 
@@ -323,68 +415,87 @@ def _anonymous(line: str, index: int) -> str:
     return line.replace(f"h.{index}.", "h.*.")
 
 
-def _block_cluster(graph: Graph, notes: dict[str, list[str]], first: int, last: int) -> Cluster:
-    attention, mlp = graph.blocks[first].attention, graph.blocks[first].mlp
+def _block_cluster(part: _Part, notes: dict[str, list[str]], first: int, last: int) -> Cluster:
+    attention, mlp = part.stack.blocks[first].attention, part.stack.blocks[first].mlp
     sizes = f"{attention.heads} heads of {attention.head_dim}, n_inner {mlp.inner}"
-    nodes = tuple(_block_nodes(graph, notes, first, graph.blocks[first]))
+    nodes, owner = tuple(_block_nodes(part, notes, first)), f"{part.owner} " if part.owner else ""
     if first == last:
-        return Cluster(f"block {first}: {sizes}", nodes)
+        return Cluster(f"{owner}block {first}: {sizes}", nodes)
     nodes = tuple(replace(node, lines=tuple(_anonymous(line, first) for line in node.lines)) for node in nodes)
-    return Cluster(f"blocks {first} to {last}, x {last - first + 1}: {sizes}", nodes)
+    return Cluster(f"{owner}blocks {first} to {last}, x {last - first + 1}: {sizes}", nodes)
 
 
-def _block_nodes(graph: Graph, notes: dict[str, list[str]], index: int, block: Block) -> Iterator[Node]:
-    prefix, attention, ops = f"h.{index}", block.attention, block_ops(block)
-    heads = f"{attention.heads} heads of {attention.dims}, causal, scale {attention.scale:.6g}"
-    if attention.kv_heads < attention.heads:
-        heads += f", {attention.kv_heads} of keys and values"
-    if attention.rotary is not None:
+def _block_nodes(part: _Part, notes: dict[str, list[str]], index: int) -> Iterator[Node]:
+    name = part.namer(index)
+    for number, sublayer in enumerate(part.stack.blocks[index].sublayers, 1):
+        body = sublayer.body
+        if sublayer.before is not None:
+            kept = ("goes on as the stream",) if sublayer.replaces else ()
+            yield _norm_node(notes, name(f"ln_{number}"), sublayer.before, *kept)
+        for own, linear in body.linears.items():
+            if own in ("out", "down"):
+                yield _inner_node(part, notes, name, body)
+            own = _part_name(body, own)
+            length = "S" if own in ("cross_key", "cross_value") else part.length
+            title = f"Linear {own} -> [{length}, {linear.weight.shape[0]}]"
+            yield _node(notes, name(own), title, *_tensor_lines(linear))
+        yield Node(name(f"add_{number}"), f"Add -> [{part.length}, {part.stack.width}]")
+        if sublayer.after is not None:
+            yield _norm_node(notes, name(f"post_ln_{number}"), sublayer.after)
+
+
+def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], str], body: Attention | Mlp) -> Node:
+    """What is between the linears of a body."""
+    if isinstance(body, Mlp):
+        gated = "" if body.gate is None else " of the gate, times mlp_in"
+        return Node(name("activation"), f"Activation {body.activation}{gated}")
+    heads = f"{body.heads} heads of {body.dims}, {_SEES[body.sees]}, scale {body.scale:.6g}"
+    if body.kv_heads < body.heads:
+        heads += f", {body.kv_heads} of keys and values"
+    if body.rotary is not None:
         heads += ", rotary"
-
-    def norm(name: str) -> Node:
-        op = ops[name]
-        assert isinstance(op, Norm)
-        return _node(notes, f"{prefix}.{name}", f"{_NORMS[op.kind]} {name}", *_tensor_lines(op))
-
-    def linear(name: str) -> Node:
-        op = ops[name]
-        assert isinstance(op, Linear)
-        title = f"Linear {name} -> [T, {op.weight.shape[0]}]"
-        return _node(notes, f"{prefix}.{name}", title, *_tensor_lines(op))
-
-    yield norm("ln_1")
-    yield from map(linear, ("query", "key", "value"))
-    yield _node(notes, f"{prefix}.attention", f"Attention -> [T, {attention.width}]", heads)
-    yield linear("attn_out")
-    yield Node(f"{prefix}.add_1", f"Add -> [T, {graph.width}]")
-    yield norm("ln_2")
-    if block.mlp.gate is not None:
-        yield linear("mlp_gate")
-    yield linear("mlp_in")
-    gated = "" if block.mlp.gate is None else " of the gate, times mlp_in"
-    yield Node(f"{prefix}.activation", f"Activation {block.mlp.activation}{gated}")
-    yield linear("mlp_out")
-    yield Node(f"{prefix}.add_2", f"Add -> [T, {graph.width}]")
+    return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{part.length}, {body.width}]", heads)
 
 
-def _block_edges(prefix: str, hidden: str, gated: bool) -> Iterator[tuple[str, str]]:
-    def own(*names: str) -> tuple[str, ...]:
-        return tuple(f"{prefix}.{name}" for name in names)
+def _connect_block(part: _Part, index: int, hidden: str, edges: list[Edge]) -> str:
+    """Adds the edges of a block that reads `hidden`; returns what the next one reads."""
+    name = part.namer(index)
+    for number, sublayer in enumerate(part.stack.blocks[index].sublayers, 1):
+        body, read = sublayer.body, hidden
+        if sublayer.before is not None:
+            read = name(f"ln_{number}")
+            edges.append((hidden, read))
+        stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
+        edges += _attention_edges(part, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
+        edges += [(name(_part_name(body, "out" if isinstance(body, Attention) else "down")), add), (stream, add)]
+        if isinstance(body, Mlp) and body.gate is not None:
+            edges += [(read, name("mlp_gate")), (name("mlp_gate"), name("activation"))]
+        hidden = add
+        if sublayer.after is not None:
+            hidden = name(f"post_ln_{number}")
+            edges.append((add, hidden))
+    return hidden
 
-    norm, query, key, value, attention, out, add = own(
-        "ln_1", "query", "key", "value", "attention", "attn_out", "add_1"
+
+def _mlp_edges(name: Callable[[str], str], read: str) -> Iterator[Edge]:
+    return pairwise((read, name("mlp_in"), name("activation"), name("mlp_out")))
+
+
+def _attention_edges(part: _Part, name: Callable[[str], str], body: Attention, read: str) -> Iterator[Edge]:
+    """A source is the encoder's outputs, which keys and values alone read."""
+    query, key, value, attention, out = (
+        name(_part_name(body, each)) for each in ("query", "key", "value", "attention", "out")
     )
-    yield hidden, norm
     for linear in (query, key, value):
-        yield norm, linear
+        yield "encoder.vectors" if body.sees == "source" and linear != query else read, linear
         yield linear, attention
-    yield from [(attention, out), (out, add), (hidden, add)]
-    chain = (add, *own("ln_2", "mlp_in", "activation", "mlp_out", "add_2"))
-    yield from pairwise(chain)
-    yield add, chain[-1]
-    if gated:
-        norm_2, gate, activation = own("ln_2", "mlp_gate", "activation")
-        yield from [(norm_2, gate), (gate, activation)]
+    if body.distance_bias is not None:
+        yield _distances(part)[id(body.distance_bias)][0], attention
+    yield attention, out
+
+
+def _norm_node(notes: dict[str, list[str]], name: str, norm: Norm, *lines: str) -> Node:
+    return _node(notes, name, f"{_NORMS[norm.kind]} {name.rpartition('.')[2]}", *_tensor_lines(norm), *lines)
 
 
 def _node(notes: dict[str, list[str]], name: str, title: str, *lines: str) -> Node:

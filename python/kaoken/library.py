@@ -44,7 +44,7 @@ class ModelConfig:
 
     `kind` is "decoder", "encoder" or "encoder-decoder", whose decoder is the one described here; `family` is the
     model_type of transformers. `layer_norm_epsilon` is the last norm's. `type_vocab_size` is 0 where there are no token
-    types, `source_positions` is of the texts that an encoder-decoder reads.
+    types, `source_positions` is of the texts that an encoder-decoder reads, with an encoder of `source_layers`.
     """
 
     vocab_size: int
@@ -63,6 +63,7 @@ class ModelConfig:
     decoder_start_token_id: int | None = None
     type_vocab_size: int = 0
     source_positions: int = 0
+    source_layers: int = 0
 
 
 @dataclass(frozen=True)

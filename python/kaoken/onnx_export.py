@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.families import read_graph
-from kaoken.codegen.graph import Block, Linear, Norm
+from kaoken.codegen.graph import Block, Graph, Linear, Norm
 from kaoken.codegen.graph import Tensor as Weight
 from kaoken.errors import InputError, KaokenError
 
@@ -68,18 +68,19 @@ class ExportedGPT2(CachedDecoder):
     """A GPT-2 checkpoint as a CachedDecoder."""
 
     def __init__(self, directory: Path, dropout: float = 0.0) -> None:
-        graph = read_graph(open_checkpoint(directory))
+        graph = _read_gpt2(directory)
         super().__init__([(block.attention.heads, block.attention.head_dim) for block in graph.blocks])
         self.graph = graph
-        positions = self.graph.decoder.embeddings.positions
-        if positions is None:
-            raise InputError(f"{directory} is no GPT-2, and ONNX exports are of GPT-2 alone: leave out --onnx")
-        self.token_table = nn.Embedding.from_pretrained(_load(self.graph.decoder.embeddings.tokens))
-        self.position_table = nn.Embedding.from_pretrained(_load(positions))
+        decoder, head = self.graph.decoder, self.graph.head
+        assert decoder is not None
+        assert decoder.embeddings.positions is not None
+        assert head is not None
+        self.token_table = nn.Embedding.from_pretrained(_load(decoder.embeddings.tokens))
+        self.position_table = nn.Embedding.from_pretrained(_load(decoder.embeddings.positions))
         self.dropout = _dropout(dropout)
         self.blocks = nn.ModuleList(ExportedBlock(block, dropout) for block in self.graph.blocks)
-        self.norm = _norm(self.graph.decoder.norm)
-        self.head = _linear(self.graph.head)
+        self.norm = _norm(decoder.norm)
+        self.head = _linear(head)
         self.requires_grad_(False)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
@@ -245,6 +246,16 @@ def difference(
     return float((computed - (expected if isinstance(expected, Tensor) else expected[0])).abs().max())
 
 
+def _read_gpt2(directory: Path) -> Graph:
+    """The graph of a checkpoint, a GPT-2's; InputError for another family's."""
+    graph = read_graph(open_checkpoint(directory))
+    if graph.family != "gpt2":
+        raise InputError(
+            f"{directory} is of the family {graph.family}, and ONNX exports are of GPT-2 alone: leave out --onnx"
+        )
+    return graph
+
+
 def _load(weight: Weight) -> Tensor:
     return torch.from_numpy(weight.load().astype(np.float32))
 
@@ -253,7 +264,9 @@ def _dropout(rate: float) -> nn.Module:
     return nn.Dropout(rate) if rate else nn.Identity()
 
 
-def _norm(norm: Norm) -> nn.LayerNorm:
+def _norm(norm: Norm | None) -> nn.LayerNorm:
+    """Every norm of a GPT-2 is there, with both vectors."""
+    assert norm is not None
     assert norm.weight is not None
     assert norm.bias is not None
     layer = nn.LayerNorm(norm.weight.shape[0], eps=norm.epsilon)

@@ -175,15 +175,16 @@ def _build(config: transformers.GPT2Config, state: dict[str, torch.Tensor]) -> G
 
 def _read_config(checkpoint: Checkpoint, graph: Graph) -> transformers.GPT2Config:
     """The config of a graph, with what config.json says of training."""
-    given, special = checkpoint.config, graph.special
+    given, special, norm = checkpoint.config, graph.special, graph.stack.norm
+    assert norm is not None
     _check_training_fields(given, checkpoint.directory / CONFIG)
     options = (*TRAINING_FIELDS, "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")
     return transformers.GPT2Config(
         vocab_size=graph.vocabulary,
-        n_positions=graph.decoder.limit,
+        n_positions=graph.stack.limit,
         n_embd=graph.width,
         activation_function=given.get("activation_function", "gelu_new"),
-        layer_norm_epsilon=graph.decoder.norm.epsilon,
+        layer_norm_epsilon=norm.epsilon,
         tie_word_embeddings=graph.tied,
         bos_token_id=special.bos,
         eos_token_id=list(special.eos) if len(special.eos) > 1 else next(iter(special.eos), None),
