@@ -38,7 +38,7 @@ DECODER_LENGTHS = (65, LONGEST, 1, 2, 140, 64, 63)
 
 # Each with the largest difference from the float64 oracle on such random weights, of max(1, largest logit): about twice
 # what was seen.
-TYPES = {"bfloat16": 0.1, "int8": 0.1, "int4": 2.0}
+TYPES = {"bfloat16": 0.04, "int8": 0.1, "int4": 0.8}
 TYPED = "gated_tied"
 ONLY_IN_CI = {
     "plain",
@@ -237,7 +237,7 @@ def test_decode_equals_prefill(name: str, threads: int, libraries: dict[str, Pat
         prefix = model.logits(ids, [row[:count] for row in decoder_ids])
         require_same_bits(prefix, np.ascontiguousarray(whole[:, :count]))
     session = encoded(libraries[name], ids, threads)
-    for splits in (list(range(1, LONGEST)), random_splits(LONGEST, threads)):
+    for splits in (list(range(1, 70)), random_splits(LONGEST, threads)):
         session.rewind(0)
         for part in np.split(np.array(decoder_ids), splits, axis=1):
             begin = session.length
