@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,24 @@ def wanted(session: pytest.Session, fixture: str, parameter: str) -> set[Any]:
     """The values of a parameter among the selected tests that use a fixture."""
     users = [item for item in session.items if fixture in getattr(item, "fixturenames", ())]
     return {item.callspec.params.get(parameter) for item in users if hasattr(item, "callspec")}
+
+
+def some_only_in_ci(names: Iterable[str], only_in_ci: Collection[str]) -> list[Any]:
+    """The values of a parameter, of which some are for continuous integration alone."""
+    return [pytest.param(name, marks=pytest.mark.ci) if name in only_in_ci else name for name in names]
+
+
+def bake_wanted(
+    request: pytest.FixtureRequest, build: Path, directories: dict[str, Path], types: Iterable[str], typed: str
+) -> dict[str, Path]:
+    """By `name`, of the selected tests that use `libraries`: a configuration, or a type of the configuration `typed`.
+
+    They are baked together.
+    """
+    names = wanted(request.session, "libraries", "name")
+    models = {name: (directory, "ISA native") for name, directory in directories.items() if name in names}
+    models |= {dtype: (directories[typed], f"ISA native DTYPE {dtype}") for dtype in types if dtype in names}
+    return bake_together(build, models)
 
 
 @pytest.fixture(scope="session")

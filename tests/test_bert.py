@@ -1,8 +1,11 @@
-"""BERTs: the graph's and the oracle's vectors, and what is refused by name."""
+"""BERTs: the graph's and the oracle's vectors, those of baked ones and their bits, and what is refused by name."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import threading
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,29 @@ from kaoken.codegen import passes
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from conftest import RecordError
+import kaoken
+from bits import require_same_bits
+from children import fork, in_child
+from conftest import RecordError, bake_wanted, some_only_in_ci
 from evaluator import evaluate
+from kaoken import _core
 from oracles.bert import CONFIGURATIONS, TINY, Bert, config_of, write
 from reference import LIMIT, relative_error
 
 COUNT = 140  # positions: more than two attention tiles
+LONGEST = 150
+LENGTHS = (1, 2, 63, 64, 65, COUNT, LONGEST)  # of texts whose rows pass what a pass of the encoder has
+
+# Each with the largest difference from the float64 oracle on such random weights, of max(1, largest value): about twice
+# what was seen.
+TYPES = {"bfloat16": 0.015, "int8": 0.045, "int4": 0.4}
+TYPED = "masked"
+ONLY_IN_CI = {"one_type", "one_head", "masked", "first_names", "bfloat16", "int4"}
+
+Texts = list[list[int]]
 
 
 def inputs_of(config: dict[str, Any], count: int = COUNT) -> tuple[list[int], list[int]]:
@@ -29,13 +47,35 @@ def inputs_of(config: dict[str, Any], count: int = COUNT) -> tuple[list[int], li
     return ids, random.integers(0, config["type_vocab_size"], count).tolist()
 
 
+def texts_of(config: dict[str, Any], lengths: tuple[int, ...] = LENGTHS) -> tuple[Texts, Texts]:
+    """The ids of texts of such lengths, and their token types."""
+    drawn = [np.random.Generator(np.random.PCG64(9 + index)) for index in range(len(lengths))]
+    ids, types = (
+        [random.integers(0, config[size], length).tolist() for random, length in zip(drawn, lengths, strict=True)]
+        for size in ("vocab_size", "type_vocab_size")
+    )
+    return ids, types
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("berts")
     return {name: write(root / name, config_of(name)) for name in CONFIGURATIONS}
 
 
+@pytest.fixture(scope="module")
+def libraries(
+    request: pytest.FixtureRequest, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """By configuration or type: those of the selected tests, baked together."""
+    return bake_wanted(request, tmp_path_factory.mktemp("together"), directories, TYPES, TYPED)
+
+
 names = pytest.mark.parametrize("name", CONFIGURATIONS)
+baked = pytest.mark.parametrize("name", some_only_in_ci(CONFIGURATIONS, ONLY_IN_CI))
+typed = pytest.mark.parametrize("name", some_only_in_ci(TYPES, ONLY_IN_CI))
+every = pytest.mark.parametrize("name", some_only_in_ci([*CONFIGURATIONS, *TYPES], ONLY_IN_CI))
+one = pytest.mark.parametrize("name", ["plain"])
 
 
 @names
@@ -84,6 +124,199 @@ def test_what_transformers_saves_is_read(architecture: str, tmp_path: Path) -> N
         expected = encoder(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).last_hidden_state[0]
     graph = passes.run(read_graph(open_checkpoint(tmp_path)))
     assert relative_error(expected, evaluate(graph, ids, types=types)) < LIMIT
+
+
+def error_of(library: Path, directory: Path, config: dict[str, Any]) -> float:
+    """The largest of texts of all lengths, in one call."""
+    ids, types = texts_of(config)
+    oracle, found = Bert(directory), kaoken.load(library).hidden_states(ids, types)
+    expected = [oracle.hidden_states(*text) for text in zip(ids, types, strict=True)]
+    return max(relative_error(*each) for each in zip(expected, found, strict=True))
+
+
+@baked
+def test_vectors_equal_the_oracle(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    error = error_of(libraries[name], directories[name], config_of(name))
+    record_error("vectors of BERTs against the float64 oracle", error)
+    assert error < LIMIT
+
+
+@typed
+def test_vectors_of_other_types(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    error = error_of(libraries[name], directories[TYPED], config_of(TYPED))
+    record_error(f"vectors of BERTs in {name} against the float64 oracle", error)
+    assert error < TYPES[name]
+
+
+@every
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_company_changes_no_bit(name: str, threads: int, libraries: dict[str, Path]) -> None:
+    """In any order, in passes that end because of their rows and of their texts."""
+    config = config_of(name if name in CONFIGURATIONS else TYPED)
+    model, alone = kaoken.load(libraries[name], threads=threads), kaoken.load(libraries[name], threads=1)
+    ids, types = texts_of(config, (*LENGTHS, *range(1, 8), *[1] * 70, 100, 100, 100))
+    expected = [alone.hidden_states(*text)[0] for text in zip(ids, types, strict=True)]
+    random = np.random.Generator(np.random.PCG64(threads))
+    for order in (np.arange(len(ids)), np.arange(len(ids))[::-1], random.permutation(len(ids))):
+        found = model.hidden_states([ids[each] for each in order], [types[each] for each in order])
+        for each, vectors in zip(order, found, strict=True):
+            require_same_bits(vectors, expected[each])
+    for ids_alone, types_alone, vectors in list(zip(ids, types, expected, strict=True))[:8]:
+        require_same_bits(model.hidden_states(ids_alone, types_alone)[0], vectors)
+
+
+@one
+def test_a_session_is_used_again(name: str, libraries: dict[str, Path]) -> None:
+    """What the texts before have left in its cache and its rows is not seen."""
+    ids, types = texts_of(config_of(name))
+    model = kaoken.load(libraries[name])
+    session = _core.Library(libraries[name]).session(1, 2)
+    for each in (6, 0, 5, 1, 4, 2, 3, 6):
+        found = session.encode(np.array([len(ids[each])]), np.array(ids[each]), np.array(types[each]))
+        assert found is not None
+        require_same_bits(found, model.hidden_states(ids[each], types[each])[0])
+    assert session.length == 0
+
+
+@one
+def test_token_types(name: str, libraries: dict[str, Path], directories: dict[str, Path]) -> None:
+    (ids,), (types,) = texts_of(config_of(name), (20,))
+    model, oracle = kaoken.load(libraries[name]), Bert(directories[name])
+    (zeros,) = model.hidden_states(ids)
+    assert relative_error(oracle.hidden_states(ids), zeros) < LIMIT
+    require_same_bits(model.hidden_states([ids], [[0] * 20])[0], zeros)
+    (typed,) = model.hidden_states(ids, types)
+    assert np.abs(typed - zeros).max() > 0.1
+    require_same_bits(model.hidden_states(np.array([ids]), np.array([types], np.int8))[0], typed)
+    require_same_bits(model.hidden_states(UserDict(input_ids=[ids], token_type_ids=[types]))[0], typed)
+    require_same_bits(model.hidden_states(UserDict(input_ids=[ids], token_type_ids=[types]), [[0] * 20])[0], zeros)
+
+
+@one
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_left_out(name: str, side: str, libraries: dict[str, Path]) -> None:
+    """Of ids, whatever they are, and of token types with them."""
+    ids, types = texts_of(config_of(name), (4, 65, 1, 9))
+    model = kaoken.load(libraries[name])
+    expected = model.hidden_states(ids, types)
+    padded = []
+    for rows, filler in ((ids, 1000), (types, 7), ([[1] * len(row) for row in ids], 0)):
+        pads = [[filler] * (65 - len(row)) for row in rows]
+        padded.append([pad + row if side == "left" else row + pad for pad, row in zip(pads, rows, strict=True)])
+    fields = ("input_ids", "token_type_ids", "attention_mask")
+    encoding = UserDict(zip(fields, map(np.array, padded), strict=True))
+    for found in (model.hidden_states(*padded), model.hidden_states(encoding)):
+        for vectors, each in zip(found, expected, strict=True):
+            require_same_bits(vectors, each)
+
+
+@one
+def test_what_hidden_states_refuses(name: str, libraries: dict[str, Path]) -> None:
+    model = kaoken.load(libraries[name])
+    cases: list[tuple[tuple[Any, ...], str]] = [
+        (([],), "empty"),
+        (([[1], []],), "empty"),
+        (("text",), "ids are text"),
+        (([1.5],), "token id must be an integer"),
+        (([1, 61],), "token id 61"),
+        (([1, -1],), "token id -1"),
+        (([1] * 151,), "the text has 151 tokens, but the model has n_positions = 150"),
+        (([[1], [1] * 151],), "the text has 151 tokens"),
+        (([1, 2], [0]), "token_type_ids must have the shape of ids"),
+        (([[1, 2], [3]], [[0], [0, 1]]), "token_type_ids must have the shape of ids"),
+        (([1, 2], [0, 2]), "token_type_ids must be from 0 to 1, not 2"),
+        (([1, 2], [0, -1]), "token_type_ids must be from 0 to 1, not -1"),
+        (([1, 2], [0, 1 << 70]), "token_type_ids must be from 0 to 1, not 1180591620717411303424"),
+        (([1, 2], None, [1]), "attention_mask must have the shape of ids"),
+        (([1, 2], None, [0, 0]), "attention_mask"),
+        (([1, 2, 3], None, [1, 0, 1]), "hides tokens between others"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(kaoken.InputError, match=message):
+            model.hidden_states(*arguments)
+
+
+@one
+def test_what_a_session_of_an_encoder_refuses(name: str, libraries: dict[str, Path]) -> None:
+    session = _core.Library(libraries[name]).session(2, 1)
+    ids, row = np.array([1, 2]), np.array([[1, 2], [3, 4]])
+    cases: list[tuple[Any, str]] = [
+        (lambda: session.append(row), "this model is an encoder, which has no cache; encode whole texts"),
+        (lambda: session.step(np.array([0]), np.array([2]), ids), "this model is an encoder"),
+        (lambda: generation(session, row), "this model is an encoder, which generates nothing"),
+        (lambda: session.encode(np.array([1]), ids), "the lengths must add up to the 2 ids"),
+        (lambda: session.encode(np.array([2, 0]), ids), "a text is empty"),
+        (lambda: session.encode(np.array([], np.int64), ids[:0]), "count is 0"),
+        (lambda: session.encode(np.array([2]), np.array([1, 61])), "token id 61 at sequence 0, position 1"),
+        (lambda: session.encode(np.array([1, 1]), ids, np.array([0, 2])), "token type 2 of text 1"),
+        (lambda: session.encode(np.array([151]), np.full(151, 7)), "text 0 has 151 tokens.*at most 150; cut it"),
+        (lambda: session.rewind(1), "rewind"),
+        (lambda: session.rewind_slot(0, 1), "rewind"),
+        (lambda: session.fork(0, 2), "no slot 2"),
+    ]
+    for call, message in cases:
+        with pytest.raises(kaoken.InputError, match=message):
+            call()
+    session.rewind(0)
+    session.fork(0, 1)
+    assert session.encode(np.array([2]), ids) is not None
+
+
+def generation(session: _core.Session, ids: NDArray[np.int64]) -> _core.Generation:
+    """The greedy one of five tokens."""
+    options: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    return session.generate(ids, max_new_tokens=5, eos_token_ids=[], pad_token_id=0, **options)
+
+
+@one
+def test_the_class_is_that_of_the_kind(name: str, libraries: dict[str, Path]) -> None:
+    model = kaoken.load(libraries[name])
+    assert type(model) is kaoken.BakedEncoder
+    assert (model.config.kind, model.config.family, model.config.type_vocab_size) == ("encoder", "bert", 2)
+    assert (model.config.n_positions, model.config.n_embd, model.config.source_positions) == (150, 48, 0)
+    for kind in (kaoken.BakedGPT2, kaoken.BakedCausalLM, kaoken.BakedSeq2SeqLM):
+        with pytest.raises(kaoken.LibraryError, match=f"holds an encoder, and {kind.__name__} is for .*kaoken.load"):
+            kind(libraries[name])
+    with pytest.raises(kaoken.LibraryError, match="holds a decoder, and BakedEncoder is for an encoder"):
+        kaoken.BakedEncoder()
+    for attribute in ("logits", "generate", "session"):
+        assert not hasattr(model, attribute)
+    with pytest.raises(kaoken.InputError, match=r"use hidden_states\(ids\)"):
+        model([1])
+
+
+@one
+def test_pickled_and_in_threads(name: str, libraries: dict[str, Path]) -> None:
+    ids, types = texts_of(config_of(name))
+    model = kaoken.load(libraries[name], threads=2)
+    expected = np.concatenate(model.hidden_states(ids, types))
+    restored = pickle.loads(pickle.dumps(model))
+    assert type(restored) is kaoken.BakedEncoder
+    require_same_bits(np.concatenate(restored.hidden_states(ids, types)), expected)
+    found: list[NDArray[np.float32]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(np.concatenate(model.hidden_states(ids, types)))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for vectors in found:
+        require_same_bits(vectors, expected)
+
+
+@fork
+@one
+def test_a_forked_child_encodes(name: str, libraries: dict[str, Path]) -> None:
+    ids, types = texts_of(config_of(name))
+    model = kaoken.load(libraries[name], threads=2)
+    expected = [vectors.tobytes() for vectors in model.hidden_states(ids, types)]
+    assert in_child(lambda: model.hidden_states(ids, types)[3].tobytes()) == expected[3]
 
 
 def test_what_the_graph_says_of_itself(directories: dict[str, Path]) -> None:

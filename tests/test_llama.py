@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 import kaoken
 from bits import random_splits, require_decode_equals_prefill, require_same_bits
-from conftest import RecordError, wanted
+from conftest import RecordError, bake_wanted
 from kaoken import _core
-from native_build import bake_together
 from native_kernels import processor_features
 from oracles.llama import CONFIGURATIONS, TINY, Llama, config_of, write
 from reference import LIMIT, relative_error
@@ -44,11 +43,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def libraries(
     request: pytest.FixtureRequest, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """By configuration or type: those of the selected tests, baked together."""
-    names = wanted(request.session, "libraries", "name")
-    models = {name: (directories[name], "ISA native") for name in CONFIGURATIONS if name in names}
-    models |= {dtype: (directories["smol"], f"ISA native DTYPE {dtype}") for dtype in TYPES if dtype in names}
-    return bake_together(tmp_path_factory.mktemp("together"), models)
+    return bake_wanted(request, tmp_path_factory.mktemp("together"), directories, TYPES, "smol")
 
 
 names = pytest.mark.parametrize("name", CONFIGURATIONS)

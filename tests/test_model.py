@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import select
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 import reference
 from bits import decode, random_splits, require_decode_equals_prefill, require_same_bits
 from checkpoints import make_tensors
+from children import fork, in_child
 from configurations import CONFIGURATIONS
-from conftest import Bake, Baked, Checkpoints, LibraryOf, RecordError
+from conftest import Bake, Baked, Checkpoints, LibraryOf, RecordError, some_only_in_ci
 from oracle import open_oracle
 
 if TYPE_CHECKING:
@@ -51,10 +50,6 @@ ONLY_IN_CI = {
 }
 
 
-def some_only_in_ci(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.ci) if name in ONLY_IN_CI else name for name in names]
-
-
 # Six prompts of one length, whose first line breaks come after 0, 1, 2, 11, 23 and 34 further bytes.
 PROMPTS = [list(text) for text in (b"ROMEO:", b"JULIET", b"Citize", b"\n\nKING", b"Enter ", b"the ho")]
 
@@ -69,7 +64,7 @@ def bundled_ids(model: BakedGPT2, batch: int = 1) -> Ids:
 # What the model computes
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(CONFIGURATIONS))
+@pytest.mark.parametrize("name", some_only_in_ci(CONFIGURATIONS, ONLY_IN_CI))
 def test_logits_equal_the_oracle(name: str, checkpoints: Checkpoints, baked: Baked, record_error: RecordError) -> None:
     ids = CONFIGURATIONS[name].ids()
     logits = baked(name).logits(ids)
@@ -79,7 +74,7 @@ def test_logits_equal_the_oracle(name: str, checkpoints: Checkpoints, baked: Bak
     assert error < reference.LIMIT
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(reference.comparable()))
+@pytest.mark.parametrize("name", some_only_in_ci(reference.comparable(), ONLY_IN_CI))
 def test_logits_equal_transformers(
     name: str, checkpoints: Checkpoints, baked: Baked, record_error: RecordError
 ) -> None:
@@ -121,13 +116,13 @@ def test_200_greedy_tokens_equal_transformers(
 # The same bits, however it is asked
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 def test_decode_equals_prefill(name: str, baked: Baked) -> None:
     ids = CONFIGURATIONS[name].ids()
     require_decode_equals_prefill(baked(name), ids, range(1, ids.shape[1]))
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 @pytest.mark.parametrize("seed", range(4))
 def test_any_split_of_the_prompt_gives_the_same_bits(name: str, seed: int, baked: Baked) -> None:
     ids = CONFIGURATIONS[name].ids(batch=1 + seed)
@@ -140,7 +135,7 @@ def test_decode_equals_prefill_on_the_bundled_model(bundled: BakedGPT2) -> None:
     require_decode_equals_prefill(bundled, ids, random_splits(ids.shape[1], 5))
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 def test_a_prefix_has_the_same_bits_as_the_whole(name: str, baked: Baked) -> None:
     ids = CONFIGURATIONS[name].ids()
     logits = baked(name).logits(ids)
@@ -148,7 +143,7 @@ def test_a_prefix_has_the_same_bits_as_the_whole(name: str, baked: Baked) -> Non
         require_same_bits(baked(name).logits(ids[:, :count]), logits[:, :count])
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 def test_the_batch_around_a_row_does_not_change_its_bits(name: str, baked: Baked) -> None:
     ids = CONFIGURATIONS[name].ids(batch=17)[:, :70]
     alone = baked(name).logits(ids[:1])
@@ -158,7 +153,7 @@ def test_the_batch_around_a_row_does_not_change_its_bits(name: str, baked: Baked
             require_same_bits(baked(name).logits(rows)[row : row + 1], alone)
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 def test_the_number_of_threads_does_not_change_a_bit(name: str, library_of: LibraryOf) -> None:
     from kaoken import load
 
@@ -172,7 +167,7 @@ def test_the_number_of_threads_does_not_change_a_bit(name: str, library_of: Libr
             require_same_bits(last, expected)
 
 
-@pytest.mark.parametrize("name", some_only_in_ci(BITWISE))
+@pytest.mark.parametrize("name", some_only_in_ci(BITWISE, ONLY_IN_CI))
 def test_rewind_leaves_nothing_behind(name: str, baked: Baked) -> None:
     ids, others = CONFIGURATIONS[name].ids(batch=2), CONFIGURATIONS[name].ids(batch=4)[2:]
     session = baked(name).session(2)
@@ -382,30 +377,6 @@ def test_short_calls_finish_while_another_thread_is_inside_a_long_one() -> None:
         calls += not finished.is_set()
     wait()
     assert calls == 3, f"{calls} short calls returned before the long one did"
-
-
-def in_child(work: Callable[[], bytes], seconds: float = 60) -> bytes:
-    """What work returns in a forked child; fails instead of waiting for a child that hangs."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, work())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answered = select.select([pipe], [], [], seconds)[0]
-        if not answered:
-            os.kill(child, signal.SIGKILL)
-        result = pipe.read()
-    os.waitpid(child, 0)
-    assert answered, f"the child hung for {seconds} seconds after fork"
-    assert result, "the child died before it answered"
-    return result
-
-
-fork = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @fork

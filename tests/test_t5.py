@@ -1,8 +1,11 @@
-"""T5s: the graph's and the oracle's logits, the buckets of distances, and what is refused by name."""
+"""T5s: the graph's and the oracle's logits, those of baked ones and their bits, the buckets of distances, and what is
+refused by name."""
 
 from __future__ import annotations
 
 import json
+import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,44 @@ from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.families.distance import buckets
 from kaoken.codegen.graph import Graph
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from conftest import RecordError
+import kaoken
+from bits import random_splits, require_same_bits
+from children import fork, in_child
+from conftest import RecordError, bake_wanted, some_only_in_ci
 from evaluator import evaluate, run_stack
+from kaoken import _core
 from oracles.t5 import CONFIGURATIONS, T5, TINY, bucket, config_of, write
 from reference import LIMIT, relative_error
 
 COUNT, DECODER_COUNT = 140, 133  # positions: more than two attention tiles each
+LONGEST = 150
+
+# Of sources, whose rows pass what a pass of the encoder has, and of what the decoder reads beside each.
+LENGTHS = (1, 2, 63, 64, 65, COUNT, LONGEST)
+DECODER_LENGTHS = (65, LONGEST, 1, 2, 140, 64, 63)
+
+# Each with the largest difference from the float64 oracle on such random weights, of max(1, largest logit): about twice
+# what was seen.
+TYPES = {"bfloat16": 0.04, "int8": 0.1, "int4": 0.8}
+TYPED = "gated_tied"
+ONLY_IN_CI = {
+    "plain",
+    "few_buckets",
+    "gated_silu",
+    "gated_tied",
+    "plain_untied",
+    "deep_encoder",
+    "one_head",
+    "bfloat16",
+    "int4",
+}
+STEPS = 50  # of generated texts
+
+Texts = list[list[int]]
+Logits = NDArray[np.float32]
 
 
 def inputs_of(config: dict[str, Any]) -> tuple[list[int], list[int]]:
@@ -29,6 +62,14 @@ def inputs_of(config: dict[str, Any]) -> tuple[list[int], list[int]]:
     random = np.random.Generator(np.random.PCG64(5))
     ids, more = (random.integers(0, config["vocab_size"], count).tolist() for count in (COUNT, DECODER_COUNT - 1))
     return ids, [config["decoder_start_token_id"], *more]
+
+
+def texts_of(config: dict[str, Any], lengths: tuple[int, ...] = LENGTHS, seed: int = 9) -> Texts:
+    """Texts of such lengths."""
+    drawn = [np.random.Generator(np.random.PCG64(seed + index)) for index in range(len(lengths))]
+    return [
+        random.integers(0, config["vocab_size"], length).tolist() for random, length in zip(drawn, lengths, strict=True)
+    ]
 
 
 def graph_in(directory: Path) -> Graph:
@@ -41,7 +82,19 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(root / name, config_of(name)) for name in CONFIGURATIONS}
 
 
+@pytest.fixture(scope="module")
+def libraries(
+    request: pytest.FixtureRequest, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """By configuration or type: those of the selected tests, baked together."""
+    return bake_wanted(request, tmp_path_factory.mktemp("together"), directories, TYPES, TYPED)
+
+
 names = pytest.mark.parametrize("name", CONFIGURATIONS)
+baked = pytest.mark.parametrize("name", some_only_in_ci(CONFIGURATIONS, ONLY_IN_CI))
+typed = pytest.mark.parametrize("name", some_only_in_ci(TYPES, ONLY_IN_CI))
+every = pytest.mark.parametrize("name", some_only_in_ci([*CONFIGURATIONS, *TYPES], ONLY_IN_CI))
+one = pytest.mark.parametrize("name", ["deep_decoder"])  # five heads, which no team divides
 
 
 @names
@@ -111,6 +164,330 @@ def test_copies_that_differ_are_used_as_transformers_does(name: str, tmp_path: P
         model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
         expected = model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder_ids])).logits[0]
     assert relative_error(expected, evaluate(passes.run(graph_in(tmp_path)), ids, decoder_ids)) < LIMIT
+
+
+def error_of(library: Path, directory: Path, config: dict[str, Any]) -> float:
+    """The largest of sources of all lengths with decoders of all lengths, in one call."""
+    ids, decoder_ids = texts_of(config), texts_of(config, DECODER_LENGTHS, seed=20)
+    oracle, found = T5(directory), kaoken.load(library).logits(ids, decoder_ids)
+    expected = [oracle.logits(*each) for each in zip(ids, decoder_ids, strict=True)]
+    return max(relative_error(*each) for each in zip(expected, found, strict=True))
+
+
+@baked
+def test_baked_logits_equal_the_oracle(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    error = error_of(libraries[name], directories[name], config_of(name))
+    record_error("logits of T5s against the float64 oracle", error)
+    assert error < LIMIT
+
+
+@typed
+def test_baked_logits_of_other_types(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    error = error_of(libraries[name], directories[TYPED], config_of(TYPED))
+    record_error(f"logits of T5s in {name} against the float64 oracle", error)
+    assert error < TYPES[name]
+
+
+def encoded(library: Path, ids: Texts, threads: int, batch: int | None = None) -> _core.Session:
+    """A session whose first slots attend to these sources."""
+    session = _core.Library(library).session(len(ids) if batch is None else batch, threads)
+    encode(session, ids)
+    return session
+
+
+def encode(session: _core.Session, ids: Texts) -> None:
+    assert session.encode(np.array([len(row) for row in ids]), np.concatenate(ids)) is None
+
+
+def step(session: _core.Session, tokens: dict[int, list[int]]) -> list[Logits]:
+    """All logits of new tokens by slot."""
+    lengths = np.array([len(row) for row in tokens.values()])
+    logits = session.step(np.array(list(tokens)), lengths, np.concatenate(list(tokens.values())), all=True)
+    return np.split(logits, np.cumsum(lengths)[:-1])
+
+
+@every
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_company_changes_no_bit(name: str, threads: int, libraries: dict[str, Path]) -> None:
+    """Neither of sources, in passes that end because of their rows and of their number, nor of what is decoded."""
+    config = config_of(name if name in CONFIGURATIONS else TYPED)
+    model, alone = kaoken.load(libraries[name], threads=threads), kaoken.load(libraries[name], threads=1)
+    lengths, decoder_lengths = (*LENGTHS, *[1] * 66, 100, 3), (*DECODER_LENGTHS, *[1] * 60, *range(2, 8), 70, 5)
+    ids, decoder_ids = texts_of(config, lengths), texts_of(config, decoder_lengths, seed=20)
+    expected = [alone.logits(*each)[0] for each in zip(ids, decoder_ids, strict=True)]
+    for order in (np.arange(len(ids)), np.random.Generator(np.random.PCG64(threads)).permutation(len(ids))):
+        found = model.logits([ids[each] for each in order], [decoder_ids[each] for each in order])
+        for each, logits in zip(order, found, strict=True):
+            require_same_bits(logits, expected[each])
+
+
+@every
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_decode_equals_prefill(name: str, threads: int, libraries: dict[str, Path]) -> None:
+    """Of two sources side by side, however what the decoder reads is split between calls."""
+    config = config_of(name if name in CONFIGURATIONS else TYPED)
+    model = kaoken.load(libraries[name], threads=threads)
+    ids, decoder_ids = texts_of(config, (65, 9)), texts_of(config, (LONGEST, LONGEST), seed=20)
+    whole = model.logits(ids, decoder_ids)
+    for count in (1, 63, 64, 65):
+        prefix = model.logits(ids, [row[:count] for row in decoder_ids])
+        require_same_bits(prefix, np.ascontiguousarray(whole[:, :count]))
+    session = encoded(libraries[name], ids, threads)
+    for splits in (list(range(1, 70)), random_splits(LONGEST, threads)):
+        session.rewind(0)
+        for part in np.split(np.array(decoder_ids), splits, axis=1):
+            begin = session.length
+            found = session.append(np.ascontiguousarray(part), _core.LOGITS_ALL)
+            assert found is not None
+            require_same_bits(found, np.ascontiguousarray(whole[:, begin : session.length]))
+
+
+@one
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_keep_their_sources(name: str, seed: int, libraries: dict[str, Path]) -> None:
+    """Steps, rewinds, forks and new sources, in any order; each slot's logits are those of a call of its own."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    config = config_of(name)
+    model = kaoken.load(libraries[name], threads=1)
+    batch = 4
+    sources = texts_of(config, (LONGEST, 64, 7, 1), seed=30)
+    decoded: Texts = [[] for _ in range(batch)]
+    session = encoded(libraries[name], sources, 1 + seed)
+    for _ in range(30):
+        action = random.choice(["step", "step", "rewind", "fork", "encode"])
+        if action == "step":
+            slots = [each for each in range(batch) if random.integers(2) and len(decoded[each]) < 70]
+            new = {each: random.integers(0, config["vocab_size"], random.integers(1, 70)).tolist() for each in slots}
+            for each, logits in zip(new, step(session, new) if new else [], strict=True):
+                decoded[each] += new[each]
+                require_same_bits(logits, model.logits(sources[each], decoded[each])[0, -len(new[each]) :])
+        elif action == "rewind":
+            each = int(random.integers(batch))
+            del decoded[each][int(random.integers(len(decoded[each]) + 1)) :]
+            session.rewind_slot(each, len(decoded[each]))
+        elif action == "fork":
+            source, target = random.integers(batch, size=2).tolist()
+            session.fork(source, target)
+            sources[target], decoded[target] = sources[source], list(decoded[source])
+        else:
+            count = int(random.integers(1, batch + 1))
+            lengths = tuple(random.choice([1, 2, 64, 65, 130, LONGEST], count).tolist())
+            sources[:count] = texts_of(config, lengths, seed=int(random.integers(1000)))
+            decoded[:count] = [[] for _ in range(count)]
+            encode(session, sources[:count])
+        assert session.lengths == list(map(len, decoded))
+
+
+@one
+def test_forks_of_a_source_that_fills_its_pages(name: str, libraries: dict[str, Path]) -> None:
+    """All sequences attend to one source; then each has one of its own, and what was shared is whole for the last."""
+    config = config_of(name)
+    model = kaoken.load(libraries[name], threads=1)
+    (shared,) = texts_of(config, (LONGEST,))
+    session = encoded(libraries[name], [[1], [2], [3], shared], 2)
+    for target in range(3):
+        session.fork(3, target)
+    for count in range(4):
+        own = texts_of(config, (LONGEST, LONGEST, 140)[:count], seed=40 + count)
+        if own:
+            encode(session, own)
+        session.rewind(0)
+        sources = [*own, *[shared] * (4 - count)]
+        for source, logits in zip(sources, step(session, {slot: [0, 5] for slot in range(4)}), strict=True):
+            require_same_bits(logits, model.logits(source, [0, 5])[0])
+
+
+@one
+def test_a_step_needs_a_source(name: str, libraries: dict[str, Path]) -> None:
+    session = encoded(libraries[name], [[4, 5]], 2, batch=3)
+    message = "slot 1 has no source; encode one first"
+    for call in (
+        lambda: session.append(np.zeros((3, 1), np.int64)),
+        lambda: step(session, {0: [0], 1: [0]}),
+        lambda: session.generate(np.zeros((3, 1), np.int64), **options_of(2)),
+    ):
+        with pytest.raises(kaoken.InputError, match=message):
+            call()
+    assert session.lengths == [0, 0, 0]
+    (logits,) = step(session, {0: [0]})
+    require_same_bits(logits, kaoken.load(libraries[name]).logits([4, 5], [0])[0])
+    session.fork(0, 1)
+    session.fork(2, 0)  # which takes the source away as well
+    assert session.lengths == [0, 1, 0]
+    with pytest.raises(kaoken.InputError, match="slot 0 has no source"):
+        step(session, {0: [0]})
+
+
+def options_of(count: int, eos: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Of the greedy generation of so many tokens."""
+    sampling = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    return {**sampling, "max_new_tokens": count, "eos_token_ids": list(eos), "pad_token_id": 0}
+
+
+@baked
+def test_greedy_tokens_are_those_of_the_oracle(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path]
+) -> None:
+    """Of sources of different lengths in one call."""
+    ids, oracle = texts_of(config_of(name), (1, 9, 70)), T5(directories[name])
+    found = kaoken.load(libraries[name], threads=2).generate(ids, max_new_tokens=STEPS, eos_token_id=None)
+    start = config_of(name)["decoder_start_token_id"]
+    assert found.tolist() == [[start, *oracle.generate(row, STEPS)] for row in ids]
+
+
+@one
+def test_generation_ends(name: str, libraries: dict[str, Path]) -> None:
+    """At an end token, behind which a row is padded, after max_new_tokens, and at the last position."""
+    ids = texts_of(config_of(name), (5, 70, 1, 64))
+    model = kaoken.load(libraries[name])
+    free = model.generate(ids, max_new_tokens=30, eos_token_id=None)
+    ends = (int(free[0, 6]), int(free[2, 11]))
+    expected = np.full_like(free, 3)
+    for row, tokens in zip(expected, free, strict=True):
+        stop = next((at for at, token in enumerate(tokens) if at and token in ends), 30) + 1
+        row[:stop] = tokens[:stop]
+    expected = expected[:, : 1 + max(int(np.flatnonzero(row != 3).max(initial=0)) for row in expected)]
+    found = model.generate(ids, max_new_tokens=30, eos_token_id=ends, pad_token_id=3)
+    np.testing.assert_array_equal(found, expected)
+    for row, source in zip(found, ids, strict=True):
+        streamed = list(model.stream(source, max_new_tokens=30, eos_token_id=ends))
+        assert row[1 : 1 + len(streamed)].tolist() == streamed
+        assert set(row[1 + len(streamed) :].tolist()) <= {3}
+    assert model.generate(ids).shape[1] <= 21
+    assert model.generate(ids, max_new_tokens=1000, eos_token_id=None).shape == (4, LONGEST)
+
+
+@one
+def test_draws_do_not_depend_on_company(name: str, libraries: dict[str, Path]) -> None:
+    ids = texts_of(config_of(name), (5, 70, LONGEST))
+    model = kaoken.load(libraries[name])
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "seed": 3, "eos_token_id": None}
+    together = model.generate(ids, **options)
+    for row, source in enumerate(ids):
+        company = texts_of(config_of(name), (40, 1, 3), seed=50)
+        company[row] = source
+        require_same_bits(model.generate(company, **options)[row], together[row])
+    assert model.generate(ids, **{**options, "seed": 4}).tolist() != together.tolist()
+    assert len({tuple(row) for row in model.generate([ids[0]] * 3, **options).tolist()}) == 3
+
+
+@one
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_left_out(name: str, side: str, libraries: dict[str, Path]) -> None:
+    ids, decoder_ids = texts_of(config_of(name), (4, 65, 1)), texts_of(config_of(name), (3, 9, 70), seed=20)
+    model = kaoken.load(libraries[name])
+    pads = [[1000] * (65 - len(row)) for row in ids]
+    padded = np.array([pad + row if side == "left" else row + pad for pad, row in zip(pads, ids, strict=True)])
+    mask = (padded != 1000).astype(np.int64)
+    for found, expected in zip(model.logits(padded, decoder_ids, mask), model.logits(ids, decoder_ids), strict=True):
+        require_same_bits(found, expected)
+    encoding = {"input_ids": padded, "attention_mask": mask}
+    expected = model.generate(ids, max_new_tokens=5, eos_token_id=None)
+    require_same_bits(model.generate(encoding, max_new_tokens=5, eos_token_id=None), expected)
+    require_same_bits(model.generate(padded, 5, eos_token_id=None, attention_mask=mask), expected)
+
+
+@one
+def test_what_a_model_refuses(name: str, libraries: dict[str, Path]) -> None:
+    model = kaoken.load(libraries[name])
+    cases: list[tuple[Any, str]] = [
+        (lambda: model.logits([], [0]), "empty"),
+        (lambda: model.logits([[1], []], [[0], [0]]), "empty"),
+        (lambda: model.logits([1], []), "empty"),
+        (lambda: model.logits([61], [0]), "token id 61"),
+        (lambda: model.logits([1], [-1]), "token id -1"),
+        (lambda: model.logits([1] * 151, [0]), "the text has 151 tokens, but the model has source_positions = 150"),
+        (lambda: model.logits([1], [0] * 151), "151 tokens, but the model has n_positions = 150"),
+        (lambda: model.logits([[1], [2]], [0]), "ids hold 2 sequences and decoder_ids 1: pass one for each"),
+        (lambda: model.logits([1, 2], [0], [1]), "attention_mask must have the shape of ids"),
+        (lambda: model.generate([1, 2], attention_mask=[0, 0]), "attention_mask"),
+        (lambda: model.generate([[]]), "empty"),
+        (lambda: model.generate([1] * 151), "the text has 151 tokens"),
+        (lambda: model.generate([1], max_new_tokens=0), "max_new_tokens"),
+        (lambda: model.generate([1], num_beams=2), "num_beams"),
+        (lambda: model.stream([[1], [2]]), "stream takes one sequence"),
+        (lambda: model([1]), r"use generate\(ids\) or logits\(ids, decoder_ids\)"),
+    ]
+    for call, message in cases:
+        with pytest.raises(kaoken.InputError, match=message):
+            call()
+
+
+@one
+def test_what_a_session_refuses(name: str, libraries: dict[str, Path]) -> None:
+    """And stays what it was."""
+    session = encoded(libraries[name], [[4, 5], [6]], 1)
+    step(session, {0: [0, 7], 1: [0]})
+    cases: list[tuple[Any, str]] = [
+        (lambda: encode(session, [[1], [2], [3]]), "count is 3; it must be at least 1 and at most 2"),
+        (lambda: encode(session, [[1], [61]]), "token id 61 at sequence 1, position 0"),
+        (lambda: encode(session, [[1], [2] * 151]), "text 1 has 151 tokens.*at most 150; cut it"),
+        (lambda: session.encode(np.array([1, 0]), np.array([1])), "a text is empty"),
+        (lambda: session.encode(np.array([1]), np.array([1]), np.array([0])), "no token types"),
+        (lambda: step(session, {0: [1] * 149}), "149 tokens behind 2 pass the model's 150 positions"),
+    ]
+    for call, message in cases:
+        with pytest.raises(kaoken.InputError, match=message):
+            call()
+    assert session.lengths == [2, 1]
+    model = kaoken.load(libraries[name])
+    for logits, (source, tokens) in zip(
+        step(session, {0: [3], 1: [3]}), [([4, 5], [0, 7, 3]), ([6], [0, 3])], strict=True
+    ):
+        require_same_bits(logits[-1], model.logits(source, tokens)[0, -1])
+
+
+def test_a_decoder_encodes_nothing(bundled: kaoken.BakedGPT2) -> None:
+    with pytest.raises(kaoken.InputError, match="this model is a decoder, which encodes no texts; append tokens"):
+        bundled._session(1).encode(np.array([1]), np.array([1]))
+
+
+@one
+def test_the_class_is_that_of_the_kind(name: str, libraries: dict[str, Path]) -> None:
+    model = kaoken.load(libraries[name])
+    assert type(model) is kaoken.BakedSeq2SeqLM
+    config = model.config
+    assert (config.kind, config.family, config.decoder_start_token_id) == ("encoder-decoder", "t5", 0)
+    assert (config.n_layer, config.n_positions, config.source_positions, config.type_vocab_size) == (3, 150, 150, 0)
+    for kind in (kaoken.BakedGPT2, kaoken.BakedCausalLM, kaoken.BakedEncoder):
+        with pytest.raises(kaoken.LibraryError, match=f"holds an encoder-decoder, and {kind.__name__} .*kaoken.load"):
+            kind(libraries[name])
+    with pytest.raises(kaoken.LibraryError, match="holds a decoder, and BakedSeq2SeqLM is for an encoder-decoder"):
+        kaoken.BakedSeq2SeqLM()
+    for attribute in ("hidden_states", "session"):
+        assert not hasattr(model, attribute)
+
+
+@fork
+@one
+def test_pickled_in_threads_and_in_a_child(name: str, libraries: dict[str, Path]) -> None:
+    ids, decoder_ids = texts_of(config_of(name)), texts_of(config_of(name), DECODER_LENGTHS, seed=20)
+    model = kaoken.load(libraries[name], threads=2)
+    expected = np.concatenate(model.logits(ids, decoder_ids)).tobytes()
+
+    restored = pickle.loads(pickle.dumps(model))
+    assert type(restored) is kaoken.BakedSeq2SeqLM
+    assert np.concatenate(restored.logits(ids, decoder_ids)).tobytes() == expected
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(np.concatenate(model.logits(ids, decoder_ids)).tobytes()))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 4
+    session = encoded(libraries[name], ids, 2)
+    tokens = {slot: row[:3] for slot, row in enumerate(decoder_ids)}
+    inherited = in_child(lambda: np.concatenate(step(session, tokens)).tobytes())
+    assert inherited == np.concatenate(step(session, tokens)).tobytes()
+    generated = model.generate(ids, max_new_tokens=5)
+    assert in_child(lambda: model.generate(ids, max_new_tokens=5).tobytes()) == generated.tobytes()
 
 
 SORTINGS = [(32, 128), (4, 3), (5, 9), (8, 20), (9, 37), (32, 256), (64, 128), (33, 129), (6, 64)]  # count, furthest

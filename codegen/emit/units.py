@@ -134,12 +134,15 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
     if stack.stack is packed.graph.encoder:
         caches[0] = []  # it holds one block at a time
     own = {each.name: each.sublayer.body for each in block.sublayers}
+    of_source = block.key_value.arrays if block.key_value else ()
     return _render(
         "block.cpp",
         name,
         packed,
         packed_block=block,
         unit=block.unit,
+        pass_arrays=_only(block.unit, tuple(array for array in block.unit.arrays if array not in of_source)),
+        source_arrays=_only(block.unit, of_source),
         tables=_only(stack.embeddings, block.tables),
         rotary=next((table.name for table in block.tables if table.name.startswith("rotary")), ""),
         distances=next((table for table in block.tables if table.name.startswith("distances")), None),

@@ -54,7 +54,7 @@ void GEN(unit.name)(Pass &pass, const Worker &worker) {
 //% if packed_block.tables
 GEN(arrays(tables))
 //% endif
-GEN(arrays(unit))
+GEN(arrays(pass_arrays))
 //% for matrix in packed_block.matrices
 //% if matrix.shards
   static constexpr Strip GEN(matrix.name)_strips[] = {
@@ -96,7 +96,7 @@ GEN(scheme(each, "SourceLayout") | trim("\n"))
 };
 
 void GEN(unit.name)_source(Pass &pass, const Worker &worker) {
-GEN(arrays(unit))
+GEN(arrays(source_arrays))
   extend_source<struct GEN(unit.name)_source>(
       pass, worker, GEN(cache_before.cross), {GEN(each.key_value | value), nullptr, GEN(nexts.key_value | default("nullptr"))});
 }

@@ -66,20 +66,29 @@ def token_ids(ids: TokenIds, vocab_size: int, attention_mask: Any = None) -> Seq
             raise InputError(f"ids are a mapping without 'input_ids' (it has {list(ids)}): pass the ids themselves")
         attention_mask = ids.get("attention_mask") if attention_mask is None else attention_mask
         ids = ids["input_ids"]
+    return _sequences(
+        ids,
+        attention_mask,
+        vocab_size,
+        lambda token, place: (
+            f"token id {token} (ids{place}) is outside the vocabulary, 0 to {vocab_size - 1}: use the tokenizer of "
+            "this model"
+        ),
+    )
+
+
+def _sequences(ids: Any, mask: Any, count: int, explain: Callable[[Any, list[int]], str]) -> Sequences:
+    """Of integers from 0 to count - 1; `explain` says of another one what is wrong, and where it stands."""
     array = _array(ids) if hasattr(ids, "__array__") else None
     rows = _rows(ids) if array is None else list(np.atleast_2d(array))
     given = sum(map(len, rows))
-    if attention_mask is not None:
-        rows = _unpadded(rows, attention_mask)
+    if mask is not None:
+        rows = _unpadded(rows, mask)
     for index, row in enumerate(rows):
-        outside = (row < 0) | (row >= vocab_size)
+        outside = (row < 0) | (row >= count)
         if outside.any():
             at = int(np.argmax(outside))
-            where = [at] if array is not None and array.ndim == 1 else [index, at]
-            raise InputError(
-                f"token id {row[at]} (ids{where}) is outside the vocabulary, 0 to {vocab_size - 1}: "
-                "use the tokenizer of this model"
-            )
+            raise InputError(explain(row[at], [at] if array is not None and array.ndim == 1 else [index, at]))
     lengths = np.array([len(row) for row in rows], np.int64)
     ragged = bool((lengths != lengths[0]).any()) or int(lengths.sum()) < given
     return Sequences(np.concatenate(rows).astype(np.int64), lengths, ragged)
@@ -206,11 +215,11 @@ def token_types(
         return None
     if count == 0:
         raise InputError("the model has no token types: leave token_type_ids out")
-    types = token_ids(given, 1 << 62, attention_mask)
+    types = _sequences(
+        given, attention_mask, count, lambda each, _: f"token_type_ids must be from 0 to {count - 1}, not {each}"
+    )
     if types.lengths.tolist() != texts.lengths.tolist():
         raise InputError("token_type_ids must have the shape of ids: a type for each token")
-    if (types.ids >= count).any():
-        raise InputError(f"token_type_ids must be from 0 to {count - 1}, not {types.ids.max()}")
     return types.ids
 
 

@@ -85,8 +85,8 @@ class BakedModel(metaclass=_Explaining):
         self._library = open_library(path)
         if self._library.kind != self.kind:
             raise LibraryError(
-                f"{path} holds an {self._library.kind}, and {type(self).__name__} is for an {self.kind}: open it with "
-                "kaoken.load, which returns the class of its kind"
+                f"{path} holds {_with_article(self._library.kind)}, and {type(self).__name__} is for "
+                f"{_with_article(self.kind)}: open it with kaoken.load, which returns the class of its kind"
             )
         self.config, self.info = describe(self._library, path, self._library.session(1, self._threads))
 
@@ -111,6 +111,10 @@ class BakedModel(metaclass=_Explaining):
 
     def __repr__(self) -> str:
         return f"<kaoken.{type(self).__name__} {self.info.name} {self.info.dtype} {self.info.isa}>"
+
+
+def _with_article(kind: str) -> str:
+    return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
 def _restore(model: str | os.PathLike[str] | None, threads: int | None, kind: type[Model]) -> Model:

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 #include <sstream>
@@ -31,6 +32,10 @@ KAOKEN_DECLARE_MODEL(first);
 KAOKEN_DECLARE_MODEL(second);
 KAOKEN_DECLARE_MODEL(narrow);
 KAOKEN_DECLARE_MODEL(grouped);
+KAOKEN_DECLARE_MODEL(bert_float32);
+KAOKEN_DECLARE_MODEL(bert_int8);
+KAOKEN_DECLARE_MODEL(t5_float32);
+KAOKEN_DECLARE_MODEL(t5_int8);
 
 namespace {
 
@@ -617,6 +622,209 @@ void test_ragged_generation_ends_each_by_itself() {
         message_has("lengths is null"));
 }
 
+// Ids of a model's vocabulary.
+Ids ids_for(const kaoken_model_api *model, int64_t count, unsigned seed) {
+  Ids ids = random_ids(count, seed);
+  for (int64_t &id : ids) id %= model->info->vocab_size;
+  return ids;
+}
+
+int64_t sum(const Ids &lengths) { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
+
+// The vectors of texts, of an encoder; else nothing.
+Logits encode(const kaoken_model_api *model, kaoken_session *session, const Ids &lengths, const Ids &ids) {
+  const bool vectors = model->info->kind == KAOKEN_ENCODER;
+  Logits outputs(vectors ? ids.size() * static_cast<size_t>(model->info->output_width) : 0);
+  Ids types(ids.size());
+  for (size_t i = 0; vectors && i < ids.size(); ++i) types[i] = ids[i] % model->info->token_types;
+  const kaoken_texts texts = {sizeof texts, static_cast<int64_t>(lengths.size()), lengths.data(),
+                              ids.data(),   vectors ? types.data() : nullptr,     vectors ? outputs.data() : nullptr};
+  CHECK(model->session_encode(session, &texts) == KAOKEN_OK);
+  return outputs;
+}
+
+// Texts whose rows, and whose number, end passes; each gives what it gives alone, in a session that goes on.
+void test_encoders_keep_their_bits() {
+  Ids lengths = {1, 70, 3, 150, 64, 65, 2, 150};
+  lengths.insert(lengths.end(), 70, 1);
+  for (const kaoken_model_api *model : {kaoken_model_bert_float32(), kaoken_model_bert_int8()}) {
+    const Ids ids = ids_for(model, sum(lengths), 30);
+    Session alone(1, 1, nullptr, model);
+    Logits expected;
+    for (size_t i = 0, at = 0; i < lengths.size(); at += static_cast<size_t>(lengths[i++])) {
+      const auto begin = ids.begin() + static_cast<int64_t>(at);
+      const Logits vectors = encode(model, alone.handle, {lengths[i]}, {begin, begin + lengths[i]});
+      expected.insert(expected.end(), vectors.begin(), vectors.end());
+    }
+    for (int threads : {1, 2, 3}) {
+      Session session(1, threads, nullptr, model);
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        CHECK(same_bits(encode(model, session.handle, {1}, {ids[0]}),
+                        {expected.begin(), expected.begin() + model->info->output_width}));
+        CHECK(same_bits(encode(model, session.handle, lengths, ids), expected));
+      }
+      CHECK(model->session_length(session.handle) == 0);
+    }
+  }
+}
+
+// Slots that attend to sources: decoded by three threads, copied, and with another source.
+void test_sources_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_t5_float32(), kaoken_model_t5_int8()}) {
+    const Ids lengths = {70, 1, 150}, ids = ids_for(model, sum(lengths), 31), tokens = ids_for(model, 3 * 70, 32);
+    const auto vocabulary = static_cast<int64_t>(model->info->vocab_size);
+    Session whole(3, 1, nullptr, model);
+    encode(model, whole.handle, lengths, ids);
+    const Logits expected = whole.append(tokens, 70);
+    const auto expected_of = [&](int64_t row, int64_t position) {
+      const auto begin = expected.begin() + (row * 70 + position) * vocabulary;
+      return Logits(begin, begin + vocabulary);
+    };
+    for (int threads : {1, 2, 3}) {
+      Session split(3, threads, nullptr, model), moved(3, threads, nullptr, model);
+      encode(model, split.handle, lengths, ids);
+      for (int64_t position = 0; position < 70; ++position) {
+        const Logits logits = split.append({tokens[position], tokens[70 + position], tokens[140 + position]}, 1);
+        for (int64_t row = 0; row < 3; ++row) {
+          const auto begin = logits.begin() + row * vocabulary;
+          CHECK(same_bits({begin, begin + vocabulary}, expected_of(row, position)));
+        }
+      }
+      // The last source goes to all, then the first to the first alone.
+      encode(model, moved.handle, {1, 1, 150}, [&] {
+        Ids others = {1, 2};
+        others.insert(others.end(), ids.end() - 150, ids.end());
+        return others;
+      }());
+      CHECK(model->session_fork(moved.handle, 2, 0) == KAOKEN_OK &&
+            model->session_fork(moved.handle, 2, 1) == KAOKEN_OK);
+      encode(model, moved.handle, {70}, {ids.begin(), ids.begin() + 70});
+      const Logits logits = step(model, moved.handle, {0, 1, 2}, {1, 1, 1}, {tokens[0], tokens[140], tokens[140]});
+      CHECK(same_bits({logits.begin(), logits.begin() + vocabulary}, expected_of(0, 0)));
+      for (int64_t row = 1; row < 3; ++row) {
+        const auto begin = logits.begin() + row * vocabulary;
+        CHECK(same_bits({begin, begin + vocabulary}, expected_of(2, 0)));
+      }
+    }
+  }
+}
+
+void test_generation_attends_to_sources() {
+  for (const kaoken_model_api *model : {kaoken_model_t5_float32(), kaoken_model_t5_int8()}) {
+    const Ids lengths = {70, 3}, ids = ids_for(model, 73, 33), start = {0, 0};
+    Session session(2, 3, nullptr, model), alone(2, 1, nullptr, model);
+    encode(model, session.handle, lengths, ids);
+    encode(model, alone.handle, lengths, ids);
+    kaoken_generation *generation = nullptr;
+    const kaoken_generation_options options = greedy(1000);
+    CHECK(model->generation_create(session.handle, start.data(), 1, &options, &generation) == KAOKEN_OK);
+    Ids last = start;
+    int64_t steps = 0;
+    for (int32_t done = 0; !done; ++steps) {
+      const Logits logits = alone.append(last, 1);
+      int64_t tokens[2];
+      CHECK(model->generation_next(generation, tokens, &done) == KAOKEN_OK);
+      for (int64_t row = 0; row < 2; ++row) {
+        const auto begin = logits.begin() + row * model->info->vocab_size, end = begin + model->info->vocab_size;
+        CHECK(tokens[row] == std::max_element(begin, end) - begin);
+        last[static_cast<size_t>(row)] = tokens[row];
+      }
+    }
+    CHECK(steps == model->info->n_positions - 1);
+    model->generation_destroy(generation);
+  }
+}
+
+// An encoder, an encoder-decoder and a decoder side by side, each in sessions of its own.
+void test_models_of_every_kind_compute_side_by_side() {
+  const kaoken_model_api *bert = kaoken_model_bert_int8(), *t5 = kaoken_model_t5_int8();
+  const Ids lengths = {1, 90, 1}, texts = ids_for(bert, sum(lengths), 34), ids = random_ids(60, 35);
+  const auto vectors = [&](int threads) {
+    Session session(1, threads, nullptr, bert);
+    return encode(bert, session.handle, lengths, texts);
+  };
+  const auto decoded = [&](int threads) {
+    Session session(3, threads, nullptr, t5);
+    encode(t5, session.handle, lengths, texts);
+    Logits last;
+    for (int64_t position = 0; position < 8; ++position) last = session.append({position, 7, 3}, 1);
+    return last;
+  };
+  const Logits expected[] = {vectors(1), decoded(1), logits_of(ids, 1)};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 6; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < 3; ++i) {
+        const int threads = 1 + (caller + i) % 3;
+        wrong += !same_bits(expected[caller % 3], caller % 3 == 0   ? vectors(threads)
+                                                  : caller % 3 == 1 ? decoded(threads)
+                                                                    : logits_of(ids, threads));
+      }
+    });
+  }
+  for (std::thread &caller : callers) caller.join();
+  CHECK(wrong == 0);
+}
+
+void test_texts_are_checked_and_change_nothing() {
+  const kaoken_model_api *bert = kaoken_model_bert_float32(), *t5 = kaoken_model_t5_float32();
+  Session encoder(2, 2, nullptr, bert), decoder(2, 2, nullptr, t5), causal(2);
+  const kaoken_model_api *model = bert;
+  kaoken_session *session = encoder.handle;
+  const auto refused = [&](const kaoken_texts &texts, const char *message, kaoken_status status) {
+    return model->session_encode(session, &texts) == status && std::strstr(model->last_error(), message) != nullptr;
+  };
+  const Ids ids = {1, 2, 3}, lengths = {1, 2}, none = {1, 0}, outside = {1, 2, 61}, types = {0, 1, 2};
+  Logits outputs(3 * 48, 7.0f);
+  const kaoken_texts good = {sizeof good, 2, lengths.data(), ids.data(), nullptr, outputs.data()};
+  const auto both = [&](const Ids &too_long) {
+    kaoken_texts texts = good;
+    CHECK(refused((texts.size = sizeof texts - 1, texts), "texts.size", KAOKEN_INVALID_ARGUMENT));
+    texts = good;
+    CHECK(refused((texts.count = 0, texts), "count is 0", KAOKEN_INVALID_ARGUMENT));
+    texts = good;
+    CHECK(refused((texts.lengths = nullptr, texts), "lengths is null", KAOKEN_INVALID_ARGUMENT));
+    CHECK(refused((texts.lengths = none.data(), texts), "a text is empty", KAOKEN_INVALID_ARGUMENT));
+    CHECK(refused((texts.lengths = too_long.data(), texts), "cut it", KAOKEN_CONTEXT_FULL));
+    texts = good;
+    CHECK(refused((texts.ids = nullptr, texts), "ids is null", KAOKEN_INVALID_ARGUMENT));
+    CHECK(refused((texts.ids = outside.data(), texts), "token id 61", KAOKEN_TOKEN_OUT_OF_RANGE));
+    CHECK(model->session_encode(session, nullptr) == KAOKEN_INVALID_ARGUMENT);
+    CHECK(model->session_encode(nullptr, &good) == KAOKEN_INVALID_ARGUMENT);
+  };
+  both({1, 151});
+  kaoken_texts texts = good;
+  CHECK(refused((texts.outputs = nullptr, texts), "outputs is null", KAOKEN_INVALID_ARGUMENT));
+  texts = good;
+  CHECK(refused((texts.types = types.data(), texts), "token type 2 of text 1", KAOKEN_INVALID_ARGUMENT));
+  CHECK(std::all_of(outputs.begin(), outputs.end(), [](float value) { return value == 7.0f; }));
+  float logits[2 * 61];
+  CHECK(bert->session_append(session, ids.data(), 1, KAOKEN_LOGITS_LAST, logits) == KAOKEN_INVALID_ARGUMENT);
+  kaoken_generation *generation = nullptr;
+  const kaoken_generation_options options = greedy(3);
+  CHECK(bert->generation_create(session, ids.data(), 1, &options, &generation) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(std::strstr(bert->last_error(), "which generates nothing") && generation == nullptr);
+  CHECK(bert->session_slot_rewind(session, 0, 0) == KAOKEN_OK && bert->session_fork(session, 0, 1) == KAOKEN_OK);
+  CHECK(bert->session_length(session) == 0 && bert->session_slot_length(session, 1) == 0);
+
+  model = t5;
+  session = decoder.handle;
+  CHECK(t5->session_append(session, ids.data(), 1, KAOKEN_LOGITS_LAST, logits) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(std::strstr(t5->last_error(), "slot 0 has no source"));
+  CHECK(t5->generation_create(session, ids.data(), 1, &options, &generation) == KAOKEN_INVALID_ARGUMENT);
+  CHECK(t5->session_encode(session, &good) == KAOKEN_OK);
+  CHECK(t5->session_append(session, ids.data(), 1, KAOKEN_LOGITS_LAST, logits) == KAOKEN_OK);
+  both({1, 151});
+  texts = good;
+  CHECK(refused((texts.count = 3, texts), "at most 2", KAOKEN_INVALID_ARGUMENT));
+  CHECK(refused((texts.count = 2, texts.types = types.data(), texts), "no token types", KAOKEN_INVALID_ARGUMENT));
+  CHECK(t5->session_length(session) == 1);
+  CHECK(t5->session_encode(session, &good) == KAOKEN_OK && t5->session_length(session) == 0);
+
+  CHECK(api->session_encode(causal.handle, &good) == KAOKEN_INVALID_ARGUMENT && message_has("which encodes no texts"));
+}
+
 struct Test {
   const char *name;
   void (*run)();
@@ -644,6 +852,11 @@ const Test tests[] = {
     TEST(slots_keep_their_bits),
     TEST(steps_are_checked_and_change_nothing),
     TEST(ragged_generation_ends_each_by_itself),
+    TEST(encoders_keep_their_bits),
+    TEST(sources_keep_their_bits),
+    TEST(generation_attends_to_sources),
+    TEST(models_of_every_kind_compute_side_by_side),
+    TEST(texts_are_checked_and_change_nothing),
     TEST(cgroup_limits_are_read),
     TEST(hardware_threads_of_a_core_count_once),
 #if defined(__linux__)
