@@ -160,8 +160,8 @@ def test_both_stacks_are_drawn(seq2seq: Path) -> None:
         assert nodes[f"{owner}.distances_0"][1] == f"table [5, 300] of {owner}.block.0.layer.0.SelfAttention.{table}"
         assert (f"{owner}.distances_0", f"{owner}.h.0.attention") in found
     assert ("decoder.distances_0", "decoder.h.2.attention") in found
-    assert nodes["encoder.h.0.attention"][1] == "5 heads of 16, both ways, scale 1"
-    assert nodes["decoder.h.2.attention"][1] == "5 heads of 16, causal, scale 1"
+    assert nodes["encoder.h.0.attention"][1] == "5 heads of 16, both ways, scale 1, distances_0"
+    assert nodes["decoder.h.2.attention"][1] == "5 heads of 16, causal, scale 1, distances_0"
     assert nodes["logits"] == ["logits [T, 61]"]
 
 
