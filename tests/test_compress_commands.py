@@ -13,6 +13,7 @@ import pytest
 import toys
 from checkpoints import write_json
 from kaoken.cli import main
+from oracles import bert, t5
 from test_cli import Capture, fail
 
 COMMANDS = ("train", "distill", "prune")
@@ -91,10 +92,15 @@ MISTAKES = {
     "distill T --max-steps 1 --scale 0.5 --hidden-weight 1": "match those with an online teacher",
     "distill T --max-steps 1 --scale 0.5 --start nowhere": "start is 'nowhere'",
     "distill T --max-steps 1 --scale 0.5 --labels-from none.so": "none.so",
+    "distill bert --max-steps 1 --scale 0.5": "model_type is 'bert', whose models continue no texts; expected a",
+    "distill t5 --max-steps 1 --scale 0.5": "model_type is 't5', whose models continue no texts; expected a decoder",
+    "distill T --max-steps 1 --student bert": "model_type is 'bert', whose models continue no texts",
     "distill no/such --max-steps 1 --scale 0.5": "no/such could not be fetched",
     "prune T": "say in one way what goes",
     "prune T --heads 0.5 --sparsity 0.5": "say in one way what goes",
     "prune T --sparsity 4:8": "--sparsity is '4:8'; expected a share such as 0.9, or 2:4",
+    "prune bert --heads 0.5": "bert is a bert; expected a GPT-2: only that is pruned",
+    "prune t5 --heads 0.5": "t5 is a t5; expected a GPT-2: only that is pruned",
     "prune T --heads 1.5": "heads is 1.5",
     "prune T --layers 2": "layers is 2",
     "prune T --mlp 0.5 --epochs 1 --max-steps 1": "expected one of epochs and max_steps",
@@ -111,6 +117,8 @@ def test_mistakes_are_one_line_and_leave_nothing(
     write_json(Path("config.json"), toys.TOY)
     write_json(Path("bad.json"), {**toys.TOY, "n_head": 3})
     write_json(Path("llama.json"), {**toys.TOY, "model_type": "llama"})
+    bert.write(Path("bert"), bert.TINY)
+    t5.write(Path("t5"), t5.TINY)
     before = sorted(tmp_path.iterdir())
     for command, expected in MISTAKES.items():
         words = [str(toy_teacher) if word == "T" else word for word in command.split()]

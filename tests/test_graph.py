@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +15,7 @@ from configurations import blocks
 from conftest import Checkpoints
 from kaoken.errors import InputError, KaokenError
 from kaoken.graphs import Cluster, Node, Picture, dot, render, write_graph
+from oracles import bert, t5
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,6 +23,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 def labels(text: str) -> dict[str, list[str]]:
     """The lines of each node of a DOT text, by its name."""
     return {name: label.split(r"\n") for name, label in re.findall(r'"([^"]+)" \[label="([^"]*)"', text)}
+
+
+def edges(text: str) -> set[tuple[str, str]]:
+    return set(re.findall(r'"([^"]+)" -> "([^"]+)"', text))
 
 
 def drawn(directory: Path, **options: bool) -> str:
@@ -88,6 +94,101 @@ def test_blocks_that_are_alike_are_drawn_once(tmp_path: Path) -> None:
 
 def test_a_scale_of_each_layers_own_keeps_blocks_apart(checkpoints: Checkpoints) -> None:
     assert len(re.findall(r"subgraph", drawn(checkpoints("inverse_layer_scale")))) == 4
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT's checkpoint."""
+    return bert.write(tmp_path_factory.mktemp("graphs") / "bert", bert.TINY)
+
+
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5's checkpoint, with an encoder of one block and a decoder of three."""
+    return t5.write(tmp_path_factory.mktemp("graphs") / "t5", t5.config_of("deep_decoder"))
+
+
+def test_an_encoder_ends_in_vectors_and_has_token_types(encoder: Path) -> None:
+    text = drawn(encoder, before=True)
+    nodes = labels(text)
+    assert nodes["types"] == ["Gather types", "table [2, 48] of embeddings.token_type_embeddings.weight"]
+    assert nodes["ln_e"][0] == "LayerNorm ln_e"
+    assert nodes["h.0.attention"] == ["Attention -> [T, 48]", "3 heads of 16, both ways, scale 0.25"]
+    assert nodes["vectors"] == ["vectors [T, 48]"]
+    assert not {"head", "logits", "ln_f"} & nodes.keys()
+    embedded = {(each, "embedded") for each in ("tokens", "positions", "types")}
+    assert embedded | {("type_ids", "types"), ("embedded", "ln_e"), ("ln_e", "h.0.query")} <= edges(text)
+
+
+def test_norms_behind_sublayers_are_drawn_there(encoder: Path) -> None:
+    text = drawn(encoder, before=True)
+    weight, bias = (f"{each} [48] of encoder.layer.1.output.LayerNorm.{each}" for each in ("weight", "bias"))
+    assert labels(text)["h.1.post_ln_2"] == ["LayerNorm post_ln_2", weight, bias]
+    assert not {"h.0.ln_1", "h.0.ln_2"} & labels(text).keys()
+    found = edges(text)
+    assert {("ln_e", "h.0.add_1"), ("h.0.add_1", "h.0.post_ln_1"), ("h.0.post_ln_1", "h.0.mlp_in")} <= found
+    assert {("h.0.post_ln_1", "h.0.add_2"), ("h.0.post_ln_2", "h.1.key"), ("h.1.post_ln_2", "vectors")} <= found
+
+
+def test_norms_that_have_moved_say_so(encoder: Path) -> None:
+    text = drawn(encoder)
+    nodes, found = labels(text), edges(text)
+    moved = "move_post_norms: moved here from behind the sublayer before"
+    for name, layer, replaces in (
+        ("h.0.ln_2", "0.attention.output", True),
+        ("h.1.ln_1", "0.output", True),
+        ("ln_f", "1.output", False),
+    ):
+        arrays = [f"{each} [48] of encoder.layer.{layer}.LayerNorm.{each}" for each in ("weight", "bias")]
+        assert nodes[name][1:] == [*arrays, *(["goes on as the stream"] if replaces else []), moved]
+    assert not any("post_ln" in name for name in nodes)
+    assert "drop_key_bias: bias gone" in nodes["h.1.key"]
+    assert {("h.0.ln_2", "h.0.add_2"), ("h.0.add_2", "h.1.ln_1"), ("h.1.ln_1", "h.1.add_1")} <= found
+    assert ("h.0.add_1", "h.0.add_2") not in found
+
+
+def test_both_stacks_are_drawn(seq2seq: Path) -> None:
+    text = drawn(seq2seq, all_blocks=True)
+    nodes, found = labels(text), edges(text)
+    assert re.findall(r'label="(\w+ block [^"]*)"', text) == [
+        "encoder block 0: 5 heads of 7, n_inner 7",
+        *(f"decoder block {index}: 5 heads of 7, n_inner 7" for index in range(3)),
+    ]
+    for owner in ("encoder", "decoder"):
+        assert nodes[f"{owner}.tokens"][2] == "the head's own matrix"
+        table = "relative_attention_bias.weight"
+        assert nodes[f"{owner}.distances_0"][1] == f"table [5, 300] of {owner}.block.0.layer.0.SelfAttention.{table}"
+        assert (f"{owner}.distances_0", f"{owner}.h.0.attention") in found
+    assert ("decoder.distances_0", "decoder.h.2.attention") in found
+    assert nodes["encoder.h.0.attention"][1] == "5 heads of 16, both ways, scale 1, distances_0"
+    assert nodes["decoder.h.2.attention"][1] == "5 heads of 16, causal, scale 1, distances_0"
+    assert nodes["logits"] == ["logits [T, 61]"]
+
+
+def test_keys_and_values_of_a_source_read_the_encoder(seq2seq: Path) -> None:
+    text = drawn(seq2seq)
+    nodes, found = labels(text), edges(text)
+    assert nodes["decoder.h.0.cross_attention"] == ["Attention -> [T, 80]", "5 heads of 16, of the source, scale 1"]
+    assert nodes["decoder.h.0.cross_key"][0] == "Linear cross_key -> [S, 80]"
+    assert nodes["decoder.h.0.cross_query"][0] == "Linear cross_query -> [T, 80]"
+    assert {("encoder.ln_f", "encoder.vectors"), ("decoder.h.0.ln_2", "decoder.h.0.cross_query")} <= found
+    readers = {name.rpartition(".")[2] for each, name in found if each == "encoder.vectors"}
+    assert readers == {"cross_key", "cross_value"}
+    chain = ("add_1", "ln_2", "cross_query", "cross_attention", "cross_out", "add_2", "ln_3", "mlp_in")
+    assert {(f"decoder.h.0.{one}", f"decoder.h.0.{other}") for one, other in pairwise(chain)} <= found
+    assert ("decoder.h.0.add_1", "decoder.h.0.add_2") in found
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("kind", ["encoder", "seq2seq"])
+def test_every_node_is_connected(kind: str, before: bool, request: pytest.FixtureRequest) -> None:
+    """Each has an edge, and each but the inputs is made of something."""
+    text = drawn(request.getfixturevalue(kind), before=before)
+    nodes, found = labels(text), edges(text)
+    assert {name for edge in found for name in edge} == set(nodes)
+    made = {target for _, target in found}
+    sources = {name.rpartition(".")[2] for name in set(nodes) - made}
+    assert sources <= {"ids", "type_ids", "positions", "distances_0"}
 
 
 def test_the_text_is_the_same_each_time_and_reads_no_weights(tmp_path: Path) -> None:
@@ -207,6 +308,17 @@ def test_pictures_of_exports_have_their_ops(exported: Path) -> None:
         titles = sorted(lines[0] for name, lines in labels(text).items() if name.startswith("op "))
         assert titles == sorted(node.op_type for node in graph.node if node.op_type != "Constant")
         assert {f'label="block {index}"' for index in range(4)} <= set(re.findall(r'label="block \d"', text))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("kind", "family"), [("encoder", "bert"), ("seq2seq", "t5")])
+def test_exports_of_other_families_are_refused(
+    kind: str, family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    require_exporters()
+    with pytest.raises(InputError, match=f"is of the family {family}, .* GPT-2 alone: leave out --onnx"):
+        write_graph(request.getfixturevalue(kind), tmp_path / "graph.dot", onnx=True)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.ci

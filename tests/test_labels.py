@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(top_k: int, tmp_p
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 import test_labels as t
 from kaoken.compress import labels
@@ -495,6 +497,13 @@ def test_an_ensemble_of_other_vocabularies_or_of_none_is_refused() -> None:
         ensemble_teacher([teacher(), replace(teacher(), vocab_size=299)])
     with pytest.raises(InputError, match="no teachers"):
         ensemble_teacher([])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_what_continues_no_texts_is_no_teacher(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kaoken.compress.labels.load", lambda *_, **__: SimpleNamespace(kind=kind))
+    with pytest.raises(InputError, match=rf"my\.so holds an {kind}; expected a decoder"):
+        baked_teacher("my.so")
 
 
 def test_a_baked_teachers_labels_do_not_depend_on_the_batch(

@@ -160,7 +160,7 @@ def decode_seconds(libraries: Sequence[Path]) -> list[float]:
     A token is decoded in one sequence; an encoder's is one of a text.
     """
     timers = [_token_timer(load(library)) for library in libraries]
-    return list(_medians([[timer() for timer in timers] for _ in range(ROUNDS + 1)]))
+    return _medians([[timer() for timer in timers] for _ in range(ROUNDS + 1)])
 
 
 def _token_timer(model: Any) -> Callable[[], float]:

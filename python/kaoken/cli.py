@@ -94,7 +94,7 @@ Draw the graph that a checkpoint is baked as: each op with its shapes, the check
 from, and what Kaoken's passes have folded into it. No weights are read, so it is instant for a model of any size.
 Blocks that are alike are drawn once. Without -o the DOT text is printed; SVG needs `pip install "kaoken[graph]"`.
 
---onnx exports the checkpoint with torch's TorchScript and dynamo exporters, checks both files with onnxruntime, and
+--onnx exports a GPT-2 with torch's TorchScript and dynamo exporters, checks both files with onnxruntime, and
 draws them too: OUT.svg gets OUT.torchscript.onnx, OUT.torchscript.svg, OUT.dynamo.onnx and OUT.dynamo.svg beside it.
 It needs `pip install "kaoken[onnx]"`.
 

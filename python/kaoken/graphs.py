@@ -362,18 +362,18 @@ def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: l
         nodes.append(_norm_node(notes, name("ln_e"), embeddings.norm))
         edges.append((hidden, name("ln_e")))
         hidden = name("ln_e")
-    for distances, bias in _distances(part).values():
-        nodes.append(Node(distances, "Bias by distance", tuple(_tensor_lines(bias))))
+    for each, bias in _distances(part).values():
+        nodes.append(Node(name(each), f"Bias by distance {each}", tuple(_tensor_lines(bias))))
     return nodes, hidden
 
 
 def _distances(part: _Part) -> dict[int, tuple[str, Tensor]]:
-    """The node of each table of biases by distance and the table, which blocks may share, by the table's id."""
+    """The name of each table of biases by distance and the table, which blocks may share, by the table's id."""
     found: dict[int, tuple[str, Tensor]] = {}
     for sublayer in part.stack.sublayers:
         bias = sublayer.body.distance_bias if isinstance(sublayer.body, Attention) else None
         if bias is not None:
-            found.setdefault(id(bias), (part.name(f"distances_{len(found)}"), bias))
+            found.setdefault(id(bias), (f"distances_{len(found)}", bias))
     return found
 
 
@@ -454,6 +454,8 @@ def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], 
         heads += f", {body.kv_heads} of keys and values"
     if body.rotary is not None:
         heads += ", rotary"
+    if body.distance_bias is not None:
+        heads += f", {_distances(part)[id(body.distance_bias)][0]}"
     return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{part.length}, {body.width}]", heads)
 
 
@@ -467,7 +469,8 @@ def _connect_block(part: _Part, index: int, hidden: str, edges: list[Edge]) -> s
             edges.append((hidden, read))
         stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
         edges += _attention_edges(part, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
-        edges += [(name(_part_name(body, "out" if isinstance(body, Attention) else "down")), add), (stream, add)]
+        out = _part_name(body, list(body.linears)[-1])
+        edges += [(name(out), add), (stream, add)]
         if isinstance(body, Mlp) and body.gate is not None:
             edges += [(read, name("mlp_gate")), (name("mlp_gate"), name("activation"))]
         hidden = add
@@ -490,7 +493,7 @@ def _attention_edges(part: _Part, name: Callable[[str], str], body: Attention, r
         yield "encoder.vectors" if body.sees == "source" and linear != query else read, linear
         yield linear, attention
     if body.distance_bias is not None:
-        yield _distances(part)[id(body.distance_bias)][0], attention
+        yield part.name(_distances(part)[id(body.distance_bias)][0]), attention
     yield attention, out
 
 

@@ -203,9 +203,10 @@ def prune(
     if sum([any(parts.values()), parameters is not None, sparsity is not None]) != 1:
         raise InputError("expected heads, mlp, layers and width, or parameters, or sparsity: say in one way what goes")
     directory = resolve_model(teacher, revision=None, root=Path.cwd()).directory
-    model = models.load(directory)
-    if not isinstance(model, gpt2.GPT2LMHeadModel):
-        raise InputError(f"{teacher} is a {model.config.model_type}; expected a GPT-2: only that is pruned")
+    if not models.is_gpt2(directory):
+        found = models.read_config(directory)["model_type"]
+        raise InputError(f"{teacher} is a {found}; expected a GPT-2: only that is pruned")
+    model = gpt2.load(directory)
     corpora = read_corpus(text, models.read_tokenizer(directory), model.config.vocab_size, holdout)
     recipe = {
         "command": "prune",

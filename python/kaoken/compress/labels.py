@@ -114,8 +114,10 @@ def torch_teacher(model: nn.Module, digest: str) -> Teacher:
 
 
 def baked_teacher(path: str | os.PathLike[str], *, threads: int | None = None) -> Teacher:
-    """A library that `kaoken.bake` made, of any type; errors as for `kaoken.load`."""
+    """A decoder's library that `kaoken.bake` made, of any type; errors as for `kaoken.load`."""
     model = load(path, threads=threads)
+    if model.kind != "decoder":
+        raise InputError(f"{path} holds an {model.kind}; expected a decoder, which continues texts: name another")
     info = model.info
     facts = [info.weights_sha256, info.dtype, info.tensor_dtypes, info.cache_dtype, asdict(model.config)]
     return Teacher(model.logits, _digest(facts), model.config.vocab_size, model.config.n_positions)

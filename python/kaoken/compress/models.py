@@ -12,21 +12,25 @@ import transformers
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as ENCODER_DECODERS
 
 from kaoken.codegen import checkpoint
-from kaoken.codegen.checkpoint import CONFIG, TOKENIZER, TOKENIZER_PARTS
+from kaoken.codegen.checkpoint import CONFIG, TOKENIZER, TOKENIZER_PARTS, quoted
 from kaoken.compress import gpt2
-from kaoken.errors import CheckpointError, InputError
+from kaoken.errors import CheckpointError, InputError, UnsupportedModelError
 
 
 def load(directory: str | Path) -> PreTrainedModel:
     """The causal language model of a checkpoint directory, in float32 and evaluation mode; no code of it is run.
 
-    Raises CheckpointError where it is none, and where weights are NaN or infinite.
+    Raises CheckpointError where it is none, and where weights are NaN or infinite, and UnsupportedModelError for an
+    encoder and an encoder-decoder.
     """
     directory = Path(directory)
     if is_gpt2(directory):
         return gpt2.load(directory)
+    _require_decoder(directory)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
@@ -46,6 +50,7 @@ def load_or_new(directory: str | Path, seed: int) -> PreTrainedModel:
         return load(directory)
     if is_gpt2(directory):
         return gpt2.new(read_gpt2_config(directory), seed)
+    _require_decoder(directory)
     transformers.set_seed(seed)
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -89,6 +94,18 @@ def read_gpt2_config(path: str | Path) -> dict[str, Any]:
 
 def is_gpt2(directory: Path) -> bool:
     return bool(read_config(directory).get("model_type", "gpt2") == "gpt2")
+
+
+def _require_decoder(directory: Path) -> None:
+    """transformers makes a causal language model of many an encoder, whose positions then see what they predict."""
+    config = read_config(directory)
+    model_type, other = str(config.get("model_type")), {*ENCODERS, *ENCODER_DECODERS}
+    is_decoder = bool(config.get("is_decoder")) if model_type in other else not config.get("is_encoder_decoder")
+    if not is_decoder:
+        raise UnsupportedModelError(
+            f"{directory / CONFIG}: model_type is {quoted(model_type)}, whose models continue no texts; expected a "
+            "decoder, such as a GPT-2 or a Llama: choose another model"
+        )
 
 
 def read_tokenizer(directory: str | Path) -> Tokenizer:
