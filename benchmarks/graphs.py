@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from kaoken.codegen import passes
+from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.families import read_graph
@@ -129,10 +129,10 @@ def write_checkpoint(directory: Path) -> None:
 def own_rows(directory: Path, out: Path) -> Iterator[Row]:
     """Kaoken's graph of a checkpoint, its first block and the whole; draws the whole."""
     before = read_graph(open_checkpoint(directory))
-    after = passes.run(before)
+    after = rewrites.run(before)
     packed = pack(after, make_types("float32", "", None), 1 << 30)
     for subject, units in (("block", packed.units[1:2]), ("model", packed.units)):
-        for state, graph in (("before passes", before), ("after passes", after)):
+        for state, graph in (("before rewrites", before), ("after rewrites", after)):
             picture = checkpoint_picture(directory, directory.name, before=graph is before, all_blocks=True)
             row = _own_row(subject, f"Kaoken {state}", picture, graph)
             if subject == "model":

@@ -1,4 +1,4 @@
-"""What a model computes, in a short closed vocabulary, with its tensors; what the passes rewrite.
+"""What a model computes, in a short closed vocabulary, with its tensors; and what the rewrites change.
 
 A model is an encoder, a decoder with a head, or both. Each is a stack of blocks, a block is a list of sublayers, and a
 sublayer adds what its body makes of the residual stream to it. Names of tensors and fields are known to the reader of a
@@ -324,7 +324,7 @@ class Graph:
 
 
 def verify(graph: Graph) -> None:
-    """Checks that all shapes fit each other; run on the graph entering and leaving each pass."""
+    """Checks that all shapes fit each other; run on the graph before and after each rewrite."""
     if not graph.stacks or (graph.head is None) != (graph.decoder is None):
         raise AssertionError("a graph has a decoder with a head, an encoder, or all three")
     for stack in graph.stacks:
@@ -392,7 +392,7 @@ def _expect(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_ready(graph: Graph) -> None:
-    """Asserts what the kernels rely on, behind the last pass: whatever a pass has left would be left out silently."""
+    """Asserts what the kernels rely on, behind the last rewrite: whatever one has left would be left out silently."""
     for stack in graph.stacks:
         name = "" if len(graph.stacks) == 1 else "encoder " if stack is graph.encoder else "decoder "
         sees = ["all"] if stack is graph.encoder else ["past"] if graph.encoder is None else ["past", "source"]

@@ -1,4 +1,4 @@
-"""The stages on one screen: checkpoint, graph, passes, files.
+"""The stages on one screen: checkpoint, graph, rewrites, files.
 
 The plan looks at config and tensor headers (and at the head where a tied checkpoint stores one all the same) and tells
 CMake which files will come; `generate` writes them.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import passes
+from . import rewrites
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
@@ -145,7 +145,7 @@ def config_of(graph: Graph) -> dict[str, Any]:
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
-    graph = passes.run(read_graph(checkpoint))
+    graph = rewrites.run(read_graph(checkpoint))
     shard_limit = options.budget.shard_limit if options.kernels == "exploded" else None
     return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit, shard_limit), options)
 

@@ -1,4 +1,4 @@
-"""What a graph of kaoken.codegen.graph computes, in NumPy float64, whatever passes it has been through."""
+"""What a graph of kaoken.codegen.graph computes, in NumPy float64, whatever rewrites it has been through."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_every_path_that_a_document_names_exists(document: str, least: int) -> N
 
 
 def test_the_passes_are_the_files() -> None:
-    from kaoken.codegen.passes import PIPELINE
+    from kaoken.codegen.rewrites import PIPELINE
 
-    files = {path.stem for path in (ROOT / "codegen" / "passes").glob("*.py")} - {"__init__"}
+    files = {path.stem for path in (ROOT / "codegen" / "rewrites").glob("*.py")} - {"__init__"}
     assert files == {rewrite.__name__ for rewrite in PIPELINE}

@@ -366,7 +366,7 @@ def test_the_page_of_graphs_shows_kaokens_as_they_are(tmp_path: Path) -> None:
     rows = [asdict(row) for row in graphs.own_rows(tmp_path / "two-blocks", tmp_path)]
     committed = json.loads((ROOT / "docs" / "graphs" / "graphs.json").read_text())["rows"]
     assert rows == [row for row in committed if row["maker"].startswith("Kaoken")]
-    for picture in ("model-Kaoken-before-passes.dot", "model-Kaoken-after-passes.dot"):
+    for picture in ("model-Kaoken-before-rewrites.dot", "model-Kaoken-after-rewrites.dot"):
         assert (tmp_path / picture).read_text() == (ROOT / "docs" / "graphs" / picture).read_text()
 
 
@@ -400,7 +400,7 @@ def test_the_page_of_graphs_quotes_its_table() -> None:
         for row in rows
         if (row["way"], row["mode"]) in (("", ""), ("traced", "eval"))
     }
-    makers = ("torchscript", "dynamo", "Kaoken before passes", "Kaoken after passes", "Kaoken baked")
+    makers = ("torchscript", "dynamo", "Kaoken before rewrites", "Kaoken after rewrites", "Kaoken baked")
     for label, subject, key in (
         ("ops", "model", "nodes"),
         ("of which move or measure tensors", "model", "shape_nodes"),

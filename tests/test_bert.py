@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kaoken.codegen import passes
+from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
@@ -80,11 +80,11 @@ one = pytest.mark.parametrize("name", ["plain"])
 
 @names
 def test_the_graph_computes_what_the_oracle_does(name: str, directories: dict[str, Path]) -> None:
-    """Before and after the passes."""
+    """Before and after the rewrites."""
     ids, types = inputs_of(config_of(name))
     expected = Bert(directories[name]).hidden_states(ids, types)
     graph = read_graph(open_checkpoint(directories[name]))
-    for each in (graph, passes.run(graph)):
+    for each in (graph, rewrites.run(graph)):
         np.testing.assert_allclose(evaluate(each, ids, types=types), expected, rtol=0, atol=1e-11)
 
 
@@ -122,7 +122,7 @@ def test_what_transformers_saves_is_read(architecture: str, tmp_path: Path) -> N
     with torch.no_grad():
         encoder = getattr(model, "bert", model)
         expected = encoder(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).last_hidden_state[0]
-    graph = passes.run(read_graph(open_checkpoint(tmp_path)))
+    graph = rewrites.run(read_graph(open_checkpoint(tmp_path)))
     assert relative_error(expected, evaluate(graph, ids, types=types)) < LIMIT
 
 
@@ -325,7 +325,7 @@ def test_what_the_graph_says_of_itself(directories: dict[str, Path]) -> None:
     assert (graph.stack.limit, graph.special.eos, graph.special.bos, graph.special.pad) == (150, (), None, 0)
     assert graph.stack.embeddings.types is not None
     assert graph.stack.embeddings.types.shape == (4, 52)
-    ready = passes.run(graph)
+    ready = rewrites.run(graph)
     assert [each.replaces for each in ready.stack.sublayers] == [False, True, True, True]
 
 

@@ -99,7 +99,7 @@ def test_an_unchanged_build_does_nothing(project: Project) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["kaoken/codegen/templates/block.cpp", "kaoken/codegen/passes/pad_heads.py", "checkpoint/model.safetensors"],
+    ["kaoken/codegen/templates/block.cpp", "kaoken/codegen/rewrites/pad_heads.py", "checkpoint/model.safetensors"],
 )
 def test_touching_an_input_runs_codegen_and_compiles_nothing(project: Project, file: str) -> None:
     project.build()

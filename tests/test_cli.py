@@ -308,7 +308,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
 
 def test_graph_prints_dot_or_the_path(checkpoints: Checkpoints, tmp_path: Path, capsys: Capture) -> None:
     text = succeed(capsys, "graph", str(checkpoints("plain")), "--before", "--all-blocks")
-    assert text.startswith('digraph "plain: Kaoken\'s graph before its passes"')
+    assert text.startswith('digraph "plain: Kaoken\'s graph before its rewrites"')
     out = tmp_path / "graph.txt"
     arguments = ("graph", str(checkpoints("plain")), "-o", str(out), "--format", "dot", "--before", "--all-blocks")
     assert (succeed(capsys, *arguments), out.read_text()) == (f"{out}\n", text)

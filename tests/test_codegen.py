@@ -1,4 +1,4 @@
-"""Codegen: the golden text of a toy, determinism, the passes, the packed layout, the budget, the ISA table."""
+"""Codegen: the golden text of a toy, determinism, the rewrites, the packed layout, the budget, the ISA table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kaoken.codegen import passes
+from kaoken.codegen import rewrites
 from kaoken.codegen.__main__ import main
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import CACHE_DTYPES, DTYPES, TENSOR_DTYPES, make_types
@@ -143,7 +143,7 @@ def graph_of(checkpoint: Path) -> Graph:
 def test_passes_keep_what_the_model_computes(name: str, tmp_path: Path) -> None:
     """One block's attention input and output and its MLP, before and after, in float64."""
     before = graph_of(CONFIGURATIONS[name].write(tmp_path / "model"))
-    after = passes.run(before)
+    after = rewrites.run(before)
     x = np.random.default_rng(0).normal(0, 1, (5, before.width))
     for raw, folded in zip(before.blocks, after.blocks, strict=True):
         outputs = [attend(block, x) for block in (raw, folded)]
@@ -156,7 +156,7 @@ def test_passes_keep_what_the_model_computes(name: str, tmp_path: Path) -> None:
 
 
 def test_passes_leave_the_form_that_kernels_need(tmp_path: Path) -> None:
-    graph = passes.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
+    graph = rewrites.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
     check_ready(graph)
     for block in graph.blocks:
         assert block.attention.scale == 1
@@ -168,16 +168,16 @@ def test_passes_leave_the_form_that_kernels_need(tmp_path: Path) -> None:
     assert graph.head.bias is not None
 
 
-@pytest.mark.parametrize("left_out", passes.PIPELINE, ids=lambda rewrite: rewrite.__name__)
+@pytest.mark.parametrize("left_out", rewrites.PIPELINE, ids=lambda rewrite: rewrite.__name__)
 def test_what_a_pass_has_left_is_found(left_out: Callable[[Graph], Graph], tmp_path: Path) -> None:
-    """Without any one pass the graph is not what kernels need."""
-    if left_out is passes.fill_biases:
+    """Without any one rewrite the graph is not what kernels need."""
+    if left_out is rewrites.fill_biases:
         graph = graph_of(llama.write(tmp_path / "model", llama.TINY))
     else:
         graph = graph_of(CONFIGURATIONS["heads_of_12"].write(tmp_path / "model"))
-    if left_out is passes.move_post_norms:
+    if left_out is rewrites.move_post_norms:
         graph = graph.map(lambda each: Sublayer(each.body, after=each.before))
-    for rewrite in passes.PIPELINE:
+    for rewrite in rewrites.PIPELINE:
         graph = graph if rewrite is left_out else rewrite(graph)
     with pytest.raises(AssertionError, match="block 0: the kernels need"):
         check_ready(graph)
@@ -324,7 +324,7 @@ def joined(table: Table) -> list[bytes]:
 )
 def test_tables_and_units_are_cut_at_the_blob_limit(dtype: str, limit: int, tmp_path: Path) -> None:
     """The largest matrix of a block, [512, 128], fits the limit; the head has 528 rows, the positions 35840 bytes."""
-    graph = passes.run(graph_of(CONFIGURATIONS["heads_of_64"].write(tmp_path / "model")))
+    graph = rewrites.run(graph_of(CONFIGURATIONS["heads_of_64"].write(tmp_path / "model")))
     whole, cut = pack(graph, make_types(dtype), 1 << 30), pack(graph, make_types(dtype), limit)
     assert len(whole.head_table.shards) == 1
     assert len(cut.head_table.shards) > 1
@@ -338,7 +338,7 @@ def test_tables_and_units_are_cut_at_the_blob_limit(dtype: str, limit: int, tmp_
 
 
 def test_types_of_matrices(tmp_path: Path) -> None:
-    graph = passes.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
+    graph = rewrites.run(graph_of(CONFIGURATIONS["untied"].write(tmp_path / "model")))
     types = make_types("int4", "h.*.mlp.*=int8; h.1.mlp.c_fc=bfloat16, wte=float32", "float32")
     model = pack(graph, types, 1 << 30)
     assert [[matrix.dtype for matrix in block.matrices] for block in model.blocks] == [
@@ -391,7 +391,7 @@ def with_bodies(graph: Graph, kind: type[Attention | Mlp], **changes: object) ->
 
 
 def test_matrices_of_one_product_have_one_type(tmp_path: Path) -> None:
-    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
+    graph = rewrites.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
     value = graph.blocks[0].attention.value
     renamed = replace(value, weight=replace(value.weight, sources=("h.0.attn.value.weight",)))
     apart = with_bodies(graph, Attention, value=renamed)
@@ -400,7 +400,7 @@ def test_matrices_of_one_product_have_one_type(tmp_path: Path) -> None:
 
 
 def test_sums_that_could_overflow_are_refused(tmp_path: Path) -> None:
-    graph = passes.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
+    graph = rewrites.run(graph_of(CONFIGURATIONS["plain"].write(tmp_path / "model")))
     up = graph.blocks[0].mlp.up
     deep = replace(up, weight=replace(up.weight, shape=(32, 1 << 17)))
     with pytest.raises(UnsupportedModelError, match="could pass int32"):

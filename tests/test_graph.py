@@ -1,4 +1,4 @@
-"""`kaoken graph`: what the passes did, as DOT and SVG, and the exporters' ONNX files beside it."""
+"""`kaoken graph`: what the rewrites did, as DOT and SVG, and the exporters' ONNX files beside it."""
 
 from __future__ import annotations
 

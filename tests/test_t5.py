@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kaoken.codegen import passes
+from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
@@ -99,11 +99,11 @@ one = pytest.mark.parametrize("name", ["deep_decoder"])  # five heads, which no 
 
 @names
 def test_the_graph_computes_what_the_oracle_does(name: str, directories: dict[str, Path]) -> None:
-    """Before and after the passes."""
+    """Before and after the rewrites."""
     ids, decoder_ids = inputs_of(config_of(name))
     oracle, graph = T5(directories[name]), graph_in(directories[name])
     expected = oracle.logits(ids, decoder_ids)
-    for each in (graph, passes.run(graph)):
+    for each in (graph, rewrites.run(graph)):
         assert each.encoder is not None
         np.testing.assert_allclose(run_stack(each.encoder, ids, None, None), oracle.encode(ids), rtol=0, atol=1e-11)
         np.testing.assert_allclose(evaluate(each, ids, decoder_ids), expected, rtol=0, atol=1e-11)
@@ -150,7 +150,7 @@ def test_what_transformers_saves_is_read(fields: dict[str, Any], tmp_path: Path)
         expected = model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder_ids])).logits[0]
     graph = graph_in(tmp_path)
     assert graph.special.start == 0
-    assert relative_error(expected, evaluate(passes.run(graph), ids, decoder_ids)) < LIMIT
+    assert relative_error(expected, evaluate(rewrites.run(graph), ids, decoder_ids)) < LIMIT
 
 
 @pytest.mark.ci
@@ -163,7 +163,7 @@ def test_copies_that_differ_are_used_as_transformers_does(name: str, tmp_path: P
     with torch.no_grad():
         model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
         expected = model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([decoder_ids])).logits[0]
-    assert relative_error(expected, evaluate(passes.run(graph_in(tmp_path)), ids, decoder_ids)) < LIMIT
+    assert relative_error(expected, evaluate(rewrites.run(graph_in(tmp_path)), ids, decoder_ids)) < LIMIT
 
 
 def error_of(library: Path, directory: Path, config: dict[str, Any]) -> float:
@@ -517,7 +517,7 @@ def test_what_the_graph_says_of_itself(directories: dict[str, Path]) -> None:
     assert [len(stack.blocks) for stack in graph.stacks] == [1, 3]
     assert (graph.stack.limit, graph.special.eos, graph.special.pad, graph.special.start) == (150, (1,), 0, 0)
     assert graph_in(directories["one_head"]).special.start == 5
-    for stack in passes.run(graph).stacks:
+    for stack in rewrites.run(graph).stacks:
         (bias,) = {id(block.attention.distance_bias) for block in stack.blocks}  # one object: packed once
         assert bias != id(None)
         assert {block.attention.scale for block in stack.blocks} == {1.0}

@@ -91,7 +91,7 @@ into the cache of `kaoken bake` first.
 
 _GRAPH = """\
 Draw the graph that a checkpoint is baked as: each op with its shapes, the checkpoint's tensors that its weights come
-from, and what Kaoken's passes have folded into it. No weights are read, so it is instant for a model of any size.
+from, and what Kaoken's rewrites have folded into it. No weights are read, so it is instant for a model of any size.
 Blocks that are alike are drawn once. Without -o the DOT text is printed; SVG needs `pip install "kaoken[graph]"`.
 
 --onnx exports a GPT-2 with torch's TorchScript and dynamo exporters, checks both files with onnxruntime, and
@@ -305,7 +305,7 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", metavar="OUT", help="the file to write (default: DOT to standard output)")
     parser.add_argument("--format", help="dot or svg (default: as OUT ends)")
     parser.add_argument(
-        "--before", action="store_true", help="the graph as the checkpoint states it, before the passes"
+        "--before", action="store_true", help="the graph as the checkpoint states it, before the rewrites"
     )
     parser.add_argument("--all-blocks", action="store_true", help="draw blocks that are alike one by one")
     parser.add_argument("--onnx", action="store_true", help="put the ONNX exports and their pictures beside OUT")

@@ -1,4 +1,4 @@
-"""Pictures of graphs: Kaoken's own before or after its passes, and ONNX files, as Graphviz DOT and as SVG.
+"""Pictures of graphs: Kaoken's own before or after its rewrites, and ONNX files, as Graphviz DOT and as SVG.
 
 Nothing here reads weights (but the head, where a tied checkpoint stores one all the same): an op knows its shapes.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from kaoken.cache import install
 from kaoken.codegen.graph import Attention, Block, Graph, Linear, Mlp, Norm, Stack, Tensor, verify
-from kaoken.codegen.passes import PIPELINE
+from kaoken.codegen.rewrites import PIPELINE
 from kaoken.errors import InputError, KaokenError
 from kaoken.inputs import file_path
 
@@ -38,7 +38,7 @@ Edge = tuple[str, str]  # names of nodes
 
 @dataclass(frozen=True)
 class Node:
-    """One box; `name` is unique in its picture. "changed" ops are those that a pass has rewritten."""
+    """One box; `name` is unique in its picture. "changed" ops are those that a rewrite has changed."""
 
     name: str
     title: str
@@ -76,8 +76,8 @@ def write_graph(
     """Draws a checkpoint's graph into `out` and returns the paths written, or the DOT text where `out` is None.
 
     `format` is dot or svg; None goes by out's ending. `before` draws the graph as the checkpoint states it, before the
-    passes; `all_blocks` draws blocks that are alike one by one. `onnx` puts the exports of torch's two exporters beside
-    it: OUT.torchscript.onnx and OUT.dynamo.onnx, each with its picture, checked with onnxruntime.
+    rewrites; `all_blocks` draws blocks that are alike one by one. `onnx` puts the exports of torch's two exporters
+    beside it: OUT.torchscript.onnx and OUT.dynamo.onnx, each with its picture, checked with onnxruntime.
 
     Raises KaokenError where a package is missing, where `out` cannot be written, or for an unsound checkpoint.
     """
@@ -194,19 +194,19 @@ def render(picture: Picture, format: str) -> bytes:
 
 
 def checkpoint_picture(directory: Path, name: str, *, before: bool = False, all_blocks: bool = False) -> Picture:
-    """The picture of a checkpoint's graph, in which each rewritten op says which passes did what to it."""
+    """The picture of a checkpoint's graph, in which each rewritten op says which rewrites did what to it."""
     from kaoken.codegen.checkpoint import open_checkpoint
     from kaoken.codegen.families import read_graph
 
     graph = read_graph(open_checkpoint(directory))
     graph, notes = (graph, {}) if before else run_with_notes(graph)
     return graph_picture(
-        graph, notes, f"{name}: Kaoken's graph {'before' if before else 'after'} its passes", all_blocks
+        graph, notes, f"{name}: Kaoken's graph {'before' if before else 'after'} its rewrites", all_blocks
     )
 
 
 def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
-    """The graph after the passes, and by the name of each op that they changed, "pass: what it did"."""
+    """The graph after the rewrites, and by the name of each op that they changed, "rewrite: what it did"."""
     notes: dict[str, list[str]] = {}
     verify(graph)
     for rewrite in PIPELINE:
@@ -222,7 +222,7 @@ def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
 
 
 def _slots(graph: Graph) -> Iterator[tuple[str, Op | None]]:
-    """What a pass may rewrite, by the name of its node; None where something can be and is not."""
+    """What a rewrite may change, by the name of its node; None where something can be and is not."""
     for part in _parts(graph):
         embeddings = part.stack.embeddings
         yield part.name("tokens"), embeddings.tokens

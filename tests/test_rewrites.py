@@ -1,4 +1,4 @@
-"""The passes on graphs of every form: what is computed stays, and what they cannot take is refused."""
+"""The rewrites on graphs of every form: what is computed stays, and what they cannot take is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kaoken.codegen import passes
+from kaoken.codegen import rewrites
 from kaoken.codegen.errors import UnsupportedModelError
 from kaoken.codegen.graph import (
     Attention,
@@ -156,7 +156,7 @@ def test_every_pass_keeps_what_the_graph_computes(name: str) -> None:
     graph = GRAPHS[name]()
     verify(graph)
     expected = outputs(graph)
-    for rewrite in passes.PIPELINE:
+    for rewrite in rewrites.PIPELINE:
         graph = rewrite(graph)
         verify(graph)
         np.testing.assert_allclose(outputs(graph), expected, rtol=0, atol=1e-11, err_msg=rewrite.__name__)
@@ -164,7 +164,7 @@ def test_every_pass_keeps_what_the_graph_computes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("rewrite", passes.PIPELINE, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("rewrite", rewrites.PIPELINE, ids=lambda each: each.__name__)
 def test_a_pass_alone_keeps_what_the_graph_computes(name: str, rewrite: Callable[[Graph], Graph]) -> None:
     """Whatever the order: each holds by itself."""
     graph = GRAPHS[name]()
@@ -190,7 +190,7 @@ def test_what_a_graph_says_of_itself() -> None:
 
 def test_post_norms_move_to_the_next_sublayer() -> None:
     before = encoder()
-    after = passes.move_post_norms(before)
+    after = rewrites.move_post_norms(before)
     assert before.encoder is not None
     assert after.encoder is not None
     moved, given = after.encoder.sublayers, before.encoder.sublayers
@@ -204,15 +204,15 @@ def test_norms_on_both_sides_are_refused() -> None:
     graph = encoder()
     sandwich = graph.map(lambda each: replace(each, before=each.after))
     with pytest.raises(UnsupportedModelError, match="norms on both sides"):
-        passes.run(sandwich)
+        rewrites.run(sandwich)
     assert graph.encoder is not None
     ended = replace(graph, encoder=replace(graph.encoder, norm=Maker().norm()))
     with pytest.raises(UnsupportedModelError, match="norms on both sides"):
-        passes.run(ended)
+        rewrites.run(ended)
 
 
 def test_what_the_stream_takes_is_not_folded() -> None:
-    graph = passes.run(encoder_decoder(post=True))
+    graph = rewrites.run(encoder_decoder(post=True))
     for stack in graph.stacks:
         for sublayer in stack.sublayers[1:]:
             assert sublayer.before is not None
@@ -224,7 +224,7 @@ def test_what_the_stream_takes_is_not_folded() -> None:
 
 def test_a_source_is_not_normalized_by_the_decoder() -> None:
     graph = encoder_decoder()
-    folded = passes.fold_norm(graph)
+    folded = rewrites.fold_norm(graph)
     for given, found in zip(graph.blocks, folded.blocks, strict=True):
         assert given.cross is not None
         assert found.cross is not None
@@ -241,7 +241,7 @@ def test_norms_that_are_kept_get_what_they_lack() -> None:
         lambda stack: replace(stack, embeddings=replace(stack.embeddings, norm=Norm("layer", 1e-5, None, None)))
     )
     graph = graph.map(lambda each: replace(each, after=Norm("layer", 1e-5, None, None)))
-    ready = passes.run(graph)
+    ready = rewrites.run(graph)
     np.testing.assert_allclose(outputs(ready), outputs(graph), rtol=0, atol=1e-11)
     assert ready.encoder is not None
     norms = [ready.encoder.embeddings.norm, ready.encoder.norm, *(each.before for each in ready.encoder.sublayers[1:])]
@@ -286,30 +286,30 @@ def test_unsound_graphs_are_found(case: str) -> None:
 
 
 def only_encoder(**changes: object) -> Graph:
-    graph = passes.run(encoder())
+    graph = rewrites.run(encoder())
     assert graph.encoder is not None
     return replace(graph, encoder=replace(graph.encoder, **changes))
 
 
 UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
-    "an encoder of the past": (lambda: attentions(passes.run(encoder()), sees="past"), "attention that sees all"),
-    "a decoder of everything": (lambda: attentions(passes.run(decoder()), sees="all"), "attention that sees past"),
+    "an encoder of the past": (lambda: attentions(rewrites.run(encoder()), sees="past"), "attention that sees all"),
+    "a decoder of everything": (lambda: attentions(rewrites.run(decoder()), sees="all"), "attention that sees past"),
     "a decoder that leaves its encoder out": (
-        lambda: replace(passes.run(decoder()), encoder=passes.run(encoder()).encoder),
+        lambda: replace(rewrites.run(decoder()), encoder=rewrites.run(encoder()).encoder),
         "decoder block 0: the kernels need attention that sees past and source",
     ),
     "no last norm": (lambda: only_encoder(norm=None), "a norm behind the last block"),
     "a last norm without a bias": (lambda: only_encoder(norm=Norm("layer", 1e-5, None, None)), "encoder's final norm"),
     "a first norm that replaces": (
-        lambda: passes.run(encoder()).map(lambda each: replace(each, before=Maker().norm(), replaces=True)),
+        lambda: rewrites.run(encoder()).map(lambda each: replace(each, before=Maker().norm(), replaces=True)),
         "embeddings whose norm is their own",
     ),
     "a post-norm": (
-        lambda: passes.run(decoder()).map(lambda each: replace(each, after=Maker().norm())),
+        lambda: rewrites.run(decoder()).map(lambda each: replace(each, after=Maker().norm())),
         "no norms behind",
     ),
     "a kept norm without a weight": (
-        lambda: passes.run(encoder()).map(
+        lambda: rewrites.run(encoder()).map(
             lambda each: replace(each, before=each.before and replace(each.before, weight=None))
         ),
         "norms whose results are kept",
