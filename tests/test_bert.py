@@ -445,7 +445,7 @@ HOSTILE: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "a huge width": (CheckpointError, {"hidden_size": 3 << 14}, "has shape"),
     "a negative width": (CheckpointError, {"hidden_size": -48}, "hidden_size is -48"),
     "no heads": (CheckpointError, {"num_attention_heads": 0}, "num_attention_heads is 0"),
-    "no epsilon": (CheckpointError, {"layer_norm_eps": float("inf")}, "layer_norm_eps is"),
+    "no epsilon": (CheckpointError, {"layer_norm_eps": float("inf")}, "is not finite"),
     "a width that is none": (CheckpointError, {"hidden_size": "48"}, "hidden_size is '48'"),
 }
 

@@ -701,7 +701,7 @@ HOSTILE: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "far away": (CheckpointError, {"relative_attention_max_distance": 10**30}, "max_distance is 1000000"),
     "a negative width": (CheckpointError, {"d_model": -48}, "d_model is -48"),
     "a width that is none": (CheckpointError, {"d_model": 48.0}, "d_model is 48.0"),
-    "no epsilon": (CheckpointError, {"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is"),
+    "no epsilon": (CheckpointError, {"layer_norm_epsilon": float("nan")}, "is not finite"),
     "true heads": (CheckpointError, {"num_heads": True}, "num_heads is True"),
 }
 
