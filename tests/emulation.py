@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from oracle import open_oracle
+from oracles import bert, t5
 from reference import relative_error
 
 REQUIRED = os.environ.get("KAOKEN_REQUIRE_QEMU") == "1"  # continuous integration, where absence is a failure
@@ -21,6 +23,21 @@ IDS = list(b"ROMEO:\nWhat is the matter with you, sir? I am a little the worse f
 
 # The largest difference from the float64 oracle on the weights as they were trained, of max(1, largest logit).
 LIMITS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.02, "int4": 0.2, "int4-all": 0.2}
+
+
+# Of a BERT and of a T5, what each library gives of these ids, which are the T5's source as well.
+FAMILY_IDS = [byte % 61 for byte in IDS]
+FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any], Callable[[Path], NDArray[np.float64]]]] = {
+    "bert": (bert.write, bert.TINY, lambda directory: bert.Bert(directory).hidden_states(FAMILY_IDS)),
+    "t5": (t5.write, t5.TINY, lambda directory: t5.T5(directory).logits(FAMILY_IDS, FAMILY_IDS)),
+}
+FAMILY_LIMITS = {"float32": 1e-4, "int8": 0.1}  # on such random weights
+
+
+def family_error(family: str, outputs: NDArray[np.float32], directory: Path) -> float:
+    """The largest difference from the oracle of a family's checkpoint, which is written to `directory`."""
+    write, config, expected = FAMILIES[family]
+    return relative_error(expected(write(directory, config)), outputs)
 
 
 def require_programs(*programs: str) -> None:

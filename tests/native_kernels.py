@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from kaoken.codegen.isa import resolve
+from kaoken.codegen.isa import resolve, table
 from kaoken.codegen.layout import pack_float32, pad_columns, round_up
 from numpy.typing import NDArray
 
@@ -39,6 +39,13 @@ def processor_features() -> set[str]:
     """From /proc/cpuinfo, in the spelling of the ISA table."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return {flag.replace("_", "") for line in lines if line.startswith("flags") for flag in line.split()}
+
+
+def runnable(isas: Iterable[str]) -> list[str]:
+    """Those that this machine has, of which one at least."""
+    found = [isa for isa in isas if set(table()[isa].cpu) <= processor_features()]
+    assert found
+    return found
 
 
 def gamma(roundings: int) -> float:

@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -86,16 +87,24 @@ ROUND: dict[str, Callable[[Exact], Exact]] = {
 
 
 def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
-    """The result [batch][positions][heads][padded] over rounded keys and values, and the bound of a kernel's error.
+    """The result [batch][positions][heads][padded] over rounded keys and values, and the bound of a kernel's error."""
+    query, keys, values = (inputs.part(index) for index in range(3))
+    result, bound = exact_rows(query, keys, values, np.tri(query.shape[-2], dtype=bool), dtype)
+    return np.moveaxis(result, 1, 2), np.moveaxis(bound, 1, 2)
+
+
+def exact_rows(
+    query: Exact, keys: Exact, values: Exact, visible: NDArray[np.bool_], dtype: str, bias: Exact | float = 0.0
+) -> tuple[Exact, Exact]:
+    """The result [...][heads][queries][padded] and the bound of a kernel's error, with a bias [heads][queries][keys].
 
     A score is a sum of D products, its probability an exponential of 2 ulp, and sums of up to 192 of them follow; a
     relative error of every probability moves their quotient by twice that. Queries are rounded as keys are. Beside a
     bfloat16 cache probabilities are bfloat16, beside an int8 cache they have 14 bits of a tile's largest.
     """
-    query, keys, values = (ROUND[dtype](inputs.part(index)) for index in range(3))
-    scores = query @ keys.swapaxes(-1, -2)
-    sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2)).max(axis=-1, keepdims=True)
-    visible = np.tri(scores.shape[-1], dtype=bool)
+    query, keys, values = (ROUND[dtype](each) for each in (query, keys, values))
+    scores = query @ keys.swapaxes(-1, -2) + bias
+    sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2) + np.abs(bias)).max(axis=-1, keepdims=True)
     weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
     weights /= weights.sum(axis=-1, keepdims=True)
     relative = gamma(query.shape[-1] + 6) * sizes + gamma(POSITIONS) + 8 * UNIT
@@ -105,8 +114,7 @@ def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
     elif dtype == "int8":
         largest = np.abs(values).max(axis=-1)[..., None, :]  # 127 steps of a value
         rounded = visible.sum(axis=-1)[:, None] * (weights * largest).max(axis=-1, keepdims=True) / 16383 / 2
-    bound = 2 * relative * (weights @ np.abs(values)) + rounded
-    return np.moveaxis(weights @ values, 1, 2), np.moveaxis(bound, 1, 2)
+    return weights @ values, 2 * relative * (weights @ np.abs(values)) + rounded
 
 
 def attend(
@@ -205,6 +213,158 @@ def test_what_is_broken_breaks_the_rows_that_see_it_alone(
     expected, _ = attend(library, dtype, sound)
     expected[0, rows, 1, dimensions] = 0
     assert out.tobytes() == expected.tobytes()
+
+
+# Sequences of different lengths in one pass, at one shape
+
+HEADS, HEAD_DIM = 3, 12
+PADDED = round_up(HEAD_DIM)
+LENGTHS = (1, 64, 130, 7, 65, 66)  # which need pages of their own, each
+LIMIT = 160
+
+Garbage = Literal[0x00, 0x7F, 0xFF]  # 0xFF: NaN, in all that is a float
+
+
+def ragged_pages(lengths: Iterable[int], side: Side = "end") -> tuple[list[Values], int]:
+    """A table of pages for each sequence, as long as it must be, in no order; and how many pages there are."""
+    counts = [-(-length // 64) for length in lengths]
+    order = np.random.default_rng(3).permutation(sum(counts)).astype(np.int32)
+    return [guarded(part, side) for part in np.split(order, np.cumsum(counts)[:-1])], len(order)
+
+
+def ragged_cache(library: ctypes.CDLL, dtype: str, pages: int, garbage: Garbage, side: Side) -> Values:
+    size = int(getattr(library, f"cache_bytes_{dtype}_{HEADS}_{HEAD_DIM}")()) * 64 * pages
+    return guarded(np.full(size, garbage, np.uint8), side, writable=True)
+
+
+def ragged_inputs(parts: int, rows: int, seed: int = 0) -> Floats:
+    """Rows of `parts` of queries, keys and values: [rows][parts][heads][padded]."""
+    qkv = make_inputs(HEADS, HEAD_DIM).qkv.reshape(-1, 3, HEADS, PADDED)
+    return np.ascontiguousarray(np.roll(qkv, seed, axis=0)[:rows, 3 - parts :])
+
+
+def heads_first(rows: Floats) -> Exact:
+    """[rows][heads][padded] -> [heads][rows][padded]."""
+    return np.moveaxis(rows, 0, 1).astype(np.float64)
+
+
+def make_table() -> tuple[Values, Floats]:
+    """A bias [heads][2 * LIMIT] by distance, and the table of it that kernels read: times log2 e, and then a page."""
+    bias = np.random.default_rng(4).uniform(-4, 4, (HEADS, 2 * LIMIT)).astype(np.float32)
+    table = np.full((HEADS, 2 * LIMIT + 64), np.nan, np.float32)
+    table[:, : 2 * LIMIT] = bias.astype(np.float64) * np.log2(np.e)
+    return bias, table
+
+
+def attend_ragged(
+    library: ctypes.CDLL,
+    kind: str,
+    dtype: str,
+    lengths: tuple[int, ...] = LENGTHS,
+    split: int | None = None,
+    garbage: Garbage = 0xFF,
+    side: Side = "end",
+) -> Values:
+    """The result [rows][heads][padded] of sequences one behind another; with a split, of so many positions first."""
+    qkv = np.split(ragged_inputs(3, sum(lengths)), np.cumsum(lengths)[:-1])
+    pages, count = ragged_pages(lengths, side)
+    cache, table = ragged_cache(library, dtype, count, garbage, side), guarded(make_table()[1], side)
+    results: list[list[Values]] = [[] for _ in lengths]
+    for begin, end in [(0, None)] if split is None else [(0, split), (split, None)]:
+        chosen = [index for index, part in enumerate(qkv) if len(part[begin:end])]
+        parts = [qkv[index][begin:end] for index in chosen]
+        rows = np.cumsum([0, *map(len, parts)])
+        sequences = (Sequence * len(chosen))(
+            *(
+                Sequence(rows[i], len(part), begin, begin + len(part), pages[index].ctypes.data)
+                for i, (index, part) in enumerate(zip(chosen, parts, strict=True))
+            )
+        )
+        given, out = guarded(np.concatenate(parts), side), output((rows[-1], HEADS, PADDED), side)
+        getattr(library, f"attention_{kind}_{dtype}")(
+            ctypes.c_int64(len(chosen)),
+            sequences,
+            ctypes.c_int64(rows[-1]),
+            *map(pointer, (given, cache, out, table)),
+            ctypes.c_int64(table.shape[1]),
+            ctypes.c_int64(LIMIT),
+        )
+        for index, found in zip(chosen, np.split(out, rows[1:-1]), strict=True):
+            results[index].append(found)
+    return np.concatenate([part for each in results for part in each])
+
+
+KINDS = ("all", "all_biased", "past_biased")
+
+
+@caches
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_of_ragged_sequences(library: ctypes.CDLL, dtype: str, kind: str) -> None:
+    bias, _ = make_table()
+    out, at = attend_ragged(library, kind, dtype), 0
+    for length in LENGTHS:
+        query, keys, values = (heads_first(ragged_inputs(3, at + length)[at:, part]) for part in range(3))
+        distances = np.arange(length)[None] - np.arange(length)[:, None]
+        visible = distances <= 0 if kind.startswith("past") else np.ones((length, length), bool)
+        added = bias[:, distances + LIMIT].astype(np.float64) if kind.endswith("biased") else 0.0
+        exact, bound = exact_rows(query, keys, values, visible, dtype, added)
+        assert (np.abs(heads_first(out[at : at + length]) - exact) <= bound).all(), f"of length {length}"
+        at += length
+
+
+@caches
+@pytest.mark.parametrize("kind", KINDS)
+def test_company_and_what_lay_in_memory_change_no_bit(library: ctypes.CDLL, dtype: str, kind: str) -> None:
+    whole = attend_ragged(library, kind, dtype)
+    for garbage in (0x00, 0x7F):
+        assert attend_ragged(library, kind, dtype, garbage=garbage, side="begin").tobytes() == whole.tobytes()
+    for count in range(1, len(LENGTHS)):
+        fewer = attend_ragged(library, kind, dtype, LENGTHS[:count])
+        assert fewer.tobytes() == whole[: sum(LENGTHS[:count])].tobytes()
+    if kind.startswith("past"):
+        for split in (1, 6, 63, 64, 65):
+            assert attend_ragged(library, kind, dtype, split=split).tobytes() == whole.tobytes()
+
+
+def attend_sources(
+    library: ctypes.CDLL, dtype: str, counts: tuple[int, ...], garbage: Garbage = 0xFF, side: Side = "end"
+) -> Values:
+    """What so many queries of each sequence [rows][heads][padded] gather from sources of LENGTHS."""
+    pages, count = ragged_pages(LENGTHS, side)
+    cache = ragged_cache(library, dtype, count, garbage, side)
+
+    def sequences(rows: tuple[int, ...], past: int) -> ctypes.Array[Sequence]:
+        firsts = np.cumsum([0, *rows])
+        return (Sequence * len(rows))(
+            *(
+                Sequence(firsts[i], rows[i], past, past + rows[i], None, length, pages[i].ctypes.data)
+                for i, length in enumerate(LENGTHS)
+            )
+        )
+
+    keys_and_values = guarded(ragged_inputs(2, sum(LENGTHS)), side)
+    call = (ctypes.c_int64(len(LENGTHS)), sequences(LENGTHS, 0), ctypes.c_int64(sum(LENGTHS)))
+    getattr(library, f"source_{dtype}")(*call, *map(pointer, (keys_and_values, cache)))
+    queries = guarded(np.ascontiguousarray(ragged_inputs(3, sum(counts), seed=5)[:, 0]), side)
+    out = output(queries.shape, side)
+    call = (ctypes.c_int64(len(counts)), sequences(counts, 3), ctypes.c_int64(sum(counts)))
+    getattr(library, f"to_source_{dtype}")(*call, *map(pointer, (queries, cache, out)))
+    return out
+
+
+@caches
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1, 1), (70, 1, 9, 3, 130, 16)])
+def test_attention_to_sources(library: ctypes.CDLL, dtype: str, counts: tuple[int, ...]) -> None:
+    """Wherever the queries stand, and however many there are."""
+    out, row, at = attend_sources(library, dtype, counts), 0, 0
+    for length, count in zip(LENGTHS, counts, strict=True):
+        query = heads_first(ragged_inputs(3, row + count, seed=5)[row:, 0])
+        keys, values = (heads_first(ragged_inputs(2, at + length)[at:, part]) for part in range(2))
+        exact, bound = exact_rows(query, keys, values, np.ones((count, length), bool), dtype)
+        assert (np.abs(heads_first(out[row : row + count]) - exact) <= bound).all(), f"of length {length}"
+        row, at = row + count, at + length
+    for garbage in (0x00, 0x7F):
+        assert attend_sources(library, dtype, counts, garbage, "begin").tobytes() == out.tobytes()
 
 
 def test_every_type_of_cache_of_the_registry_is_tested() -> None:

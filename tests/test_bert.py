@@ -23,7 +23,9 @@ from bits import require_same_bits
 from children import fork, in_child
 from conftest import RecordError, bake_wanted, some_only_in_ci
 from evaluator import evaluate
+from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
+from native_kernels import runnable
 from oracles.bert import CONFIGURATIONS, TINY, Bert, config_of, write
 from reference import LIMIT, relative_error
 
@@ -319,6 +321,61 @@ def test_a_forked_child_encodes(name: str, libraries: dict[str, Path]) -> None:
     assert in_child(lambda: model.hidden_states(ids, types)[3].tobytes()) == expected[3]
 
 
+@pytest.mark.ci
+@names
+def test_baked_vectors_are_those_of_transformers(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    """Of padded texts, whose padding is left out here and masked there."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    ids, types = texts_of(config_of(name))
+    padded, padded_types, mask = (
+        np.array([row + [0] * (LONGEST - len(row)) for row in rows])
+        for rows in (ids, types, [[1] * len(row) for row in ids])
+    )
+    with torch.no_grad():
+        model = transformers.BertModel.from_pretrained(directories[name]).eval()
+        given = {"input_ids": padded, "token_type_ids": padded_types, "attention_mask": mask}
+        expected = model(**{key: torch.from_numpy(array) for key, array in given.items()}).last_hidden_state.numpy()
+    errors = [
+        relative_error(row[: len(vectors)], vectors)
+        for row, vectors in zip(expected, kaoken.load(libraries[name]).hidden_states(given), strict=True)
+    ]
+    record_error("vectors of BERTs against transformers", max(errors))
+    assert max(errors) < LIMIT
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_every_isa_of_this_machine(dtype: str, directories: dict[str, Path], tmp_path: Path) -> None:
+    library = kaoken.bake(directories[TYPED], dtype=dtype, isa="portable", out=tmp_path / "bert.so")
+    ids, types = texts_of(config_of(TYPED))
+    oracle = Bert(directories[TYPED])
+    expected = np.concatenate([oracle.hidden_states(*text) for text in zip(ids, types, strict=True)])
+    opened = _core.Library(library)
+    for isa in runnable(opened.isas.split(",")):
+        session = opened.session(1, 2, isa)
+        found = session.encode(np.array(list(map(len, ids))), np.concatenate(ids), np.concatenate(types))
+        assert session.executed_isa == isa
+        assert found is not None
+        assert relative_error(expected, found) < (LIMIT if dtype == "float32" else TYPES[dtype])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["plain"])
+def test_exploded_is_packed_bit_for_bit(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    ids, types = texts_of(config_of(name))
+    packed = kaoken.load(libraries[name]).hidden_states(ids, types)
+    library = kaoken.bake(directories[name], kernels="exploded", out=tmp_path / "exploded.so")
+    for threads in (1, 2, 3):
+        model = kaoken.load(library, threads=threads)
+        for found, expected in zip(model.hidden_states(ids, types), packed, strict=True):
+            require_same_bits(found, expected)
+        require_same_bits(model.hidden_states(ids[0], types[0])[0], packed[0])
+
+
 def test_what_the_graph_says_of_itself(directories: dict[str, Path]) -> None:
     graph = read_graph(open_checkpoint(directories["four_types"]))
     assert (graph.kind, graph.width, graph.vocabulary, graph.tied, graph.head) == ("encoder", 52, 61, False, None)
@@ -374,3 +431,43 @@ def test_tensors_that_are_left_over(name: str, message: str, tmp_path: Path) -> 
     save_file(tensors | {name: np.ones(48, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match=message):
         read_graph(open_checkpoint(tmp_path))
+
+
+HOSTILE: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
+    "a huge vocabulary": (CheckpointError, {"vocab_size": 1 << 60}, "vocab_size is 1152921504606846976; expected"),
+    "a large vocabulary": (CheckpointError, {"vocab_size": 1 << 24}, r"word_embeddings.weight' has shape \[61, 48\]"),
+    "huge positions": (CheckpointError, {"max_position_embeddings": 1 << 40}, "max_position_embeddings is 1099511627"),
+    "more positions": (CheckpointError, {"max_position_embeddings": 1 << 20}, r"has shape \[150, 48\]"),
+    "huge types": (CheckpointError, {"type_vocab_size": 10**30}, "type_vocab_size is 1000000"),
+    "huge layers": (CheckpointError, {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected"),
+    "many layers": (CheckpointError, {"num_hidden_layers": 1000}, "lacks the tensor 'encoder.layer.2"),
+    "a huge MLP": (CheckpointError, {"intermediate_size": 1 << 20}, "intermediate.dense.weight' has shape"),
+    "a huge width": (CheckpointError, {"hidden_size": 3 << 14}, "has shape"),
+    "a negative width": (CheckpointError, {"hidden_size": -48}, "hidden_size is -48"),
+    "no heads": (CheckpointError, {"num_attention_heads": 0}, "num_attention_heads is 0"),
+    "no epsilon": (CheckpointError, {"layer_norm_eps": float("inf")}, "is not finite"),
+    "a width that is none": (CheckpointError, {"hidden_size": "48"}, "hidden_size is '48'"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_configs(case: str, tmp_path: Path) -> None:
+    require_refused(write(tmp_path, TINY), TINY, *HOSTILE[case])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings.token_type_embeddings.weight",
+        "embeddings.LayerNorm.bias",
+        "encoder.layer.1.attention.self.key.bias",
+        "encoder.layer.0.output.dense.weight",
+    ],
+)
+def test_hostile_tensors(name: str, tmp_path: Path) -> None:
+    require_sound(write(tmp_path, TINY), name)
+
+
+@pytest.mark.parametrize("name", ["encoder.layer.1.attention.self.value.bias", "embeddings.LayerNorm.weight"])
+def test_weights_that_are_no_numbers(name: str, tmp_path: Path) -> None:
+    require_numbers(write(tmp_path, TINY), name)

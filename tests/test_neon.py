@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 import kaoken
 from conftest import Baked, Checkpoints, RecordError
-from emulation import IDS, LIMITS, error, require_programs, run_logits
+from emulation import (
+    FAMILIES,
+    FAMILY_IDS,
+    FAMILY_LIMITS,
+    IDS,
+    LIMITS,
+    error,
+    family_error,
+    require_programs,
+    run_logits,
+)
 from native_build import SOURCE, build_storyteller, call, configure, configure_native_tests, ninja
 
 pytestmark = pytest.mark.ci
@@ -26,6 +36,8 @@ DTYPES = ("float32", "int8", "int4")
 
 EVERY = [(dtype, isa) for dtype in DTYPES for isa in resolve("portable", "aarch64", {dtype})]
 
+EVERY_FAMILY = [(family, dtype, isa) for family in FAMILIES for dtype, isa in EVERY if dtype in FAMILY_LIMITS]
+
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,7 +46,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configure_native_tests(
         build, [f"--toolchain={TOOLCHAIN}"], KAOKEN_ISA="portable", KAOKEN_TEST_DTYPES=";".join(DTYPES)
     )
-    ninja(build, "logits", "runtime_test", *(f"model_{dtype}" for dtype in DTYPES))
+    models = [*DTYPES, *(f"{family}_{dtype}" for family, dtype, _ in EVERY_FAMILY)]
+    ninja(build, "logits", "runtime_test", *(f"model_{each}" for each in dict.fromkeys(models)))
     return build / "tests" / "native"
 
 
@@ -58,6 +71,18 @@ def test_logits_equal_the_oracle(
     deviation = error(logits_of(dtype, isa), bundled_directory)
     record_error(f"{dtype} logits on AArch64 against the float64 oracle", deviation)
     assert deviation < LIMITS[dtype]
+
+
+@pytest.mark.parametrize(("family", "dtype", "isa"), EVERY_FAMILY)
+def test_other_families_equal_their_oracles(
+    family: str, dtype: str, isa: str, programs: Path, tmp_path: Path, record_error: RecordError
+) -> None:
+    library = programs / f"libmodel_{family}_{dtype}.so"
+    ran, outputs = run_logits([*QEMU, programs / "logits"], library, isa, FAMILY_IDS)
+    assert ran == isa
+    deviation = family_error(family, outputs, tmp_path)
+    record_error(f"{dtype} outputs of a {family} on AArch64 against the float64 oracle", deviation)
+    assert deviation < FAMILY_LIMITS[dtype]
 
 
 def test_the_best_isa_is_chosen(programs: Path) -> None:
@@ -84,6 +109,8 @@ def test_determinism_and_errors(programs: Path) -> None:
         "rounding_mode_is_ours_and_restored",
         "two_models_in_one_program",
         "grouped_heads_keep_their_bits",
+        "encoders_keep_their_bits",
+        "sources_keep_their_bits",
     )
 
 

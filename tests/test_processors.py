@@ -13,8 +13,17 @@ import pytest
 from kaoken.codegen.isa import table
 
 from conftest import DTYPES, BundledLibraries, RecordError
-from emulation import LIMITS, error, require_programs, run_logits
-from native_build import SOURCE, call
+from emulation import (
+    FAMILIES,
+    FAMILY_IDS,
+    FAMILY_LIMITS,
+    LIMITS,
+    error,
+    family_error,
+    require_programs,
+    run_logits,
+)
+from native_build import SOURCE, bake_together, call
 from native_kernels import processor_features
 
 QEMU = "qemu-x86_64-static"
@@ -86,3 +95,30 @@ def test_a_lesser_processor_runs_its_own_code(
     # The scalar code runs here too, and has the same bits.
     if isa == "scalar":
         assert run_logits([program], library, isa)[1].tobytes() == logits.tobytes()
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A BERT and a T5 in two types, for the ISAs of PROCESSORS."""
+    root = tmp_path_factory.mktemp("families")
+    directories = {family: write(root / family, config) for family, (write, config, _) in FAMILIES.items()}
+    isas = ",".join(PROCESSORS.values())
+    models = {
+        f"{family}_{dtype}": (directory, f"DTYPE {dtype} ISA {isas}")
+        for family, directory in directories.items()
+        for dtype in FAMILY_LIMITS
+    }
+    return bake_together(root, models)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("dtype", FAMILY_LIMITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_on_a_lesser_processor(
+    family: str, dtype: str, processor: str, program: Path, families: dict[str, Path], tmp_path: Path
+) -> None:
+    library = families[f"{family}_{dtype}"]
+    isa, outputs = run_logits([QEMU, "-cpu", processor, program], library, "best", FAMILY_IDS)
+    assert isa == PROCESSORS[processor]
+    assert family_error(family, outputs, tmp_path) < FAMILY_LIMITS[dtype]

@@ -25,7 +25,9 @@ from bits import random_splits, require_same_bits
 from children import fork, in_child
 from conftest import RecordError, bake_wanted, some_only_in_ci
 from evaluator import evaluate, run_stack
+from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
+from native_kernels import runnable
 from oracles.t5 import CONFIGURATIONS, T5, TINY, bucket, config_of, write
 from reference import LIMIT, relative_error
 
@@ -490,6 +492,82 @@ def test_pickled_in_threads_and_in_a_child(name: str, libraries: dict[str, Path]
     assert in_child(lambda: model.generate(ids, max_new_tokens=5).tobytes()) == generated.tobytes()
 
 
+@pytest.mark.ci
+@names
+def test_baked_t5s_do_what_transformers_does(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    """Logits and greedy tokens of padded sources, whose padding is left out here and masked there."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    ids, decoder_ids = texts_of(config_of(name)), texts_of(config_of(name), (LONGEST,) * len(LENGTHS), seed=20)
+    padded, mask = (
+        np.array([row + [0] * (LONGEST - len(row)) for row in rows]) for rows in (ids, [[1] * len(row) for row in ids])
+    )
+    given = {"input_ids": padded, "attention_mask": mask}
+    tensors = {key: torch.from_numpy(array) for key, array in given.items()}
+    model = transformers.T5ForConditionalGeneration.from_pretrained(directories[name]).eval()
+    with torch.no_grad():
+        expected = model(**tensors, decoder_input_ids=torch.tensor(decoder_ids)).logits.numpy()
+        # Its cache has as many layers as the encoder, which are too few for a deeper decoder.
+        options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": None, "use_cache": False}
+        tokens = model.generate(**tensors, **options).numpy()
+    baked_model = kaoken.load(libraries[name])
+    error = relative_error(expected, baked_model.logits(given, decoder_ids))
+    record_error("logits of T5s against transformers", error)
+    assert error < LIMIT
+    np.testing.assert_array_equal(baked_model.generate(given, max_new_tokens=STEPS, eos_token_id=None), tokens)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["gated"])
+def test_end_tokens_are_those_of_transformers(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path]
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    ids = np.array(texts_of(config_of(name), (20, 20, 20, 20)))
+    model = transformers.T5ForConditionalGeneration.from_pretrained(directories[name]).eval()
+    baked_model = kaoken.load(libraries[name])
+    free = baked_model.generate(ids, max_new_tokens=STEPS, eos_token_id=None)
+    for end in (int(free[0, 3]), int(free[2, 9]), [int(free[1, 5]), int(free[3, 20])]):
+        options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": end, "pad_token_id": 3}
+        expected = model.generate(torch.from_numpy(ids), **options).numpy()
+        np.testing.assert_array_equal(baked_model.generate(ids, **options), expected)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_every_isa_of_this_machine(dtype: str, directories: dict[str, Path], tmp_path: Path) -> None:
+    library = kaoken.bake(directories[TYPED], dtype=dtype, isa="portable", out=tmp_path / "t5.so")
+    ids, decoder_ids = texts_of(config_of(TYPED)), texts_of(config_of(TYPED), DECODER_LENGTHS, seed=20)
+    oracle = T5(directories[TYPED])
+    expected = [oracle.logits(*each) for each in zip(ids, decoder_ids, strict=True)]
+    opened = _core.Library(library)
+    for isa in runnable(opened.isas.split(",")):
+        session = opened.session(len(ids), 2, isa)
+        encode(session, ids)
+        found = step(session, dict(enumerate(decoder_ids)))
+        assert session.executed_isa == isa
+        errors = [relative_error(*each) for each in zip(expected, found, strict=True)]
+        assert max(errors) < (LIMIT if dtype == "float32" else TYPES[dtype])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["gated_silu"])
+def test_exploded_is_packed_bit_for_bit(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    ids, decoder_ids = texts_of(config_of(name)), texts_of(config_of(name), DECODER_LENGTHS, seed=20)
+    packed = kaoken.load(libraries[name]).logits(ids, decoder_ids)
+    library = kaoken.bake(directories[name], kernels="exploded", out=tmp_path / "exploded.so")
+    for threads in (1, 2, 3):
+        for found, expected in zip(kaoken.load(library, threads=threads).logits(ids, decoder_ids), packed, strict=True):
+            require_same_bits(found, expected)
+        session = encoded(library, ids[:2], threads)
+        for position in range(70):
+            found = step(session, dict.fromkeys(range(2), decoder_ids[1][position : position + 1]))
+            require_same_bits(found[1], packed[1][position : position + 1])
+
+
 SORTINGS = [(32, 128), (4, 3), (5, 9), (8, 20), (9, 37), (32, 256), (64, 128), (33, 129), (6, 64)]  # count, furthest
 
 
@@ -609,3 +687,43 @@ def test_what_is_refused(case: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY, **fields}), encoding="utf-8")
     with pytest.raises(kind, match=message):
         graph_in(tmp_path)
+
+
+HOSTILE: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
+    "a huge vocabulary": (CheckpointError, {"vocab_size": 1 << 60}, "vocab_size is 1152921504606846976; expected"),
+    "a large vocabulary": (CheckpointError, {"vocab_size": 1 << 24}, r"shared.weight' has shape \[61, 48\]"),
+    "huge positions": (CheckpointError, {"n_positions": 1 << 40}, "n_positions is 1099511627776; expected"),
+    "huge heads": (CheckpointError, {"num_heads": 1 << 16, "d_kv": 1 << 16}, "has shape"),
+    "huge layers": (CheckpointError, {"num_layers": 10**9}, "num_layers is 1000000000; expected"),
+    "many layers": (CheckpointError, {"num_layers": 1000}, "lacks the tensor 'encoder.block.2"),
+    "a huge MLP": (CheckpointError, {"d_ff": 1 << 20}, "wi.weight' has shape"),
+    "huge buckets": (CheckpointError, {"relative_attention_num_buckets": 10**30}, "num_buckets is 1000000"),
+    "far away": (CheckpointError, {"relative_attention_max_distance": 10**30}, "max_distance is 1000000"),
+    "a negative width": (CheckpointError, {"d_model": -48}, "d_model is -48"),
+    "a width that is none": (CheckpointError, {"d_model": 48.0}, "d_model is 48.0"),
+    "no epsilon": (CheckpointError, {"layer_norm_epsilon": float("nan")}, "is not finite"),
+    "true heads": (CheckpointError, {"num_heads": True}, "num_heads is True"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_configs(case: str, tmp_path: Path) -> None:
+    require_refused(write(tmp_path, TINY), TINY, *HOSTILE[case])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "decoder.block.1.layer.1.EncDecAttention.k.weight",
+        "encoder.final_layer_norm.weight",
+        "shared.weight",
+    ],
+)
+def test_hostile_tensors(name: str, tmp_path: Path) -> None:
+    require_sound(write(tmp_path, TINY), name)
+
+
+@pytest.mark.parametrize("name", ["encoder.block.1.layer.0.SelfAttention.q.weight", "shared.weight"])
+def test_weights_that_are_no_numbers(name: str, tmp_path: Path) -> None:
+    require_numbers(write(tmp_path, TINY), name)

@@ -28,7 +28,7 @@ _PARTS = ("distance", "fields", "rotary", "weights")  # modules of this package 
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:
-    """The graph of a checkpoint as it states it, before any rewrite, and with every field and every tensor accounted for.
+    """The graph of a checkpoint as it states it, before any rewrite, with every field and every tensor accounted for.
 
     Weights are read only where a tied checkpoint also stores a head.
 

@@ -28,7 +28,7 @@ PIPELINE: tuple[Callable[[Graph], Graph], ...] = (
 
 
 def run(graph: Graph) -> Graph:
-    """Runs every rewrite; verifies the graph before the first and after each, and checks that it is ready for kernels."""
+    """Runs every rewrite; verifies the graph before the first and after each, and that it is ready for kernels."""
     verify(graph)
     for rewrite in PIPELINE:
         graph = rewrite(graph)

@@ -8,6 +8,7 @@
 #include "kaoken/kaoken.h"
 
 KAOKEN_DECLARE_MODEL(first);
+KAOKEN_DECLARE_MODEL(t5_float32);
 
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define KAOKEN_COUNTS 1
@@ -58,7 +59,7 @@ int posix_memalign(void **result, size_t alignment, size_t size) {
 
 namespace {
 
-const kaoken_model_api *const api = kaoken_model_first();
+const kaoken_model_api *api = kaoken_model_first();
 int failures = 0;
 
 void require(bool condition, const char *what) {
@@ -83,6 +84,12 @@ kaoken_session *make_session(int64_t batch, int threads) {
   const kaoken_session_options options = {sizeof options, batch, threads, nullptr, nullptr, 0};
   kaoken_session *session = nullptr;
   require(api->session_create(&options, &session) == KAOKEN_OK, "session_create");
+  if (api->info->kind == KAOKEN_ENCODER_DECODER) {
+    const std::vector<int64_t> lengths(static_cast<size_t>(batch), 70), ids(static_cast<size_t>(70 * batch), 5);
+    const kaoken_texts texts = {sizeof texts, batch, lengths.data(), ids.data(), nullptr, nullptr};
+    require_no_allocation("session_encode",
+                          [&] { require(api->session_encode(session, &texts) == KAOKEN_OK, "encode"); });
+  }
   return session;
 }
 
@@ -140,9 +147,12 @@ void test_an_allocation_is_seen() {
 
 int main() {
   test_an_allocation_is_seen();
-  for (const int64_t batch : {1, 3}) {
-    for (const int threads : {1, 2}) test_append(batch, threads);
-    test_generations(batch);
+  for (const kaoken_model_api *model : {kaoken_model_first(), kaoken_model_t5_float32()}) {
+    api = model;
+    for (const int64_t batch : {1, 3}) {
+      for (const int threads : {1, 2}) test_append(batch, threads);
+      test_generations(batch);
+    }
   }
   return failures ? 1 : 0;
 }

@@ -16,6 +16,15 @@ namespace {
 
 const Worker alone = {0, 1, nullptr};
 
+template <class Bias>
+Bias make_bias(const float *table, int64_t stride, int64_t limit) {
+  if constexpr (Bias::kNone) {
+    return {};
+  } else {
+    return {table, stride, limit};
+  }
+}
+
 struct Unchanged {
   KAOKEN_INLINE Vec apply(Vec x) { return x; }
 };
@@ -69,13 +78,13 @@ struct Linear {
 };
 
 // Attention with one type of cache, at one shape.
-template <class Type, int64_t Heads, int64_t HeadDim>
+template <class Type, int64_t Heads, int64_t HeadDim, Sees Which = Sees::kPast, class Added = NoBias>
 struct Attention {
-  using Scheme =
-      KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, NoBias, Sees::kPast>;
+  using Scheme = KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, Added, Which>;
   static constexpr int64_t kCacheBytes = Heads * CacheOf<Scheme>::kHeadBytes;
 
-  static void attend(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, void *cache, float *attended) {
+  static void attend(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, void *cache, float *attended,
+                     const Added &bias = {}) {
     Pass pass = {};
     pass.batch = {rows, batch, sequences};
     pass.qkv = qkv;
@@ -83,9 +92,24 @@ struct Attention {
     pass.attended = attended;
     const HeadPart part = head_part<Heads>(alone);
     extend_cache<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {});
-    attention<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {}, {});
+    attention<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {}, bias);
   }
 };
+
+// The two halves of attention to a source: what an encoder leaves in the cache, and what queries make of it.
+template <class Type, int64_t Heads, int64_t HeadDim>
+using Source = Scheme<SourceLayout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, NoBias, Sees::kSource>;
+template <class Type, int64_t Heads, int64_t HeadDim>
+using ToSource = Scheme<QueryLayout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, NoBias, Sees::kSource>;
+
+template <class Traits>
+Pass source_pass(int64_t batch, const Sequence *sequences, int64_t rows, const float *qkv, void *cache) {
+  Pass pass = {};
+  pass.batch = {rows, batch, sequences};
+  pass.qkv = const_cast<float *>(qkv);
+  pass.source = {cache, kPage * Traits::Layout::kGroups * CacheOf<Traits>::kHeadBytes};
+  return pass;
+}
 
 // One sequence of so many rows, from row 0 on.
 struct Single {
@@ -139,9 +163,37 @@ struct Single {
                                                        float *qkv, void *cache, float *attended) {             \
     Attention<type, heads, head_dim>::attend(batch, sequences, rows, qkv, cache, attended);                    \
   }
-#define KAOKEN_CACHE(type, dtype) \
-  ATTENTION(type, dtype, 1, 16)   \
-  ATTENTION(type, dtype, 3, 12)   \
+// The same at one shape where rows see all of their sequence, and with a bias by distance, table [heads][stride].
+#define ATTENTION_THAT(name, type, dtype, sees, bias)                                                        \
+  EXPORT void attention_##name##_##dtype(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, \
+                                         void *cache, float *attended, const float *table, int64_t stride,   \
+                                         int64_t limit) {                                                    \
+    Attention<type, 3, 12, sees, bias>::attend(batch, sequences, rows, qkv, cache, attended,                 \
+                                               make_bias<bias>(table, stride, limit));                       \
+  }
+// source_*: keys and values [rows][2][heads][padded] -> a cache; to_source_*: queries [rows][heads][padded] ->
+// attended.
+#define ATTENTION_TO_SOURCE(type, dtype)                                                                           \
+  EXPORT void source_##dtype(int64_t batch, const Sequence *sequences, int64_t rows, const float *keys_and_values, \
+                             void *cache) {                                                                        \
+    using Traits = Source<type, 3, 12>;                                                                            \
+    const Pass pass = source_pass<Traits>(batch, sequences, rows, keys_and_values, cache);                         \
+    extend_cache<Traits>(pass, {{0, 3}, alone}, CacheOf<Traits>(pass.source, 0), {});                              \
+  }                                                                                                                \
+  EXPORT void to_source_##dtype(int64_t batch, const Sequence *sequences, int64_t rows, const float *queries,      \
+                                void *cache, float *attended) {                                                    \
+    using Traits = ToSource<type, 3, 12>;                                                                          \
+    Pass pass = source_pass<Traits>(batch, sequences, rows, queries, cache);                                       \
+    pass.attended = attended;                                                                                      \
+    attention<Traits>(pass, {{0, 3}, alone}, CacheOf<Traits>(pass.source, 0), {}, {});                             \
+  }
+#define KAOKEN_CACHE(type, dtype)                                     \
+  ATTENTION_THAT(all, type, dtype, Sees::kAll, NoBias)                \
+  ATTENTION_THAT(all_biased, type, dtype, Sees::kAll, DistanceBias)   \
+  ATTENTION_THAT(past_biased, type, dtype, Sees::kPast, DistanceBias) \
+  ATTENTION_TO_SOURCE(type, dtype)                                    \
+  ATTENTION(type, dtype, 1, 16)                                       \
+  ATTENTION(type, dtype, 3, 12)                                       \
   ATTENTION(type, dtype, 2, 64)
 
 #include "kernels.inc"

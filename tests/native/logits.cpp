@@ -1,5 +1,6 @@
 // logits LIBRARY ISA ID...: writes the logits of every position of one sequence, float32, to standard output; the ISA
-// that ran to standard error. ISA "best" leaves the choice to the library. What processors under qemu are tested with.
+// that ran to standard error. ISA "best" leaves the choice to the library. Of an encoder it writes the vectors, and of
+// an encoder-decoder the ids are the source as well. What processors under qemu are tested with.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -36,11 +37,16 @@ int main(int argc, char **argv) {
   if (api->session_create(&options, &session)) return fail(api);
   std::vector<int64_t> ids;
   for (int i = 3; i < argc; ++i) ids.push_back(std::atoll(argv[i]));
-  std::vector<float> logits(ids.size() * static_cast<size_t>(api->info->vocab_size));
-  if (api->session_append(session, ids.data(), static_cast<int64_t>(ids.size()), KAOKEN_LOGITS_ALL, logits.data())) {
-    return fail(api);
+  const auto count = static_cast<int64_t>(ids.size());
+  std::vector<float> outputs(ids.size() * static_cast<size_t>(api->info->output_width));
+  if (api->info->kind != KAOKEN_DECODER) {
+    const kaoken_texts text = {sizeof text, 1, &count, ids.data(), nullptr, outputs.data()};
+    if (api->session_encode(session, &text)) return fail(api);
   }
-  std::fwrite(logits.data(), sizeof(float), logits.size(), stdout);
+  if (api->info->kind != KAOKEN_ENCODER) {
+    if (api->session_append(session, ids.data(), count, KAOKEN_LOGITS_ALL, outputs.data())) return fail(api);
+  }
+  std::fwrite(outputs.data(), sizeof(float), outputs.size(), stdout);
   std::fprintf(stderr, "%s\n", api->session_executed_isa(session));
   api->session_destroy(session);
   return 0;
