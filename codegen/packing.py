@@ -2,7 +2,7 @@
 
 A unit is one generated file of code: the embeddings, a block, or the head. Its arrays lie, 64-byte aligned and in the
 order the code reads them, in one blob or, where the compiler's memory is capped below that, in several. A table of
-tokens may exceed any cap, so it is cut into shards of whole panels.
+tokens may exceed any cap, so it is cut into slices of whole panels.
 """
 
 from __future__ import annotations
@@ -123,14 +123,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Table:
-    """A token table in shards of `shard_rows` rows, the last one shorter."""
+    """A token table in slices of `slice_rows` rows, the last one shorter."""
 
-    shards: tuple[Matrix, ...]
-    shard_rows: int
+    slices: tuple[Matrix, ...]
+    slice_rows: int
 
     @property
     def arrays(self) -> tuple[Packed, ...]:
-        return tuple(array for shard in self.shards for array in shard.arrays)
+        return tuple(array for each in self.slices for array in each.arrays)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class PackedModel:
     @property
     def decoding(self) -> list[Matrix]:
         """What the stack that outputs come from reads in each pass, and its head."""
-        heads = () if self.head_table is None else self.head_table.shards
+        heads = () if self.head_table is None else self.head_table.slices
         return [*(matrix for block in self.blocks for matrix in block.products.values()), *heads]
 
     @property
@@ -488,12 +488,12 @@ def _table(name: str, source: str, tensor: Tensor, dtype: str, blob_limit: int) 
     rows, width = tensor.shape
     count = round_up(rows) // PANEL
     kind = MATRIX_TYPES[dtype]
-    per_shard = max(1, blob_limit // (kind.packed_sizes(PANEL, width)[0] * kind.parts[0].itemsize))
-    shard_rows = -(-count // -(-count // per_shard)) * PANEL
-    starts = range(0, rows, shard_rows)
-    shards = [_slice(tensor, start, min(rows, start + shard_rows)) for start in starts]
+    per_slice = max(1, blob_limit // (kind.packed_sizes(PANEL, width)[0] * kind.parts[0].itemsize))
+    slice_rows = -(-count // -(-count // per_slice)) * PANEL
+    starts = range(0, rows, slice_rows)
+    slices = [_slice(tensor, start, min(rows, start + slice_rows)) for start in starts]
     return Table(
-        tuple(_matrix(f"{name}_{index}", source, shard, dtype) for index, shard in enumerate(shards)), shard_rows
+        tuple(_matrix(f"{name}_{index}", source, each, dtype) for index, each in enumerate(slices)), slice_rows
     )
 
 

@@ -314,8 +314,8 @@ def test_padding() -> None:
 
 
 def joined(table: Table) -> list[bytes]:
-    """Each of a table's arrays over all its shards, by what it holds."""
-    parts = zip(*(shard.arrays for shard in table.shards), strict=True)
+    """Each of a table's arrays over all its slices, by what it holds."""
+    parts = zip(*(each.arrays for each in table.slices), strict=True)
     return [b"".join(chunk.tobytes() for array in arrays for chunk in array.chunks()) for arrays in parts]
 
 
@@ -326,8 +326,8 @@ def test_tables_and_units_are_cut_at_the_blob_limit(dtype: str, limit: int, tmp_
     """The largest matrix of a block, [512, 128], fits the limit; the head has 528 rows, the positions 35840 bytes."""
     graph = rewrites.run(graph_of(CONFIGURATIONS["heads_of_64"].write(tmp_path / "model")))
     whole, cut = pack(graph, make_types(dtype), 1 << 30), pack(graph, make_types(dtype), limit)
-    assert len(whole.head_table.shards) == 1
-    assert len(cut.head_table.shards) > 1
+    assert len(whole.head_table.slices) == 1
+    assert len(cut.head_table.slices) > 1
     assert len(cut.blocks[0].unit.blobs) > len(whole.blocks[0].unit.blobs)
     assert all(blob.nbytes <= limit for unit in cut.units for blob in unit.blobs)
     assert joined(cut.head_table) == joined(whole.head_table)
@@ -345,8 +345,8 @@ def test_types_of_matrices(tmp_path: Path) -> None:
         ["int4", "int4", "int8", "int8"],
         ["int4", "int4", "bfloat16", "int8"],
     ]
-    assert model.stacks[0].tokens.shards[0].dtype == "float32"
-    assert model.head_table.shards[0].dtype == "int8"
+    assert model.stacks[0].tokens.slices[0].dtype == "float32"
+    assert model.head_table.slices[0].dtype == "int8"
     assert types.used() == {"float32", "bfloat16", "int8", "int4"}
     with pytest.raises(InputError, match=r"h\.9\.\* *.*matches no matrix|'h\.9\.\*' matches no matrix"):
         pack(graph, make_types("int8", "h.9.*=int4"), 1 << 30)

@@ -165,7 +165,7 @@ def _behind(packed: PackedModel, stack: PackedStack, index: int) -> tuple[Unit, 
     if stack is not packed.stacks[-1]:
         block = packed.blocks[0]
         return (block.unit, block.key_value) if block.key_value else None
-    return (packed.head, packed.head_table.shards[0]) if packed.head_table else None
+    return (packed.head, packed.head_table.slices[0]) if packed.head_table else None
 
 
 def shard_text(name: str, shard: Shard) -> str:
@@ -203,7 +203,7 @@ def _head_text(name: str, packed: PackedModel) -> str:
     vectors = {
         vector: vector if vector in present else "nullptr" for vector in ("ln_f_weight", "ln_f_bias", "head_bias")
     }
-    nexts = _nexts(name, [(packed.head, shard) for shard in packed.head_table.shards])
+    nexts = _nexts(name, [(packed.head, each) for each in packed.head_table.slices])
     stack = packed.stacks[-1]
     return _render(
         "head.cpp",

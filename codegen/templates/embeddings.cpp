@@ -10,9 +10,9 @@ void GEN(unit.name)(Pass &pass, const Worker &worker) {
 //% for unit in units
 GEN(arrays(unit))
 //% endfor
-  const GEN(kinds[table.shards[0].dtype])::Matrix tokens[] = {
-//% for shard in table.shards
-      {GEN(shard.arrays | names)},
+  const GEN(kinds[table.slices[0].dtype])::Matrix tokens[] = {
+//% for slice in table.slices
+      {GEN(slice.arrays | names)},
 //% endfor
   };
 //% set vectors = ["positions", "types", "embeddings_norm_weight", "embeddings_norm_bias"]
@@ -25,7 +25,7 @@ GEN(arrays(unit))
 GEN(vector if vector in known else "nullptr")GEN(", " if not loop.last else "")
 //%- endfor
 };
-  embed<GEN(kinds[table.shards[0].dtype]), GEN(norms[norm.kind] if norm else "NoNorm"), GEN(stack.stack.width), GEN(table.shard_rows)>(pass, worker, tables, GEN((norm.epsilon if norm else 0.0) | float32), tokens);
+  embed<GEN(kinds[table.slices[0].dtype]), GEN(norms[norm.kind] if norm else "NoNorm"), GEN(stack.stack.width), GEN(table.slice_rows)>(pass, worker, tables, GEN((norm.epsilon if norm else 0.0) | float32), tokens);
 }
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

@@ -13,18 +13,18 @@ struct EmbeddingTables {
   const float *norm_weight, *norm_bias;
 };
 
-// `shards` are the table of tokens as the panels of a matrix of Kind, ShardRows tokens each: a tied embedding is in the
+// `slices` are the table of tokens as the panels of a matrix of Kind, SliceRows tokens each: a tied embedding is in the
 // library once, so the lookup gathers from the head's panels. Workers divide the rows.
-template <class Kind, class Norm, int64_t Width, int64_t ShardRows>
+template <class Kind, class Norm, int64_t Width, int64_t SliceRows>
 KAOKEN_INLINE void embed(const Pass &pass, const Worker &worker, const EmbeddingTables &tables, float epsilon,
-                         const typename Kind::Matrix *shards) {
+                         const typename Kind::Matrix *slices) {
   constexpr int64_t stride = round_up(Width, kLanes);
   const Share rows = share(pass.batch.rows, worker);
   const Sequence *sequence = pass.batch.sequences;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     while (row >= sequence->row + sequence->count) ++sequence;
     const int64_t token = pass.ids[row];
-    const typename Kind::Matrix &shard = shards[token / ShardRows];
+    const typename Kind::Matrix &slice = slices[token / SliceRows];
     float *hidden = pass.hidden + row * stride;
     const int64_t position = sequence->past + row - sequence->row;
     for (int64_t i = 0; i < stride; i += kLanes) {
@@ -32,7 +32,7 @@ KAOKEN_INLINE void embed(const Pass &pass, const Worker &worker, const Embedding
       if (tables.types) sum = add(sum, load(tables.types + pass.types[row] * stride + i));
       store(hidden + i, sum);
     }
-    for (int64_t i = 0; i < Width; ++i) hidden[i] += Kind::weight(shard, Width, token % ShardRows, i);
+    for (int64_t i = 0; i < Width; ++i) hidden[i] += Kind::weight(slice, Width, token % SliceRows, i);
     if constexpr (!Norm::kNone) {
       Norm::template apply<Width>(hidden, hidden, epsilon, tables.norm_weight, tables.norm_bias);
     }

@@ -218,8 +218,8 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
   pass.batch = single.batch;
   pass.ids = ids;
   pass.hidden = hidden;
-  const Float32::Matrix shard = {tokens};
-  embed<Float32, NoNorm, 36, 64>(pass, alone, {positions, nullptr, nullptr, nullptr}, 0.0f, &shard);
+  const Float32::Matrix slice = {tokens};
+  embed<Float32, NoNorm, 36, 64>(pass, alone, {positions, nullptr, nullptr, nullptr}, 0.0f, &slice);
 }
 
 // The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.
