@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import kaoken
 from kaoken import codegen
+from kaoken.arguments import file_path, integer
 from kaoken.building import NINJA_STATUS, Progress, error_class, explanation, run, unwound
 from kaoken.cache import cache_directory, install, locked, write_error
 from kaoken.codegen.dtypes import Types, make_types
@@ -32,7 +33,6 @@ from kaoken.codegen.memory import make_budget
 from kaoken.codegen.seal import is_intact
 from kaoken.codegen.settings import KERNELS, SETTINGS, check_kernels
 from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError
-from kaoken.inputs import file_path, integer
 from kaoken.tools import Compiler, check_packages, find_cmake, find_compiler, find_ninja
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kaoken import _core
-from kaoken.errors import InputError
-from kaoken.inputs import (
+from kaoken.arguments import (
     MODEL_DEFAULT,
     EosTokenId,
     GenerationOptions,
@@ -26,6 +25,7 @@ from kaoken.inputs import (
     rewind_length,
     token_ids,
 )
+from kaoken.errors import InputError
 from kaoken.library import ModelConfig
 from kaoken.model import BakedModel
 from kaoken.text import decode_stream, encode_prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kaoken.inputs import Sequences, TokenIds, check_length, token_ids, token_types
+from kaoken.arguments import Sequences, TokenIds, check_length, token_ids, token_types
 from kaoken.model import BakedModel
 
 

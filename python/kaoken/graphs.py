@@ -15,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from kaoken.arguments import file_path
 from kaoken.cache import install
 from kaoken.codegen.graph import Attention, Block, Graph, Linear, Mlp, Norm, Stack, Tensor, verify
 from kaoken.codegen.rewrites import PIPELINE
 from kaoken.errors import InputError, KaokenError
-from kaoken.inputs import file_path
 
 FORMATS = ("dot", "svg")
 

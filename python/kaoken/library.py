@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kaoken import _core
+from kaoken.arguments import OPTION_NAMES, file_path
 from kaoken.codegen.seal import is_intact
 from kaoken.errors import LibraryError
-from kaoken.inputs import OPTION_NAMES, file_path
 
 # The ELF64 header's table of sections ends the file: its offset, the size of an entry, and their number.
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from kaoken import _core
+from kaoken.arguments import file_path, thread_count
 from kaoken.errors import InputError, LibraryError
-from kaoken.inputs import file_path, thread_count
 from kaoken.library import ModelConfig, ModelInfo, default_library, describe, open_library
 from kaoken.text import load_tokenizer
 

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kaoken import _core
-from kaoken.causal import GenerateOptions, generation_options_of
-from kaoken.errors import InputError
-from kaoken.inputs import (
+from kaoken.arguments import (
     MODEL_DEFAULT,
     EosTokenId,
     GenerationOptions,
@@ -23,6 +21,8 @@ from kaoken.inputs import (
     explains_options,
     token_ids,
 )
+from kaoken.causal import GenerateOptions, generation_options_of
+from kaoken.errors import InputError
 from kaoken.model import BakedModel
 from kaoken.text import decode_stream, encode_prompt
 

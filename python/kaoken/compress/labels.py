@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kaoken.arguments import integer
 from kaoken.cache import locked
 from kaoken.compress.losses import SoftLabels, check_temperature, ensemble, top_k_labels, whole_labels
 from kaoken.errors import InputError, KaokenError
-from kaoken.inputs import integer
 from kaoken.model import load
 
 FORMAT = 1
