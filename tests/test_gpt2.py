@@ -320,6 +320,12 @@ def test_a_library_states_the_whole_of_the_model() -> None:
         "eos_token_ids": [3, 5],
         "bos_token_id": 1,
         "pad_token_id": 2,
+        "kind": "decoder",
+        "family": "gpt2",
+        "decoder_start_token_id": None,
+        "type_vocab_size": 0,
+        "source_positions": 0,
+        "source_layers": 0,
     }
 
 

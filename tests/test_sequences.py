@@ -181,6 +181,7 @@ def test_what_a_session_refuses(bundled: BakedGPT2) -> None:
         (lambda: session.append([[1], [2]], sequences=[1, 0]), "ascending"),
         (lambda: session.append([[1], [2]], sequences=[1, 1]), "ascending"),
         (lambda: session.append([[1]], sequences=[3]), "no sequence 3"),
+        (lambda: session.append([[1]], sequences=0), "sequences must be a list of integers, not 0"),
         (lambda: session.append([[1]], sequences=[-1]), "sequence must be an integer of at least 0"),
         (lambda: session.append([[1] * 255], sequences=[0]), "holds 2 positions, so 255 more"),
         (lambda: session.append([[1], [2, 257]], sequences=[0, 1]), "token id 257"),

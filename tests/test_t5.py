@@ -227,6 +227,17 @@ def test_company_changes_no_bit(name: str, threads: int, libraries: dict[str, Pa
             require_same_bits(logits, expected[each])
 
 
+@one
+def test_a_batch_whose_passes_are_wider_than_the_models(name: str, libraries: dict[str, Path]) -> None:
+    """All 64 texts that a pass may have, each with one position on a second page of the cache."""
+    model = kaoken.load(libraries[name], threads=2)
+    sources = texts_of(config_of(name), [65] * 64)
+    session = _core.Library(libraries[name]).session(5000, 2)
+    session.encode(np.full(64, 65), np.concatenate(sources))
+    for slot, logits in enumerate(step(session, {slot: [1, 2] for slot in range(64)})):
+        require_same_bits(logits, model.logits([sources[slot]], [[1, 2]])[0])
+
+
 @every
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_decode_equals_prefill(name: str, threads: int, libraries: dict[str, Path]) -> None:

@@ -1,7 +1,8 @@
 """The C ABI of kaoken.h, one method a function. Use `kaoken.BakedGPT2`, which checks and explains more.
 
-Arrays are C-contiguous and of the exact dtype, else TypeError. Work runs without the GIL. A failed call
-raises the class of `kaoken.errors` that fits its status, or MemoryError.
+Arrays are C-contiguous and of the exact dtype, else TypeError; no other thread may change them during a call.
+Work runs without the GIL. A failed call raises the class of `kaoken.errors` that fits its status, or
+MemoryError.
 """
 
 from collections.abc import Sequence

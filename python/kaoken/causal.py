@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -101,7 +101,7 @@ class Session:
         threads at once; the session is then unchanged.
         """
         appended = token_ids(ids, self._config.vocab_size)
-        slots = range(self.batch) if sequences is None else [self._slot(each) for each in sequences]
+        slots = range(self.batch) if sequences is None else self._slots(sequences)
         if len(appended) != len(slots):
             where = f"this session has batch = {self.batch}" if sequences is None else f"{len(slots)} are named"
             raise InputError(f"ids hold {len(appended)} sequences, but {where}")
@@ -125,6 +125,11 @@ class Session:
     def fork(self, source: int, target: int) -> None:
         """Makes sequence `target` a copy of sequence `source`; they share memory until one of them goes on."""
         self._native.fork(self._slot(source), self._slot(target))
+
+    def _slots(self, sequences: Sequence[int]) -> list[int]:
+        if not isinstance(sequences, Iterable):
+            raise InputError(f"sequences must be a list of integers, not {sequences!r}")
+        return [self._slot(each) for each in sequences]
 
     def _slot(self, sequence: int) -> int:
         slot = integer("sequence", sequence, minimum=0)

@@ -14,6 +14,7 @@ class Arena {
   Arena(const Arena &) = delete;
   Arena &operator=(const Arena &) = delete;
   void *data() const { return data_; }
+  bool own() const { return own_; }  // from the system
 
  private:
   void *data_;

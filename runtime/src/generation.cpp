@@ -45,7 +45,13 @@ int64_t checked_steps(const Session &session, const std::vector<int64_t> &length
   int64_t room = 0;
   for (int64_t slot = 0; slot < session.batch(); ++slot) {
     if (lengths[slot] < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
-    room = std::max(room, n_positions - session.length(slot) - std::min(lengths[slot], n_positions));
+    if (lengths[slot] > n_positions - session.length(slot)) {
+      throw Error(KAOKEN_CONTEXT_FULL, std::to_string(lengths[slot]) + " tokens behind " +
+                                           std::to_string(session.length(slot)) + " pass the model's " +
+                                           std::to_string(n_positions) +
+                                           " positions; give fewer, or start a new session");
+    }
+    room = std::max(room, n_positions - session.length(slot) - lengths[slot]);
   }
   if (room == 0) {
     throw Error(KAOKEN_CONTEXT_FULL, "the prompt fills the model's " + std::to_string(n_positions) +

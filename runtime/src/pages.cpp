@@ -61,11 +61,18 @@ void Pages::fork(int64_t from, int64_t to) {
   }
 }
 
-// A page without an owner: the preferred one, so that a sequence lies in one piece, or any other. There are as many as
-// all sequences may have.
+int64_t Pages::own(int64_t slot) const {
+  return std::count_if(of(slot), of(slot) + held(slot), [&](int32_t page) { return owners_[page] == 1; });
+}
+
+// A page without an owner: the preferred one, so that a sequence lies in one piece, or any other. One that was in use
+// goes before one whose memory is untouched. There are as many as all sequences may have.
 int32_t Pages::take(int64_t preferred) {
   int64_t page = preferred;
-  if (owners_[page]) page = std::find(owners_.begin(), owners_.end(), 0) - owners_.begin();
+  if (owners_[page] || (!seen_[page] && spare() > 0)) {
+    const bool seen = spare() > 0;
+    for (page = 0; owners_[page] || (seen && !seen_[page]);) ++page;
+  }
   owners_[page] = 1;
   ++used_;
   if (!seen_[page]) ++touched_;

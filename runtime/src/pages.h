@@ -25,6 +25,9 @@ class Pages {
   // Pages whose memory is in use but which no sequence has.
   int64_t spare() const { return touched_ - used_; }
 
+  // Pages that no other sequence has.
+  int64_t own(int64_t slot) const;
+
   // Makes all pages of `count` more positions ready to be written.
   void reserve(int64_t slot, int64_t count);
   void extend(int64_t slot, int64_t count) { lengths_[slot] += count; }

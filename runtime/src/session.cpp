@@ -25,7 +25,9 @@ bool has_encoder(const Model &model) { return model.info.kind != KAOKEN_DECODER;
 int64_t decoder_positions(const Model &model) { return has_decoder(model) ? model.info.n_positions : 0; }
 
 // Pages that the texts of an encoder's pass take at most.
-int64_t encoder_pages(const Model &model) { return has_encoder(model) ? model.pass_rows / kPage + kPassTexts : 0; }
+int64_t encoder_pages(const Model &model, int64_t pass_rows) {
+  return has_encoder(model) ? pass_rows / kPage + kPassTexts : 0;
+}
 
 // The bytes of each part of the arena, in order: multiples of kAlignment.
 struct Sizes {
@@ -33,7 +35,7 @@ struct Sizes {
   Sizes(const Model &model, int64_t batch, int64_t pass_rows)
       : cache(static_cast<double>(Pages::count(batch, decoder_positions(model))) * model.page_bytes),
         source(static_cast<double>(Pages::count(batch, model.info.source_positions)) * model.source_page_bytes),
-        encoder(static_cast<double>(encoder_pages(model)) * model.encoder_page_bytes),
+        encoder(static_cast<double>(encoder_pages(model, pass_rows)) * model.encoder_page_bytes),
         rows(static_cast<double>(pass_rows) * scratch_bytes(model)) {}
   size_t total() const {
     const double bytes = cache + source + encoder + rows;
@@ -110,7 +112,7 @@ Session::Session(const Model &model, const kaoken_session_options &options)
       arena_(bytes(model, options), checked_arena(options, bytes(model, options))),
       pages_(lay_out().cache, batch_, decoder_positions(model)),
       sources_(lay_out().source, batch_, model.info.source_positions),
-      encoder_pages_(static_cast<size_t>(encoder_pages(model))),
+      encoder_pages_(static_cast<size_t>(encoder_pages(model, pass_rows_))),
       team_(checked_threads(options.threads)) {
   std::iota(encoder_pages_.begin(), encoder_pages_.end(), 0);
   const int64_t sequences = std::max(batch_, has_encoder(model) ? kPassTexts : 0);
@@ -158,9 +160,9 @@ void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits
     longest = std::max(longest, length + count);
   }
   double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.page_bytes;
-  bytes += static_cast<double>(logits) * model_.info.vocab_size * sizeof(float);
-  if (executed_isa_[0] == 0) bytes += static_cast<double>(std::min(pass_rows_, rows)) * scratch_bytes(model_);
-  require_memory(bytes, step.count, longest);
+  const double logits_bytes = static_cast<double>(logits) * model_.info.vocab_size * sizeof(float);
+  bytes += scratch_needed(rows);
+  require_memory((arena_.own() ? bytes : 0) + logits_bytes, step.count, longest);
 }
 
 void Session::check_memory(const kaoken_texts &texts) const {
@@ -168,15 +170,18 @@ void Session::check_memory(const kaoken_texts &texts) const {
   for (int64_t i = 0; i < texts.count; ++i) {
     rows += texts.lengths[i];
     longest = std::max(longest, texts.lengths[i]);
-    if (has_decoder(model_)) pages += (texts.lengths[i] + kPage - 1) / kPage;
+    if (has_decoder(model_)) pages += (texts.lengths[i] + kPage - 1) / kPage - sources_.own(i);
   }
-  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes;
-  if (!has_decoder(model_)) bytes += static_cast<double>(rows) * model_.info.output_width * sizeof(float);
-  if (executed_isa_[0] == 0) {
-    bytes += static_cast<double>(std::min(pass_rows_, rows)) * scratch_bytes(model_);
-    bytes += static_cast<double>(encoder_pages(model_)) * model_.encoder_page_bytes;
-  }
-  require_memory(bytes, texts.count, longest);
+  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes + scratch_needed(rows);
+  if (touched_rows_ == 0) bytes += static_cast<double>(encoder_pages_.size()) * model_.encoder_page_bytes;
+  const double outputs = has_decoder(model_) ? 0 : static_cast<double>(rows) * model_.info.output_width * sizeof(float);
+  require_memory((arena_.own() ? bytes : 0) + outputs, texts.count, longest);
+}
+
+// Bytes of scratch that a pass of so many rows touches for the first time.
+double Session::scratch_needed(int64_t rows) const {
+  const int64_t more = std::min(pass_rows_, rows) - touched_rows_;
+  return static_cast<double>(std::max<int64_t>(more, 0)) * scratch_bytes(model_);
 }
 
 void Session::append(const int64_t *ids, int64_t count, int32_t which, float *logits) {
@@ -393,6 +398,7 @@ void Session::run(Pass &pass, void (*code)(Pass &pass, const Worker &worker)) {
       },
       &job);
   executed_isa_ = pass.executed_isa;
+  touched_rows_ = std::max(touched_rows_, pass.batch.rows);
   pass.output += pass.outputs.rows * model_.info.output_width;
   pass.batch.rows = pass.outputs.rows = 0;
   sequences_.clear();

@@ -57,6 +57,7 @@ class Session {
   void check(const kaoken_texts &texts) const;
   void check_ids(const int64_t *ids, int64_t count, int64_t sequence) const;
   void check_memory(const kaoken_texts &texts) const;
+  double scratch_needed(int64_t rows) const;
   void check_slot(int64_t slot) const;
   Pass lay_out() const;
   void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);
@@ -67,6 +68,7 @@ class Session {
   const int64_t batch_;
   const int64_t pass_rows_;
   const char *executed_isa_ = "";
+  int64_t touched_rows_ = 0;  // of the scratch memory
   // Of the pass at work, with room for the largest.
   std::vector<int32_t> ids_, types_;
   std::vector<int64_t> kept_;

@@ -163,7 +163,7 @@ typedef struct kaoken_model_api {
   kaoken_status (*session_step)(kaoken_session *session, const kaoken_step *step);
   /* Positions of one sequence; -1 for a slot that is not there. */
   int64_t (*session_slot_length)(const kaoken_session *session, int64_t slot);
-  /* Forgets all but its first `length` positions; with 0 the slot is as new. */
+  /* Forgets all but its first `length` positions; with 0 the slot is as new, but for its source. */
   kaoken_status (*session_slot_rewind)(kaoken_session *session, int64_t slot, int64_t length);
   /* Makes the sequence of slot `to` a copy of the one of slot `from`. What they share lies in memory once. */
   kaoken_status (*session_fork)(kaoken_session *session, int64_t from, int64_t to);
