@@ -401,7 +401,7 @@ def test_padding_is_left_out(name: str, side: str, libraries: dict[str, Path]) -
     encoding = {"input_ids": padded, "attention_mask": mask}
     expected = model.generate(ids, max_new_tokens=5, eos_token_id=None)
     require_same_bits(model.generate(encoding, max_new_tokens=5, eos_token_id=None), expected)
-    require_same_bits(model.generate(padded, 5, eos_token_id=None, attention_mask=mask), expected)
+    require_same_bits(model.generate(padded, max_new_tokens=5, eos_token_id=None, attention_mask=mask), expected)
 
 
 @one

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engines.base import Ids, PaddedEncoder, Vectors
-from benchmarks.engines.onnxruntime_engine import open_session, quantize
+from benchmarks.engines.onnxruntime_engine import open_session, write_model
 from benchmarks.models import Checkpoint
 
 
@@ -19,16 +19,8 @@ class OnnxRuntimeEncoder(PaddedEncoder):
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
         from benchmarks.engines.exported_encoder import ExportedEncoder
-        from kaoken.onnx_export import export
 
-        encoder = ExportedEncoder(checkpoint)
-        plain = directory / "plain.onnx"
-        export(encoder, encoder.example(), encoder.names(), plain, dynamo=False)
-        if variant == "float32":
-            plain.rename(directory / "model.onnx")
-            return
-        quantize(plain, directory / "model.onnx")
-        plain.unlink()
+        write_model(ExportedEncoder(checkpoint), directory, variant)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         self._session = open_session(prepared / "model.onnx", threads)

@@ -20,16 +20,8 @@ class OnnxRuntime(Decoder):
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
         from benchmarks.engines.exported import cached_decoder
-        from kaoken.onnx_export import export
 
-        decoder = cached_decoder(checkpoint)
-        plain = directory / "plain.onnx"
-        export(decoder, decoder.example(), decoder.names(), plain, dynamo=False)
-        if variant == "float32":
-            plain.rename(directory / "model.onnx")
-            return
-        quantize(plain, directory / "model.onnx")
-        plain.unlink()
+        write_model(cached_decoder(checkpoint), directory, variant)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import onnxruntime
@@ -61,6 +53,19 @@ class OnnxRuntime(Decoder):
         logits, *self._past = self._session.run_with_ort_values(self._outputs, inputs)
         self._length += ids.shape[1]
         return np.asarray(logits.numpy().argmax(-1), np.int64)
+
+
+def write_model(module: Any, directory: Path, variant: str, name: str = "model") -> None:
+    """The export of a module that knows its example and its names, as NAME.onnx in the variant's type."""
+    from kaoken.onnx_export import export
+
+    plain, final = directory / f"plain-{name}.onnx", directory / f"{name}.onnx"
+    export(module, module.example(), module.names(), plain, dynamo=False)
+    if variant == "float32":
+        plain.rename(final)
+        return
+    quantize(plain, final)
+    plain.unlink()
 
 
 def quantize(plain: Path, path: Path) -> None:

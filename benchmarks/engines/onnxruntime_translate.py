@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.engines.base import Ids, Translator
-from benchmarks.engines.onnxruntime_engine import open_session, quantize
+from benchmarks.engines.onnxruntime_engine import open_session, write_model
 from benchmarks.models import Checkpoint
 
 
@@ -20,17 +20,10 @@ class OnnxRuntimeTranslator(Translator):
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
         from benchmarks.engines.exported_t5 import exported_t5
-        from kaoken.onnx_export import export
 
         halves: tuple[Any, Any] = exported_t5(checkpoint)
         for name, module in zip(("encoder", "decoder"), halves, strict=True):
-            plain = directory / f"plain-{name}.onnx"
-            export(module, module.example(), module.names(), plain, dynamo=False)
-            if variant == "float32":
-                plain.rename(directory / f"{name}.onnx")
-                continue
-            quantize(plain, directory / f"{name}.onnx")
-            plain.unlink()
+            write_model(module, directory, variant, name)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
         import onnxruntime

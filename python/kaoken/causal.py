@@ -55,6 +55,14 @@ def generation_options_of(model: BakedModel, **options: Any) -> GenerationOption
     return generation_options(model.config, **{**model.info.generation_defaults, **given})
 
 
+def new_tokens(generation: _core.Generation) -> Iterator[NDArray[np.int64]]:
+    """Those of each step, int64 [batch]. The loop is in Python so that signals are seen between steps."""
+    done = False
+    while not done:
+        tokens, done = generation.next()
+        yield tokens
+
+
 class Session:
     """A KV cache for `batch` sequences, fed by hand. Made by `BakedCausalLM.session`.
 
@@ -272,7 +280,7 @@ class BakedCausalLM(BakedModel):
         return prompts
 
     def _steps(self, prompts: Sequences, options: GenerationOptions) -> Iterator[NDArray[np.int64]]:
-        """The new tokens, int64 [batch] a step. The loop is here so that signals are seen between steps."""
+        """The new tokens, int64 [batch] a step."""
         if prompts.lengths.min() == self.config.n_positions:
             return
         session = self._session(len(prompts))
@@ -280,10 +288,7 @@ class BakedCausalLM(BakedModel):
             generation = session.generate(prompts.ids, prompts.lengths, **asdict(options))
         else:
             generation = session.generate(prompts.array, **asdict(options))
-        done = False
-        while not done:
-            tokens, done = generation.next()
-            yield tokens
+        yield from new_tokens(generation)
 
 
 class BakedGPT2(BakedCausalLM):

@@ -11,17 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from kaoken import _core
 from kaoken.arguments import (
-    MODEL_DEFAULT,
-    EosTokenId,
     GenerationOptions,
     Sequences,
     TokenIds,
-    _ModelDefault,
     check_length,
     explains_options,
     token_ids,
 )
-from kaoken.causal import GenerateOptions, generation_options_of
+from kaoken.causal import GenerateOptions, generation_options_of, new_tokens
 from kaoken.errors import InputError
 from kaoken.model import BakedModel
 from kaoken.text import decode_stream, encode_prompt
@@ -59,37 +56,17 @@ class BakedSeq2SeqLM(BakedModel):
 
     @explains_options
     def generate(
-        self,
-        ids: TokenIds,
-        max_new_tokens: int | _ModelDefault | None = MODEL_DEFAULT,
-        do_sample: bool | _ModelDefault = MODEL_DEFAULT,
-        temperature: float | _ModelDefault | None = MODEL_DEFAULT,
-        top_k: int | _ModelDefault | None = MODEL_DEFAULT,
-        top_p: float | _ModelDefault | None = MODEL_DEFAULT,
-        eos_token_id: EosTokenId = MODEL_DEFAULT,
-        pad_token_id: int | None = None,
-        seed: int | None = None,
-        attention_mask: ArrayLike | None = None,
+        self, ids: TokenIds, attention_mask: ArrayLike | None = None, **options: Unpack[GenerateOptions]
     ) -> NDArray[np.int64]:
         """What the decoder makes of each source: int64 [batch, 1 + new], its start token first.
 
         Sources may have any lengths; rows that end before others are filled with pad_token_id, as in transformers.
         Options and errors are those of `BakedCausalLM.generate`.
         """
-        options = generation_options_of(
-            self,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            seed=seed,
-        )
+        checked = generation_options_of(self, **options)
         sources = self._sources(ids, attention_mask)
         start = np.full(len(sources), self._start(), np.int64)
-        return np.stack([start, *self._steps(sources, options)], axis=1)
+        return np.stack([start, *self._steps(sources, checked)], axis=1)
 
     @explains_options
     def stream(self, ids: TokenIds, **options: Unpack[GenerateOptions]) -> Iterator[int]:
@@ -138,8 +115,4 @@ class BakedSeq2SeqLM(BakedModel):
     def _steps(self, sources: Sequences, options: GenerationOptions) -> Iterator[NDArray[np.int64]]:
         """The new tokens, int64 [batch] a step."""
         start = np.full((len(sources), 1), self._start(), np.int64)
-        generation = self._encoded(sources).generate(start, **asdict(options))
-        done = False
-        while not done:
-            tokens, done = generation.next()
-            yield tokens
+        return new_tokens(self._encoded(sources).generate(start, **asdict(options)))
