@@ -151,7 +151,7 @@ def _own_row(subject: str, maker: str, picture: Picture, graph: Graph) -> Row:
     parts: list[Any] = [op for block in blocks for op in block_ops(block).values()]
     if subject == "model":
         embeddings = graph.stack.embeddings
-        parts += [embeddings.tokens, embeddings.positions, graph.stack.norm, graph.head]
+        parts += [embeddings.tokens, embeddings.positions, graph.stack.norm, graph.head and graph.head.output]
     found = [
         each for part in parts for each in ([part] if isinstance(part, Tensor) else [part.weight, part.bias]) if each
     ]

@@ -254,22 +254,35 @@ class Session {
     return logits;
   }
 
-  // ids [the sum of lengths], and as many token types. Returns an encoder's vectors [the sum of lengths][width].
-  std::optional<py::array_t<float>> encode(const Ids &lengths, const Ids &ids, const std::optional<Ids> &types) {
+  // ids [the sum of lengths], and as many token types; counts [as many as lengths] of positions [the sum of counts].
+  // Returns an encoder's outputs, [of a text or of a position][width].
+  std::optional<py::array_t<float>> encode(const Ids &lengths, const Ids &ids, const std::optional<Ids> &types,
+                                           bool hidden_states, const std::optional<Ids> &counts,
+                                           const std::optional<Ids> &positions) {
     const Busy busy(busy_);
     library_->require(offsetof(kaoken_model_api, session_encode), "encoders");
     check_sum(lengths, ids);
     if (types && types->size() != ids.size()) throw Error("InputError", "there must be a token type for each id");
+    if (counts && (!positions || counts->size() != lengths.size())) {
+      throw Error("InputError", "there must be a count for each text, and positions");
+    }
+    if (counts) check_sum(*counts, *positions);
+    const kaoken_model_info &info = library_->info();
     std::optional<py::array_t<float>> outputs;
     if (library_->kind() == KAOKEN_ENCODER) {
-      outputs = py::array_t<float>({ids.size(), static_cast<py::ssize_t>(library_->info().output_width)});
+      const bool pools = !hidden_states && info.size > offsetof(kaoken_model_info, pools) && info.pools;
+      const py::ssize_t rows = pools ? lengths.size() : counts ? positions->size() : ids.size();
+      outputs = py::array_t<float>({rows, static_cast<py::ssize_t>(hidden_states ? info.n_embd : info.output_width)});
     }
     const kaoken_texts texts = {sizeof texts,
                                 lengths.size(),
                                 lengths.data(),
                                 ids.data(),
                                 types ? types->data() : nullptr,
-                                outputs ? outputs->mutable_data() : nullptr};
+                                outputs ? outputs->mutable_data() : nullptr,
+                                hidden_states,
+                                counts ? counts->data() : nullptr,
+                                counts ? positions->data() : nullptr};
     check(api(), without_gil([&] { return api().session_encode(session_, &texts); }));
     return outputs;
   }
@@ -424,7 +437,8 @@ void bind_session(py::module_ &module) {
       .def("step", &Session::step, py::arg("slots").noconvert(), py::arg("lengths").noconvert(),
            py::arg("ids").noconvert(), py::arg("all") = false)
       .def("encode", &Session::encode, py::arg("lengths").noconvert(), py::arg("ids").noconvert(),
-           py::arg("types").noconvert() = py::none())
+           py::arg("types").noconvert() = py::none(), py::arg("hidden_states") = false,
+           py::arg("counts").noconvert() = py::none(), py::arg("positions").noconvert() = py::none())
       .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})
       .def("generate", &generate, py::arg("ids").noconvert(), py::arg("lengths").noconvert() = py::none(),
            py::kw_only(), py::arg("max_new_tokens"), py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"),

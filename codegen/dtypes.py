@@ -52,10 +52,10 @@ class Types:
     overrides: tuple[tuple[str, str], ...]  # (pattern, type); a later one wins
     cache: str
 
-    def of(self, matrix: str) -> str:
-        """The type of one matrix."""
+    def of(self, matrix: str, default: str | None = None) -> str:
+        """The type of one matrix, where no override names it `default` or what the model's dtype stands for."""
         chosen = [dtype for pattern, dtype in self.overrides if fnmatchcase(matrix, pattern)]
-        return chosen[-1] if chosen else self._default(matrix)
+        return chosen[-1] if chosen else default or self._default(matrix)
 
     def used(self) -> set[str]:
         """Every type that something is multiplied in: matrices and the cache."""

@@ -1,8 +1,8 @@
 """What a model computes, in a short closed vocabulary, with its tensors; and what the rewrites change.
 
-A model is an encoder, a decoder with a head, or both. Each is a stack of blocks, a block is a list of sublayers, and a
-sublayer adds what its body makes of the residual stream to it. Names of tensors and fields are known to the reader of a
-checkpoint alone.
+A model is an encoder, a decoder, or both, and a head behind the last of them, which an encoder may lack. Each is a
+stack of blocks, a block is a list of sublayers, and a sublayer adds what its body makes of the residual stream to it.
+Names of tensors and fields are known to the reader of a checkpoint alone.
 
 Tensors are lazy: an op knows the shape of its weights and how to compute them, and nothing is read until emission asks,
 a piece of a matrix at a time. That keeps codegen's memory small, and lets the plan be made from headers alone.
@@ -259,6 +259,45 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Of a head: norm(activation(linear(x))), or as much of that as there is."""
+
+    linear: Linear
+    activation: str | None = None  # as of an Mlp
+    norm: Norm | None = None
+
+
+# What a head can make of the positions of a text. The formulas are those of sentence-transformers' Pooling.
+POOLINGS = ("first", "max", "mean", "mean_sqrt_len", "weighted_mean", "last")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands behind the last norm: output(layers(x)), x being each position or what a text's are pooled to."""
+
+    output: Linear | None = None  # [outputs, width]
+    layers: tuple[Layer, ...] = ()
+    pooling: tuple[str, ...] = ()  # some of POOLINGS, whose results follow each other; none: each position by itself
+    normalize: bool = False  # what comes out, to length 1
+
+    def width_of(self, stream: int) -> int:
+        """Of what comes out, where the stack is `stream` wide."""
+        if self.output is not None:
+            return self.output.weight.shape[0]
+        return self.layers[-1].linear.weight.shape[0] if self.layers else max(1, len(self.pooling)) * stream
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the outputs are for. No arithmetic depends on it."""
+
+    name: str  # as the hub calls it: "text-classification", "fill-mask" ...; "": what models of the kind are for
+    labels: tuple[str, ...] = ()  # of each output
+    function: str = ""  # what makes probabilities of a classifier's logits: "softmax", "sigmoid" or "none"
+    score: str = ""  # the same for the score of a reranker
+
+
+@dataclass(frozen=True)
 class SpecialTokens:
     """The ids that end a text, those that begin and pad one, and what a decoder starts from; within the vocabulary."""
 
@@ -270,11 +309,12 @@ class SpecialTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """An encoder, or a decoder and the head behind it, or both: then the decoder attends to the encoder's outputs."""
+    """An encoder, a decoder, or both: then the decoder attends to the encoder's outputs. A decoder has a head."""
 
     encoder: Stack | None = None
     decoder: Stack | None = None
-    head: Linear | None = None  # [vocabulary, width]; an encoder alone has none
+    head: Head | None = None  # of a decoder its logits alone
+    task: Task = Task("")
     special: SpecialTokens
     family: str = ""  # the name by which read_graph() found its module; nothing depends on it
 
@@ -295,8 +335,9 @@ class Graph:
 
     @property
     def tied(self) -> bool:
-        """Whether the head's matrix is the decoder's token table too."""
-        return self.head is not None and self.decoder is not None and self.head.weight is self.decoder.embeddings.tokens
+        """Whether the matrix of logits is the token table too."""
+        output = None if self.head is None else self.head.output
+        return output is not None and output.weight is self.stack.embeddings.tokens
 
     @property
     def width(self) -> int:
@@ -307,6 +348,11 @@ class Graph:
     def vocabulary(self) -> int:
         """Rows of the token table."""
         return self.stack.embeddings.tokens.shape[0]
+
+    @property
+    def output_width(self) -> int:
+        """Of what the head gives or, where there is none, of the residual stream."""
+        return self.width if self.head is None else self.head.width_of(self.width)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -325,13 +371,26 @@ class Graph:
 
 def verify(graph: Graph) -> None:
     """Checks that all shapes fit each other; run on the graph before and after each rewrite."""
-    if not graph.stacks or (graph.head is None) != (graph.decoder is None):
-        raise AssertionError("a graph has a decoder with a head, an encoder, or all three")
+    if not graph.stacks or (graph.decoder is not None and (graph.head is None or graph.head.output is None)):
+        raise AssertionError("a graph has an encoder, or a decoder with a head that gives logits, or both")
     for stack in graph.stacks:
         source = None if graph.encoder is None or stack is graph.encoder else graph.encoder.width
         _verify_stack(stack, source)
     if graph.head is not None:
-        _expect_linear(graph.head, graph.vocabulary, graph.width)
+        _verify_head(graph.head, graph.width)
+
+
+def _verify_head(head: Head, width: int) -> None:
+    if not set(head.pooling) <= set(POOLINGS):
+        raise AssertionError(f"a head pools by {head.pooling}, of which the graph knows {POOLINGS}")
+    width *= max(1, len(head.pooling))
+    for layer in head.layers:
+        outputs = layer.linear.weight.shape[0]
+        _expect_linear(layer.linear, outputs, width)
+        _expect_norm(layer.norm, outputs)
+        width = outputs
+    if head.output is not None:
+        _expect_linear(head.output, head.output.weight.shape[0], width)
 
 
 def _verify_stack(stack: Stack, source: int | None) -> None:
@@ -407,6 +466,13 @@ def check_ready(graph: Graph) -> None:
         elif stack.norm is not None:
             gained = stack.norm.bias is None or stack.norm.weight is not None
             _require(gained, where, "a weight of the final norm where it has a bias")
+    head = graph.head
+    if head is not None:
+        where = "the head"
+        _require(graph.decoder is None or head == Head(head.output), where, "no more than logits behind a decoder")
+        for layer in head.layers:
+            _require(layer.linear.bias is not None, where, "a bias of its layers")
+            _require(_complete(layer.norm), where, "a weight and a bias of its norms")
 
 
 def _check_block(block: Block, sees: list[str], where: str) -> None:

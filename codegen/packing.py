@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
-from .graph import Array, Block, Graph, Linear, Mlp, Norm, Stack, Sublayer, Tensor, merge_sources, pieces, stack
+from .graph import Array, Block, Graph, Head, Linear, Mlp, Norm, Stack, Sublayer, Tensor, merge_sources, pieces, stack
 from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
 
 Floats = NDArray[np.floating]
@@ -26,6 +26,7 @@ Values = NDArray[Any]
 
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 PAGE = 64  # kPage of the same: positions of a page of the cache
+SMALL_OUTPUT = 64  # outputs up to which a head's last matrix is float32 by default, as other types would save nothing
 LITERAL_LIMIT = 64  # float arrays up to this many values are readable, and become constexpr literals
 
 # How C++ declares arrays, by NumPy's name of their values.
@@ -176,6 +177,20 @@ class PackedStack:
     vectors: dict[str, Packed]  # of the embeddings, by what C++ calls them
     tokens: Table
     blocks: tuple[PackedBlock, ...]
+    outputs: Unit | None  # the norm behind an encoder; a decoder's belongs to its head
+
+
+@dataclass(frozen=True)
+class PackedHead:
+    """The head's unit, and its matrices in the order of their use."""
+
+    unit: Unit
+    layers: tuple[Matrix, ...]
+    table: Table | None  # of its output
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return (*self.layers, *(() if self.table is None else self.table.slices))
 
 
 @dataclass(frozen=True)
@@ -185,16 +200,17 @@ class PackedModel:
     graph: Graph
     types: Types
     stacks: tuple[PackedStack, ...]
-    ends: tuple[Unit, ...]  # what each stack ends with: a norm, and a decoder its head
-    head_table: Table | None
+    head: PackedHead | None
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        return tuple(
+        units = [
             unit
-            for stack, end in zip(self.stacks, self.ends, strict=True)
-            for unit in (stack.embeddings, *(block.unit for block in stack.blocks), end)
-        )
+            for each in self.stacks
+            for unit in (each.embeddings, *(block.unit for block in each.blocks), each.outputs)
+        ]
+        units.append(None if self.head is None else self.head.unit)
+        return tuple(unit for unit in units if unit is not None)
 
     @property
     def blocks(self) -> tuple[PackedBlock, ...]:
@@ -202,14 +218,9 @@ class PackedModel:
         return self.stacks[-1].blocks
 
     @property
-    def head(self) -> Unit:
-        """What the stack that outputs come from ends with."""
-        return self.ends[-1]
-
-    @property
     def decoding(self) -> list[Matrix]:
         """What the stack that outputs come from reads in each pass, and its head."""
-        heads = () if self.head_table is None else self.head_table.slices
+        heads = () if self.head is None else self.head.matrices
         return [*(matrix for block in self.blocks for matrix in block.products.values()), *heads]
 
     @property
@@ -239,10 +250,7 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     """
     types.check(_matrix_names(graph))
     tables: dict[int, Table] = {}  # by the tensor
-    head = graph.head
-    head_table = None if head is None else _table("head", HEAD, head.weight, types.of(HEAD), blob_limit)
-    if head is not None and head_table is not None:
-        tables[id(head.weight)] = head_table
+    head = None if graph.head is None else _pack_head(graph, graph.head, tables, types, blob_limit)
     stacks = tuple(_pack_stack(graph, stack, tables, types, blob_limit, shard_limit) for stack in graph.stacks)
     if shard_limit is not None and not any(
         matrix.shards for stack in stacks for block in stack.blocks for matrix in block.matrices
@@ -251,12 +259,24 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
             f"kernels='exploded' is for float32 matrices of at most {EXPLODED_LIMIT} weights that are not zero, and no "
             "block of this model has one; use kernels='packed'"
         )
-    ends = [
-        _unit(f"{stack.prefix}outputs", _norm_arrays("output_norm", stack.stack.norm), blob_limit) for stack in stacks
-    ]
-    if head is not None and head_table is not None:
-        ends[-1] = _unit("head", [*_head_vectors(graph), *head_table.arrays], blob_limit)
-    return PackedModel(graph, types, stacks, tuple(ends), head_table)
+    return PackedModel(graph, types, stacks, head)
+
+
+def _pack_head(graph: Graph, head: Head, tables: dict[int, Table], types: Types, blob_limit: int) -> PackedHead:
+    arrays = _norm_arrays("ln_f", graph.decoder.norm) if graph.decoder is not None else []
+    layers, table = [], None
+    for index, layer in enumerate(head.layers):
+        name = f"layer_{index}"
+        layers.append(_matrix(name, layer.linear.name, layer.linear.weight, types.of(layer.linear.name)))
+        arrays += [*_vector(f"{name}_bias", layer.linear.bias), *_norm_arrays(f"{name}_norm", layer.norm)]
+        arrays += layers[-1].arrays
+    if head.output is not None:
+        weight = head.output.weight
+        small = graph.decoder is None and not graph.tied and weight.shape[0] <= SMALL_OUTPUT
+        table = _table("head", HEAD, weight, types.of(HEAD, "float32" if small else None), blob_limit)
+        tables[id(weight)] = table
+        arrays += [*_vector("head_bias", head.output.bias), *table.arrays]
+    return PackedHead(_unit("head", arrays, blob_limit), tuple(layers), table)
 
 
 def _pack_stack(
@@ -292,12 +312,16 @@ def _pack_stack(
     )
     arrays = [*vectors, *rotary.values(), *distances.values(), *(tokens.arrays if own else ())]
     unit = _unit(f"{prefix}embeddings", arrays, blob_limit)
-    return PackedStack(prefix, stack, unit, {array.name: array for array in vectors}, tokens, blocks)
+    norm = _norm_arrays("output_norm", stack.norm) if stack is graph.encoder else []
+    outputs = _unit(f"{prefix}outputs", norm, blob_limit) if norm else None
+    return PackedStack(prefix, stack, unit, {array.name: array for array in vectors}, tokens, blocks, outputs)
 
 
 def _matrix_names(graph: Graph) -> list[str]:
     linears = [linear for stack in graph.stacks for each in stack.sublayers for linear in each.body.linears.values()]
-    own = [] if graph.head is None else [HEAD]
+    head = Head() if graph.head is None else graph.head
+    linears += [layer.linear for layer in head.layers]
+    own = [] if head.output is None else [HEAD]
     own += [] if graph.tied else [TOKENS]
     return [*own, *dict.fromkeys(linear.name for linear in linears)]
 
@@ -420,11 +444,6 @@ def _common_type(types: Types, linears: Sequence[Linear]) -> str:
         names = " and ".join(f"{name} is {dtype}" for dtype, name in chosen.items())
         raise InputError(f"tensor_dtypes: {names}, but they are one product: give them one type")
     return next(iter(chosen))
-
-
-def _head_vectors(graph: Graph) -> list[Packed]:
-    bias = None if graph.head is None else graph.head.bias
-    return [*_norm_arrays("ln_f", graph.stack.norm), *_vector("head_bias", bias)]
 
 
 def _norm_arrays(name: str, norm: Norm | None) -> list[Packed]:

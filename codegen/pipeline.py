@@ -26,6 +26,13 @@ from .isa import table
 from .memory import MemoryBudget
 from .packing import Blob, Matrix, PackedModel, pack
 
+# What models of a kind are for, as the hub calls it.
+USUAL_TASKS = {
+    "decoder": "text-generation",
+    "encoder": "feature-extraction",
+    "encoder-decoder": "text2text-generation",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -116,6 +123,13 @@ def config_of(graph: Graph) -> dict[str, Any]:
     return {
         "vocab_size": graph.vocabulary,
         "kind": graph.kind,
+        "task": graph.task.name or USUAL_TASKS[graph.kind],
+        "labels": list(graph.task.labels),
+        "function": graph.task.function,
+        "score_function": graph.task.score,
+        "has_head": graph.head is not None,
+        "pools": bool(graph.head and graph.head.pooling),
+        "output_width": graph.output_width,
         "family": graph.family,
         "n_positions": graph.stack.limit,
         "n_embd": graph.width,

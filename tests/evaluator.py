@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from kaoken.codegen.graph import Attention, Graph, Linear, Mlp, Norm, Rotary, Stack, Tensor
+from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Rotary, Stack, Tensor
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -23,15 +23,36 @@ ACTIVATIONS = {
 def evaluate(
     graph: Graph, ids: Sequence[int], decoder_ids: Sequence[int] | None = None, types: Sequence[int] | None = None
 ) -> Array:
-    """Logits [count, vocabulary] or, of an encoder alone, vectors [count, width]; `types` are the encoder's."""
+    """What the head gives or, without one, vectors [count, width]; `types` are the encoder's."""
     source = None
     if graph.encoder is not None:
         source = run_stack(graph.encoder, ids, types, None)
-    if graph.decoder is None:
-        assert source is not None
-        return source
-    assert graph.head is not None
-    return linear(graph.head, run_stack(graph.decoder, ids if decoder_ids is None else decoder_ids, None, source))
+    x = source
+    if graph.decoder is not None:
+        x = run_stack(graph.decoder, ids if decoder_ids is None else decoder_ids, None, source)
+    assert x is not None
+    return x if graph.head is None else run_head(graph.head, x)
+
+
+def run_head(head: Head, x: Array) -> Array:
+    """Of vectors [count, width] behind the last norm: [count, outputs] or, where it pools, [1, outputs]."""
+    if head.pooling:
+        places = np.arange(1, len(x) + 1)
+        pooled = {
+            "first": x[0],
+            "last": x[-1],
+            "max": x.max(0),
+            "mean": x.mean(0),
+            "mean_sqrt_len": x.sum(0) / math.sqrt(len(x)),
+            "weighted_mean": places @ x / places.sum(),
+        }
+        x = np.concatenate([pooled[each] for each in head.pooling])[None]
+    for layer in head.layers:
+        x = linear(layer.linear, x)
+        x = norm(layer.norm, x if layer.activation is None else ACTIVATIONS[layer.activation](x))
+    if head.output is not None:
+        x = linear(head.output, x)
+    return x / np.sqrt((x * x).sum(-1, keepdims=True)) if head.normalize else x
 
 
 def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, source: Array | None) -> Array:

@@ -165,7 +165,7 @@ def test_passes_leave_the_form_that_kernels_need(tmp_path: Path) -> None:
         assert block.sublayers[0].before.bare
         assert block.attention.width % 16 == 0
     assert graph.decoder.norm.bare
-    assert graph.head.bias is not None
+    assert graph.head.output.bias is not None
 
 
 @pytest.mark.parametrize("left_out", rewrites.PIPELINE, ids=lambda rewrite: rewrite.__name__)
@@ -326,11 +326,11 @@ def test_tables_and_units_are_cut_at_the_blob_limit(dtype: str, limit: int, tmp_
     """The largest matrix of a block, [512, 128], fits the limit; the head has 528 rows, the positions 35840 bytes."""
     graph = rewrites.run(graph_of(CONFIGURATIONS["heads_of_64"].write(tmp_path / "model")))
     whole, cut = pack(graph, make_types(dtype), 1 << 30), pack(graph, make_types(dtype), limit)
-    assert len(whole.head_table.slices) == 1
-    assert len(cut.head_table.slices) > 1
+    assert len(whole.head.table.slices) == 1
+    assert len(cut.head.table.slices) > 1
     assert len(cut.blocks[0].unit.blobs) > len(whole.blocks[0].unit.blobs)
     assert all(blob.nbytes <= limit for unit in cut.units for blob in unit.blobs)
-    assert joined(cut.head_table) == joined(whole.head_table)
+    assert joined(cut.head.table) == joined(whole.head.table)
     for blob in (blob for unit in cut.units for blob in unit.blobs):
         assert sum(map(len, blob.chunks())) == blob.nbytes
     with pytest.raises(BuildError, match="raise it"):
@@ -346,7 +346,7 @@ def test_types_of_matrices(tmp_path: Path) -> None:
         ["int4", "int4", "bfloat16", "int8"],
     ]
     assert model.stacks[0].tokens.slices[0].dtype == "float32"
-    assert model.head_table.slices[0].dtype == "int8"
+    assert model.head.table.slices[0].dtype == "int8"
     assert types.used() == {"float32", "bfloat16", "int8", "int4"}
     with pytest.raises(InputError, match=r"h\.9\.\* *.*matches no matrix|'h\.9\.\*' matches no matrix"):
         pack(graph, make_types("int8", "h.9.*=int4"), 1 << 30)

@@ -626,4 +626,4 @@ def test_a_tied_head_stored_alone(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors.pop("wte.weight")
     graph = graph_in(write_checkpoint(tmp_path, tensors=tensors))
     assert alike(graph) == alike(graph_of(TINY))
-    np.testing.assert_array_equal(graph.head.weight.load(), tensors["lm_head.weight"])
+    np.testing.assert_array_equal(graph.head.output.weight.load(), tensors["lm_head.weight"])

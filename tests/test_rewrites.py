@@ -15,6 +15,8 @@ from kaoken.codegen.graph import (
     Block,
     Embeddings,
     Graph,
+    Head,
+    Layer,
     Linear,
     Mlp,
     Norm,
@@ -88,7 +90,7 @@ def decoder(biases: bool = True, tied: bool = False, rotary: Rotary | None = Non
     ]
     stack = make.stack(*map(Block, sublayers), norm=make.norm())
     head = Linear(stack.embeddings.tokens, None) if tied else make.linear(VOCABULARY, WIDTH)
-    return Graph(decoder=stack, head=head, special=SPECIAL)
+    return Graph(decoder=stack, head=Head(head), special=SPECIAL)
 
 
 def encoder(biases: bool = True) -> Graph:
@@ -107,7 +109,7 @@ def post_norm_decoder() -> Graph:
         for _ in range(2)
     ]
     stack = make.stack(*map(Block, sublayers))
-    return Graph(decoder=stack, head=make.linear(VOCABULARY, WIDTH), special=SPECIAL)
+    return Graph(decoder=stack, head=Head(make.linear(VOCABULARY, WIDTH)), special=SPECIAL)
 
 
 def encoder_decoder(biases: bool = True, post: bool = False) -> Graph:
@@ -126,7 +128,7 @@ def encoder_decoder(biases: bool = True, post: bool = False) -> Graph:
     return Graph(
         encoder=make.stack(*map(Block, encoding), width=SOURCE, norm=norms[0], embedded=True),
         decoder=make.stack(*map(Block, decoding), norm=norms[1]),
-        head=make.linear(VOCABULARY, WIDTH),
+        head=Head(make.linear(VOCABULARY, WIDTH)),
         special=SPECIAL,
     )
 
@@ -257,9 +259,18 @@ def attentions(graph: Graph, **changes: object) -> Graph:
 
 UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
     "nothing": (lambda: Graph(special=SPECIAL), "a decoder with a head"),
-    "a head without a decoder": (lambda: replace(encoder(), head=decoder().head), "a decoder with a head"),
     "a decoder without a head": (lambda: replace(decoder(), head=None), "a decoder with a head"),
-    "a head of another vocabulary": (lambda: replace(decoder(), head=Maker().linear(30, WIDTH)), "shape"),
+    "a decoder without logits": (lambda: replace(decoder(), head=Head()), "a decoder with a head"),
+    "a head of another width": (lambda: replace(decoder(), head=Head(Maker().linear(30, WIDTH + 1))), "shape"),
+    "a layer of another width": (
+        lambda: replace(encoder(), head=Head(layers=(Layer(Maker().linear(30, WIDTH + 1)),))),
+        "shape",
+    ),
+    "a head behind two poolings": (
+        lambda: replace(encoder(), head=Head(Maker().linear(30, WIDTH), pooling=("first", "mean"))),
+        "shape",
+    ),
+    "a pooling that nothing knows": (lambda: replace(encoder(), head=Head(pooling=("median",))), "median"),
     "a source without an encoder": (lambda: replace(encoder_decoder(), encoder=None), "needs an encoder"),
     "an encoder that sees a source": (lambda: attentions(encoder(), sees="source"), "needs an encoder"),
     "rotary under a source": (lambda: attentions(encoder_decoder(), rotary=Rotary((1.0,))), "needs an encoder"),

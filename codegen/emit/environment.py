@@ -47,6 +47,7 @@ def environment() -> jinja2.Environment:
         value=value,
         floats=floats,
         round_up=round_up,
+        zip=zip,
     )
     return env
 

@@ -62,7 +62,8 @@ HARMLESS = names(
     "return_dict return_dict_in_generate tie_last_hidden_states use_cache use_return_dict",
     # The heads of other tasks, and tokens that no layer knows.
     "_num_labels bos_token_id cls_token_id decoder_start_token_id eos_token_id id2label label2id mask_token_id",
-    "num_labels pad_token_id problem_type sep_token_id task_specific_params unk_token_id",
+    "num_labels pad_token_id problem_type sbert_ce_default_activation_function sentence_transformers sep_token_id",
+    "task_specific_params unk_token_id",
     # Defaults of generate(), which old configs carried; Kaoken's are arguments of its own.
     "assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens",
     "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty",

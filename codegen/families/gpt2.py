@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from ..graph import Attention, Block, Embeddings, Graph, Linear, Mlp, Stack, Sublayer
+from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .weights import Weights
 
@@ -59,7 +59,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     norm = weights.layer_norm("ln_f", width, epsilon)
     head = weights.head("lm_head.weight", embeddings.tokens, fields.boolean("tie_word_embeddings", True))
     special = tokens.special_tokens(vocabulary, eos=50256, bos=50256)
-    return Graph(decoder=Stack(embeddings, blocks, norm, limit), head=Linear(head, None), special=special)
+    return Graph(decoder=Stack(embeddings, blocks, norm, limit), head=Head(Linear(head, None)), special=special)
 
 
 def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:

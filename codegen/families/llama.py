@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from ..graph import Attention, Block, Embeddings, Graph, Linear, Mlp, Stack, Sublayer
+from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .rotary import read_rotary
 from .weights import Weights
@@ -33,7 +33,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     head = weights.head("lm_head.weight", table, fields.boolean("tie_word_embeddings", False))
     return Graph(
         decoder=Stack(Embeddings(table, None), blocks, norm, limit),
-        head=Linear(head, None),
+        head=Head(Linear(head, None)),
         special=tokens.special_tokens(vocabulary, eos=2, bos=1),
     )
 

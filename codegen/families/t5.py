@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..graph import Attention, Block, Embeddings, Graph, Linear, Mlp, Stack, Sublayer, Tensor
+from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer, Tensor
 from .distance import distance_bias
 from .fields import (
     ACTIVATIONS,
@@ -65,7 +65,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     head = weights.head("lm_head.weight", shared, tied)
     special = tokens.special_tokens(vocabulary, eos=1, bos=None, pad=0)
     special = replace(special, start=tokens.token("decoder_start_token_id", None, vocabulary))
-    return Graph(encoder=encoder, decoder=decoder, head=Linear(head, None), special=special)
+    return Graph(encoder=encoder, decoder=decoder, head=Head(Linear(head, None)), special=special)
 
 
 def _read_stack(fields: Fields, weights: Weights, name: str, layers: int, shared: Tensor, gain: float = 1.0) -> Stack:

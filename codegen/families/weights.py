@@ -6,6 +6,7 @@ stands in one place alone. Without a checkpoint the requests of a family tell wh
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -20,11 +21,12 @@ Shape = tuple[int, ...]
 
 
 class Weights:
-    """Tensors by a family's names. In the files `prefix` may stand before a name, and `ignored` tensors are skipped."""
+    """Tensors by a family's names. In the files `prefix` may stand before a name; `ignored` ones may be left over."""
 
     def __init__(self, checkpoint: Checkpoint | None, prefix: str, ignored: re.Pattern[str]) -> None:
         self.expected: dict[str, Shape] = {}  # in the order of the requests
         self._checkpoint = checkpoint
+        self._ignored = ignored
         self._stored = {} if checkpoint is None else _canonical(checkpoint, prefix, ignored)
         self._optional: set[str] = set()
         self._renamed: dict[str, str] = {}
@@ -97,7 +99,7 @@ class Weights:
         first, second, shape = self._info(name), self._info(other), self.expected[name]
         if first == second or not first.shape == second.shape == shape:  # `finish` refuses other shapes
             return False
-        step = max(1, (1 << 20) // shape[1])
+        step = max(1, (1 << 20) // math.prod(shape[1:]))
         parts = (slice(start, start + step) for start in range(0, shape[0], step))
         return any(not np.array_equal(self.read(name, rows), self.read(other, rows)) for rows in parts)
 
@@ -115,7 +117,9 @@ class Weights:
         """Raises where a tensor is missing, has another shape, or is left over: one more would be a part left out."""
         assert self._checkpoint is not None
         for name in self._stored:
-            if name not in self.expected and name not in self._renamed.values():
+            if name in self.expected or name in self._renamed.values():
+                self._checkpoint.check_type(self._stored[name])
+            elif not self._ignored.fullmatch(name):
                 raise UnsupportedModelError(
                     f"{self._info(name).file}: {quoted(name)} is no tensor of {what}; expected no others, as one might "
                     "change the model: merge adapters into the weights, correct the number of layers, or remove it"
@@ -142,10 +146,7 @@ def _canonical(checkpoint: Checkpoint, prefix: str, ignored: re.Pattern[str]) ->
     stored: dict[str, str] = {}
     for name, info in checkpoint.tensors.items():
         canonical = name.removeprefix(prefix)
-        if ignored.fullmatch(canonical):
-            continue
-        checkpoint.check_type(name)
-        if canonical in stored:
+        if canonical in stored and not ignored.fullmatch(canonical):
             raise CheckpointError(
                 f"{info.file} has {quoted(name)}, but {checkpoint.tensors[stored[canonical]].file.name} already has "
                 f"{quoted(stored[canonical])}, with and without {prefix!r}: keep the one that is right"

@@ -1,8 +1,8 @@
 """Adds zeros for the biases that a checkpoint lacks and ones for the weights of norms, so that kernels need one way.
 
 Values get no bias, as the linear behind them has taken it in. Keys get one under rotary alone. Norms are filled where
-their results are kept: the norm of the embeddings, the last norm of an encoder, and those that replace the residual
-stream. Kernels apply the other norms bare.
+their results are kept: the norm of the embeddings, the last norm of an encoder, those that replace the residual stream,
+and those of a head. Kernels apply the other norms bare.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Attention, Graph, Linear, Mlp, Norm, Stack, Sublayer, Tensor
+from ..graph import Attention, Graph, Layer, Linear, Mlp, Norm, Stack, Sublayer, Tensor
 
 
 def fill_biases(graph: Graph) -> Graph:
     """Every linear and every norm has the bias that kernels add."""
     filled = graph.map(_fill).map_stacks(_fill_embeddings)
+    if filled.head is not None:
+        filled = replace(filled, head=replace(filled.head, layers=tuple(map(_fill_layer, filled.head.layers))))
     if filled.encoder is None:
         return filled
     return replace(filled, encoder=replace(filled.encoder, norm=_filled(filled.encoder.norm, filled.encoder.width)))
@@ -36,6 +38,10 @@ def _fill(sublayer: Sublayer) -> Sublayer:
 def _fill_embeddings(stack: Stack) -> Stack:
     embeddings = stack.embeddings
     return replace(stack, embeddings=replace(embeddings, norm=_filled(embeddings.norm, stack.width)))
+
+
+def _fill_layer(layer: Layer) -> Layer:
+    return replace(layer, linear=_with_bias(layer.linear), norm=_filled(layer.norm, layer.linear.weight.shape[0]))
 
 
 def _width(body: Attention | Mlp) -> int:

@@ -17,10 +17,11 @@ from ..graph import Array, Attention, Graph, Linear, Norm, Sublayer, Tensor, mat
 def fold_norm(graph: Graph) -> Graph:
     """Norms that only a body or a head reads have no weight and no bias."""
     folded = graph.map(_fold_before)
-    if folded.decoder is None or folded.decoder.norm is None or folded.head is None or folded.tied:
+    decoder, head = folded.decoder, folded.head
+    if decoder is None or decoder.norm is None or head is None or head.output is None or head.layers or folded.tied:
         return folded
-    norm = folded.decoder.norm
-    return replace(folded, decoder=replace(folded.decoder, norm=_bare(norm)), head=_fold(norm, folded.head))
+    head = replace(head, output=_fold(decoder.norm, head.output))
+    return replace(folded, decoder=replace(decoder, norm=_bare(decoder.norm)), head=head)
 
 
 def _fold_before(sublayer: Sublayer) -> Sublayer:

@@ -52,9 +52,10 @@ const kaoken::Model model = {
         GEN(graph.width),
         GEN(graph.blocks | length),
         GEN(kind),
-        GEN(graph.vocabulary if graph.head else graph.width),
+        GEN(graph.output_width),
         GEN(graph.stack.embeddings.types.shape[0] if graph.stack.embeddings.types else 0),
         GEN(source.limit if source else 0),
+        GEN(1 if graph.head and graph.head.pooling else 0),
     },
     codes,
     GEN(known | length),
@@ -67,6 +68,7 @@ const kaoken::Model model = {
     GEN(page_bytes),
     GEN(source_page_bytes),
     GEN(encoder_page_bytes),
+    kaoken::Reads::GEN(reads),
 };
 
 }  // namespace

@@ -20,7 +20,12 @@ void forward(Pass &pass, const Worker &worker) {
 //% endfor
   Pass rest = pass;  // of the last block and what follows, which may have fewer rows to do
   GEN(packed.blocks[-1].unit.name)(rest, worker);
-  GEN(packed.head.name)(rest, worker);
+//% if packed.stacks[-1].outputs
+  outputs(rest, worker);
+//% endif
+//% if packed.head
+  GEN("if (!rest.hidden_states) " if packed.stacks[-1].outputs else "")head(rest, worker);
+//% endif
 }
 //% for stack in packed.stacks[:-1]
 GEN("")

@@ -4,6 +4,9 @@
 #pragma once
 
 #include "embedding.h"
+//% if graph.head and not graph.decoder
+#include "head.h"
+//% endif
 #include "sublayers/cross_attention.h"
 #include "sublayers/mlp.h"
 #include "sublayers/outputs.h"

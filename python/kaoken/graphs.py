@@ -17,7 +17,7 @@ from typing import Any
 
 from kaoken.arguments import file_path
 from kaoken.cache import install
-from kaoken.codegen.graph import Attention, Block, Graph, Linear, Mlp, Norm, Stack, Tensor, verify
+from kaoken.codegen.graph import Attention, Block, Graph, Head, Linear, Mlp, Norm, Stack, Tensor, verify
 from kaoken.codegen.rewrites import PIPELINE
 from kaoken.errors import InputError, KaokenError
 
@@ -232,7 +232,11 @@ def _slots(graph: Graph) -> Iterator[tuple[str, Op | None]]:
         for index, block in enumerate(part.stack.blocks):
             yield from ((part.name(f"h.{index}.{name}"), op) for name, op in _block_slots(block))
         yield part.name("ln_f"), part.stack.norm
-    yield "head", graph.head
+    if graph.head is not None:
+        for index, layer in enumerate(graph.head.layers):
+            yield f"layer_{index}", layer.linear
+            yield f"ln_layer_{index}", layer.norm
+        yield "head", graph.head.output
 
 
 def _block_slots(block: Block) -> Iterator[tuple[str, Op | None]]:
@@ -337,7 +341,7 @@ def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blo
 def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: list[Edge]) -> tuple[list[Node], str]:
     """The embeddings, and the name of what the first block reads."""
     embeddings, name = part.stack.embeddings, part.name
-    tied = graph.head is not None and embeddings.tokens is graph.head.weight
+    tied = graph.tied and embeddings.tokens is graph.stack.embeddings.tokens
     tokens = [*_tensor_lines(embeddings.tokens), *(("the head's own matrix",) if tied else ())]
     nodes = [
         Node(name("ids"), f"ids [{part.length}]", kind="end"),
@@ -367,6 +371,34 @@ def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: l
     return nodes, hidden
 
 
+def _draw_head(head: Head, part: _Part, notes: dict[str, list[str]], chain: list[str]) -> Iterator[Node]:
+    rows = "1" if head.pooling else part.length
+
+    def linear(name: str, op: Linear) -> Node:
+        chain.append(name)
+        return _node(notes, name, f"Linear {name} -> [{rows}, {op.weight.shape[0]}]", *_tensor_lines(op))
+
+    if head.pooling:
+        chain.append("pool")
+        yield Node("pool", f"Pool {', '.join(head.pooling)} -> [1, {len(head.pooling) * part.stack.width}]")
+    for index, layer in enumerate(head.layers):
+        yield linear(f"layer_{index}", layer.linear)
+        if layer.activation is not None:
+            chain.append(f"activation_{index}")
+            yield Node(chain[-1], f"Activation {layer.activation}")
+        if layer.norm is not None:
+            chain.append(f"ln_layer_{index}")
+            yield _norm_node(notes, chain[-1], layer.norm)
+    if head.output is not None:
+        yield linear("head", head.output)
+    if head.normalize:
+        chain.append("normalize")
+        yield Node("normalize", "Normalize")
+    what = "vectors" if head.output is None else "logits"
+    chain.append(what)
+    yield Node(what, f"{what} [{rows}, {head.width_of(part.stack.width)}]", kind="end")
+
+
 def _distances(part: _Part) -> dict[int, tuple[str, Tensor]]:
     """The name of each table of biases by distance and the table, which blocks may share, by the table's id."""
     found: dict[int, tuple[str, Tensor]] = {}
@@ -384,10 +416,8 @@ def _draw_end(graph: Graph, part: _Part, notes: dict[str, list[str]], hidden: st
     if norm is not None:
         chain.append(name("ln_f"))
         yield _norm_node(notes, name("ln_f"), norm)
-    if graph.head is not None and part.stack is graph.decoder:
-        chain += ["head", "logits"]
-        yield _node(notes, "head", f"Linear head -> [T, {graph.vocabulary}]", *_tensor_lines(graph.head))
-        yield Node("logits", f"logits [T, {graph.vocabulary}]", kind="end")
+    if graph.head is not None and part.stack is graph.stack:
+        yield from _draw_head(graph.head, part, notes, chain)
     else:
         chain.append(name("vectors"))
         yield Node(name("vectors"), f"vectors [{part.length}, {part.stack.width}]", kind="end")

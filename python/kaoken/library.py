@@ -45,6 +45,11 @@ class ModelConfig:
     `kind` is "decoder", "encoder" or "encoder-decoder", whose decoder is the one described here; `family` is the
     model_type of transformers. `layer_norm_epsilon` is the last norm's. `type_vocab_size` is 0 where there are no token
     types, `source_positions` is of the texts that an encoder-decoder reads, with an encoder of `source_layers`.
+
+    `task` is what the outputs are for, as the hub calls it. Without `has_head` they are hidden states. `pools` tells
+    that an encoder gives one output for a text, and not one for a position; `output_width` is how wide it is. `labels`
+    name the outputs of a classifier; `function` ("softmax", "sigmoid" or "none") makes probabilities of them,
+    `score_function` the score of a reranker.
     """
 
     vocab_size: int
@@ -64,6 +69,13 @@ class ModelConfig:
     type_vocab_size: int = 0
     source_positions: int = 0
     source_layers: int = 0
+    task: str = "text-generation"
+    labels: tuple[str, ...] = ()
+    function: str = ""
+    score_function: str = ""
+    has_head: bool = True
+    pools: bool = False
+    output_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -252,7 +264,7 @@ def _config(description: dict[str, Any]) -> ModelConfig:
     values = _known(ModelConfig, description)
     blocks = ({"n_kv_head": block["n_head"], **block} for block in values["blocks"])  # which older libraries lack
     values["blocks"] = tuple(BlockConfig(**_known(BlockConfig, block)) for block in blocks)
-    values["eos_token_ids"] = tuple(values["eos_token_ids"])
+    values |= {name: tuple(values[name]) for name in ("eos_token_ids", "labels")}
     return ModelConfig(**values)
 
 

@@ -75,12 +75,13 @@ class ExportedGPT2(CachedDecoder):
         assert decoder is not None
         assert decoder.embeddings.positions is not None
         assert head is not None
+        assert head.output is not None
         self.token_table = nn.Embedding.from_pretrained(_load(decoder.embeddings.tokens))
         self.position_table = nn.Embedding.from_pretrained(_load(decoder.embeddings.positions))
         self.dropout = _dropout(dropout)
         self.blocks = nn.ModuleList(ExportedBlock(block, dropout) for block in self.graph.blocks)
         self.norm = _norm(decoder.norm)
-        self.head = _linear(head)
+        self.head = _linear(head.output)
         self.requires_grad_(False)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:

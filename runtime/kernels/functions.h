@@ -85,6 +85,11 @@ struct silu_activation {
   KAOKEN_INLINE Vec apply(Vec x) { return damped(x, mul(x, broadcast(-kLog2E))); }
 };
 
+// Of a layer without one.
+struct no_activation {
+  KAOKEN_INLINE Vec apply(Vec x) { return x; }
+};
+
 struct tanh_activation {
   KAOKEN_INLINE Vec apply(Vec x) { return tanh(x); }
 };

@@ -76,6 +76,7 @@ T given(const T *options, size_t least, const char *name) {
 }
 
 constexpr size_t kFirstSessionOptions = offsetof(kaoken_session_options, arena);
+constexpr size_t kFirstTexts = offsetof(kaoken_texts, hidden_states);
 
 const char *last_error() { return last_message().c_str(); }
 
@@ -129,7 +130,7 @@ kaoken_status session_fork(kaoken_session *session, int64_t from, int64_t to) {
 kaoken_status session_encode(kaoken_session *session, const kaoken_texts *texts) {
   return guard([&] {
     require(session, "session");
-    session->encode(given(texts, sizeof *texts, "texts"));
+    session->encode(given(texts, kFirstTexts, "texts"));
   });
 }
 

@@ -167,6 +167,7 @@ void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits
 
 void Session::check_memory(const kaoken_texts &texts) const {
   int64_t pages = -sources_.spare(), rows = 0, longest = 0;
+  double outputs = 0;
   for (int64_t i = 0; i < texts.count; ++i) {
     rows += texts.lengths[i];
     longest = std::max(longest, texts.lengths[i]);
@@ -174,7 +175,12 @@ void Session::check_memory(const kaoken_texts &texts) const {
   }
   double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes + scratch_needed(rows);
   if (touched_rows_ == 0) bytes += static_cast<double>(encoder_pages_.size()) * model_.encoder_page_bytes;
-  const double outputs = has_decoder(model_) ? 0 : static_cast<double>(rows) * model_.info.output_width * sizeof(float);
+  if (!has_decoder(model_)) {
+    const bool pooled = model_.info.pools && !texts.hidden_states;
+    const int64_t width = texts.hidden_states ? model_.info.n_embd : model_.info.output_width;
+    const int64_t asked = texts.counts ? std::accumulate(texts.counts, texts.counts + texts.count, int64_t{0}) : rows;
+    outputs = static_cast<double>(pooled ? texts.count : asked) * width * sizeof(float);
+  }
   require_memory((arena_.own() ? bytes : 0) + outputs, texts.count, longest);
 }
 
@@ -226,6 +232,8 @@ void Session::encode(const kaoken_texts &texts) {
   Pass pass = lay_out();
   pass.cache = pass.encoder;
   pass.output = texts.outputs;
+  pass.hidden_states = texts.hidden_states;
+  const int64_t *positions = texts.positions;
   for (int64_t i = 0; i < texts.count; ++i) {
     const int64_t length = texts.lengths[i], first = pass.batch.rows;
     const bool full = first + length > pass_rows_ || static_cast<int64_t>(sequences_.size()) == kPassTexts;
@@ -238,9 +246,16 @@ void Session::encode(const kaoken_texts &texts) {
       sources_.extend(i, length);
       sequence.source_length = length;
       sequence.source_pages = sources_.of(i);
+    } else if (texts.counts) {
+      for (const int64_t *end = positions + texts.counts[i]; positions < end;) {
+        const int64_t *first = positions++;
+        while (positions < end && *positions == positions[-1] + 1) ++positions;
+        ask(pass, sequence, *first, positions - first);
+      }
+    } else if (model_.reads == Reads::kAll || pass.hidden_states) {
+      ask(pass, sequence, 0, length);
     } else {
-      outputs_.push_back(sequence);
-      pass.outputs.rows += length;
+      ask(pass, sequence, model_.reads == Reads::kFirst ? 0 : length - 1, 1);
     }
     sequences_.push_back(sequence);
     std::copy(ids, ids + length, ids_.begin() + pass.batch.rows);
@@ -265,15 +280,19 @@ void Session::add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, cons
       first, count, past, past + count, pages_.of(slot), sources_.length(slot), sources_.of(slot),
   };
   sequences_.push_back(sequence);
-  if (outputs) {
-    outputs_.push_back(sequence);
-    outputs_.back().row = pass.outputs.rows;
-    outputs_.back().count = outputs;
-    outputs_.back().past = past + count - outputs;
-  }
-  for (int64_t i = count - outputs; i < count; ++i) kept_[pass.outputs.rows++] = first + i;
+  if (outputs) ask(pass, sequence, past + count - outputs, outputs);
   pass.batch.rows += count;
   pages_.extend(slot, count);
+}
+
+// Asks for outputs of `count` of a sequence's new positions, from `position` on.
+void Session::ask(Pass &pass, const Sequence &sequence, int64_t position, int64_t count) {
+  outputs_.push_back(sequence);
+  outputs_.back().row = pass.outputs.rows;
+  outputs_.back().count = count;
+  outputs_.back().past = position;
+  const int64_t first = sequence.row + position - sequence.past;
+  for (int64_t row = first; row < first + count; ++row) kept_[pass.outputs.rows++] = row;
 }
 
 void Session::check(const kaoken_texts &texts) const {
@@ -290,10 +309,17 @@ void Session::check(const kaoken_texts &texts) const {
     throw Error(KAOKEN_INVALID_ARGUMENT, "count is " + std::to_string(texts.count) + "; it must be at least 1" +
                                              (for_decoder ? " and at most " + std::to_string(batch_) : ""));
   }
+  if (!texts.counts != !texts.positions) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "counts and positions belong together; give both or neither");
+  }
+  if (texts.counts && (for_decoder || (model_.info.pools && !texts.hidden_states))) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "this model has no outputs of positions; give no counts and positions");
+  }
   if (texts.types && model_.info.token_types == 0) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "this model has no token types; give none");
   }
   int64_t at = 0;
+  const int64_t *position_of = texts.positions;
   for (int64_t i = 0; i < texts.count; ++i) {
     if (texts.lengths[i] < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "a text is empty; give at least one token");
     if (texts.lengths[i] > limit) {
@@ -310,6 +336,16 @@ void Session::check(const kaoken_texts &texts) const {
                                                std::to_string(model_.info.token_types - 1));
     }
     at += texts.lengths[i];
+    const int64_t count = texts.counts ? texts.counts[i] : 0;
+    bool ascending = count >= 0 && count <= texts.lengths[i];
+    for (int64_t j = 0, before = -1; ascending && j < count; before = *position_of++, ++j) {
+      ascending = *position_of > before && *position_of < texts.lengths[i];
+    }
+    if (!ascending) {
+      throw Error(KAOKEN_INVALID_ARGUMENT, "the positions of text " + std::to_string(i) +
+                                               " are not ascending and within its " + std::to_string(texts.lengths[i]) +
+                                               " tokens");
+    }
   }
 }
 
@@ -399,7 +435,9 @@ void Session::run(Pass &pass, void (*code)(Pass &pass, const Worker &worker)) {
       &job);
   executed_isa_ = pass.executed_isa;
   touched_rows_ = std::max(touched_rows_, pass.batch.rows);
-  pass.output += pass.outputs.rows * model_.info.output_width;
+  const bool pooled = model_.info.pools && !pass.hidden_states;
+  pass.output += (pooled ? pass.outputs.count : pass.outputs.rows) *
+                 (pass.hidden_states ? model_.info.n_embd : model_.info.output_width);
   pass.batch.rows = pass.outputs.rows = 0;
   sequences_.clear();
   outputs_.clear();

@@ -61,6 +61,7 @@ class Session {
   void check_slot(int64_t slot) const;
   Pass lay_out() const;
   void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);
+  void ask(Pass &pass, const Sequence &sequence, int64_t position, int64_t count);
   void run(Pass &pass, void (*code)(Pass &pass, const Worker &worker));
 
   const Model &model_;

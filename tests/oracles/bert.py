@@ -1,4 +1,4 @@
-"""BERT's encoder in NumPy float64, and tiny checkpoints of it. Nothing of Kaoken is imported.
+"""BERT in NumPy float64, with its heads, and tiny checkpoints of it. Nothing of Kaoken is imported.
 
 Its config is that of transformers' BertConfig; its tensors are named as BertModel's. `python -m oracles.bert DIRECTORY`
 writes a checkpoint.
@@ -91,14 +91,45 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def head_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the architecture's head."""
+    width, vocabulary = config["hidden_size"], config["vocab_size"]
+    labels = len(config.get("id2label", "01"))
+    kind = config["architectures"][0].removeprefix("BertFor")
+    if kind in ("MaskedLM", "PreTraining"):
+        name = "cls.predictions"
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.transform.dense.weight": (width, width),
+            **dict.fromkeys(
+                (f"{name}.transform.{each}" for each in ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")), (width,)
+            ),
+            f"{name}.bias": (vocabulary,),
+        }
+        if not config.get("tie_word_embeddings", True):
+            shapes |= {f"{name}.decoder.weight": (vocabulary, width), f"{name}.decoder.bias": (vocabulary,)}
+        return shapes
+    linears = {
+        "SequenceClassification": {"bert.pooler.dense": width, "classifier": labels},
+        "TokenClassification": {"classifier": labels},
+        "QuestionAnswering": {"qa_outputs": 2},
+    }[kind]
+    return {
+        f"{name}.{part}": shape
+        for name, outputs in linears.items()
+        for part, shape in (("weight", (outputs, width)), ("bias", (outputs,)))
+    }
+
+
 def write(directory: Path, config: Mapping[str, Any]) -> Path:
     """A checkpoint whose values keep activations near 1 and leave nothing without effect; returns its directory."""
-    architecture, width, vocabulary = config["architectures"][0], config["hidden_size"], config["vocab_size"]
+    architecture, width = config["architectures"][0], config["hidden_size"]
     tensors = {name: make_tensor(name, shape) for name, shape in tensor_shapes(config).items()}
     others = {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
     if architecture != "BertModel":
         tensors = {f"bert.{name}": values for name, values in tensors.items()}
-        others = {"cls.predictions.bias": (vocabulary,), "cls.predictions.transform.dense.weight": (width, width)}
+        others = head_shapes(config)
+    tensors |= {name: make_tensor(name, shape) for name, shape in others.items()}
+    others = {}
     if architecture == "BertForPreTraining":
         tensors = {name: values for name, values in tensors.items() if "LayerNorm" not in name} | {
             name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): values
@@ -106,7 +137,7 @@ def write(directory: Path, config: Mapping[str, Any]) -> Path:
             if "LayerNorm" in name
         }
         tensors["bert.embeddings.position_ids"] = np.arange(config["max_position_embeddings"])[None]
-        others |= {"bert.pooler.dense.weight": (width, width), "cls.seq_relationship.weight": (2, width)}
+        others = {"bert.pooler.dense.weight": (width, width), "cls.seq_relationship.weight": (2, width)}
     tensors |= {name: make_tensor(name, shape) for name, shape in others.items()}
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors")
@@ -148,6 +179,22 @@ class Bert:
             inner = self._activate(self._linear(f"{layer}.intermediate.dense", hidden))
             hidden = self._norm(f"{layer}.output", hidden + self._linear(f"{layer}.output.dense", inner))
         return hidden
+
+    def logits(self, ids: Sequence[int], token_types: Sequence[int] | None = None) -> Array:
+        """What the head gives: [outputs], or of a head that reads each position [length, outputs]."""
+        hidden = self.hidden_states(ids, token_types)
+        if "qa_outputs.weight" in self.tensors:
+            return self._linear("qa_outputs", hidden)
+        if "pooler.dense.weight" in self.tensors:
+            hidden = np.tanh(self._linear("pooler.dense", hidden[0]))
+        if "classifier.weight" in self.tensors:
+            return self._linear("classifier", hidden)
+        name = "cls.predictions"
+        hidden = self._activate(self._linear(f"{name}.transform.dense", hidden))
+        hidden = self._norm(f"{name}.transform", hidden)
+        words = self.tensors["embeddings.word_embeddings.weight"]
+        bias = self.tensors.get(f"{name}.decoder.bias", self.tensors[f"{name}.bias"])
+        return hidden @ self.tensors.get(f"{name}.decoder.weight", words).T + bias
 
     def _linear(self, name: str, x: Array) -> Array:
         return x @ self.tensors[f"{name}.weight"].T + self.tensors[f"{name}.bias"]

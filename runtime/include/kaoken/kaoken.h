@@ -52,9 +52,10 @@ typedef struct kaoken_model_info {
   int64_t n_embd;
   int64_t n_layer;
   int32_t kind;             /* KAOKEN_DECODER and so on */
-  int64_t output_width;     /* floats of an output: vocab_size, or of an encoder n_embd */
+  int64_t output_width;     /* floats of an output: vocab_size, or of an encoder what its head gives, or n_embd */
   int64_t token_types;      /* that an encoder tells apart; 0 where it has none */
   int64_t source_positions; /* of a text that a decoder attends to; 0 without an encoder */
+  int32_t pools;            /* 1: an encoder's outputs are one a text; 0: one a position */
 } kaoken_model_info;
 
 typedef struct kaoken_session kaoken_session;
@@ -94,7 +95,12 @@ typedef struct kaoken_texts {
   const int64_t *lengths; /* [count], at least 1 */
   const int64_t *ids;     /* [the sum of lengths] one text's behind the other's */
   const int64_t *types;   /* [the sum of lengths] token types; NULL: 0 each */
-  float *outputs;         /* [the sum of lengths, output_width] of an encoder; of an encoder-decoder not used */
+  float *outputs;         /* of an encoder, [one a position, or one a text where it pools, output_width] */
+  /* Of an encoder, 1 asks for what its head reads instead: n_embd floats of each position. */
+  int32_t hidden_states;
+  /* The positions of each text that outputs are written of, for outputs of positions; NULL: all. */
+  const int64_t *counts;    /* [count] how many of each */
+  const int64_t *positions; /* [the sum of counts] ascending in a text */
 } kaoken_texts;
 
 /* Meanings as in transformers' GenerationMixin.generate. */

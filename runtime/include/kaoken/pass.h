@@ -61,9 +61,13 @@ struct Pass {
   Cache cache;             // of the sequences; an encoder's holds one block at a time
   Cache source;            // what the blocks of a decoder attend to of their sources
   Cache encoder;           // where the runtime keeps an encoder's
-  float *output;           // [outputs.rows][output_width]
+  float *output;           // [outputs.rows, or of a head that pools outputs.count][output_width]
+  bool hidden_states;      // of an encoder with a head: `output` is what the head would read, [outputs.rows][width]
   const char *executed_isa;
 };
+
+// Which positions of a text an encoder's outputs need.
+enum class Reads : int32_t { kAll, kFirst, kLast };
 
 class Team;
 
@@ -112,6 +116,7 @@ struct Model {
   int64_t page_bytes;   // of each kind of cache, 0 where there is none; multiples of kAlignment
   int64_t source_page_bytes;
   int64_t encoder_page_bytes;
+  Reads reads;
 };
 
 }  // namespace kaoken

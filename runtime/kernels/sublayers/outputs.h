@@ -17,7 +17,7 @@ KAOKEN_INLINE void store_outputs(const Pass &pass, const Worker &worker, float e
   }
 }
 
-// Into the residual stream itself, for what the blocks of a decoder make of it.
+// Into the residual stream itself, for a head, or for what the blocks of a decoder make of it.
 template <class Norm, int64_t Width>
 KAOKEN_INLINE void norm_outputs(const Pass &pass, const Worker &worker, float epsilon, const NormVectors &norm) {
   constexpr int64_t stride = round_up(Width, kLanes);

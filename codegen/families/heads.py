@@ -1,0 +1,88 @@
+"""What the config of an encoder says of its head: which one it is, its labels, and what makes scores of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..errors import UnsupportedModelError
+from ..graph import Head, Task
+from .fields import Fields
+
+MAX_LABELS = 1 << 16
+
+# A classifier's function, as torch's modules are named in the configs of rerankers.
+_FUNCTIONS = {
+    "torch.nn.modules.linear.Identity": "none",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Softmax": "softmax",
+}
+
+HeadReader = Callable[[], tuple[Head, Task]]
+
+
+def read_head(fields: Fields, readers: Mapping[str, HeadReader | None]) -> tuple[Head | None, Task]:
+    """What reads the head of the config's architecture; the first of the readers is the default."""
+    found = fields.get("architectures") or [next(iter(readers))]
+    architecture = found if isinstance(found, str) else found[0]
+    reader = readers[architecture]
+    return (None, Task("")) if reader is None else reader()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a classifier, one an output."""
+
+    names: tuple[str, ...]
+    function: str  # of transformers' text-classification pipeline
+    score: str  # of sentence-transformers' CrossEncoder
+
+    def task(self, name: str) -> Task:
+        return Task(name, self.names, self.function, self.score)
+
+
+def read_labels(fields: Fields) -> Labels:
+    """From id2label, or num_labels where that is missing; transformers' default are two."""
+    labels = _names(fields)
+    kinds = {
+        "regression": "none",
+        "single_label_classification": "softmax",
+        "multi_label_classification": "sigmoid",
+    }
+    usual = "sigmoid" if len(labels) == 1 else "softmax"
+    problem = fields.get("problem_type")
+    function = usual if problem is None else fields.choice("problem_type", "", kinds)
+    if len(labels) == 1 and function == "softmax":
+        function = "sigmoid"
+    return Labels(labels, function, _score_function(fields) or ("sigmoid" if len(labels) == 1 else "none"))
+
+
+def _names(fields: Fields) -> tuple[str, ...]:
+    given = fields.get("id2label")
+    if given is None:
+        count = fields.integer("num_labels", 2, MAX_LABELS)
+        return tuple(f"LABEL_{index}" for index in range(count))
+    expected = "an object with a name for each of 0, 1, 2 ..."
+    if not isinstance(given, dict) or not 1 <= len(given) <= MAX_LABELS:
+        raise fields.fail("id2label", expected)
+    labels = [given.get(str(index)) for index in range(len(given))]
+    if not all(isinstance(label, str) for label in labels):
+        raise fields.fail("id2label", expected)
+    if fields.get("num_labels", len(labels)) != len(labels):
+        raise fields.fail("num_labels", f"{len(labels)}, as many as id2label names")
+    return tuple(map(str, labels))
+
+
+def _score_function(fields: Fields) -> str | None:
+    """The function that a reranker's config names, in its new place or in its old one."""
+    new, old = fields.get("sentence_transformers"), fields.get("sbert_ce_default_activation_function")
+    named = new.get("activation_fn") if isinstance(new, dict) else None
+    named = old if named is None else named
+    if named is None:
+        return None
+    if not isinstance(named, str) or named not in _FUNCTIONS:
+        raise UnsupportedModelError(
+            f"{fields.where}: the activation function of scores is {str(named)[:80]!r}; expected one of "
+            f"{', '.join(_FUNCTIONS)}: choose a checkpoint with one of these"
+        )
+    return _FUNCTIONS[named]
