@@ -276,7 +276,7 @@ class Graph:
     decoder: Stack | None = None
     head: Linear | None = None  # [vocabulary, width]; an encoder alone has none
     special: SpecialTokens
-    family: str = ""  # the name by which read_graph() found its module; nothing depends on it
+    family: str = ""  # the model_type by which read_graph() found its module; nothing depends on it
 
     @property
     def stacks(self) -> tuple[Stack, ...]:
