@@ -85,6 +85,10 @@ struct silu_activation {
   KAOKEN_INLINE Vec apply(Vec x) { return damped(x, mul(x, broadcast(-kLog2E))); }
 };
 
+struct no_activation {
+  KAOKEN_INLINE Vec apply(Vec x) { return x; }
+};
+
 struct tanh_activation {
   KAOKEN_INLINE Vec apply(Vec x) { return tanh(x); }
 };
