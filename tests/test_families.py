@@ -19,7 +19,7 @@ FAMILY = '''
 
 import re
 
-from ..graph import Attention, Block, Embeddings, Graph, Linear, Mlp, Stack, Sublayer
+from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer
 from .fields import names
 
 TITLE = "a Twins"
@@ -39,7 +39,7 @@ def read(fields, tokens, weights):
     norms = [weights.rms_norm(f"norm_{index}", width, 1e-5) for index in range(3)]
     blocks = (Block((Sublayer(attention, norms[0]), Sublayer(mlp, norms[1]))),)
     stack = Stack(Embeddings(table, weights.tensor("places", (limit, width))), blocks, norms[2], limit)
-    return Graph(decoder=stack, head=Linear(table, None), special=tokens.special_tokens(count, None, None))
+    return Graph(decoder=stack, head=Head(Linear(table, None)), special=tokens.special_tokens(count, None, None))
 '''
 
 CONFIG = {"model_type": "twins", "size": 12, "words": 9, "length": 7, "colour": "blue"}

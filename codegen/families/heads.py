@@ -1,4 +1,7 @@
-"""What the config of an encoder says of its head: which one it is, its labels, and what makes scores of its logits."""
+"""The heads of encoders as transformers has them: which one a config asks for, its tensors, labels and scores.
+
+Families give the names of their tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..errors import UnsupportedModelError
-from ..graph import Head, Task
+from ..graph import Head, Layer, Linear, Task, Tensor
 from .fields import Fields
+from .weights import Weights
 
 MAX_LABELS = 1 << 16
 
@@ -18,15 +22,41 @@ _FUNCTIONS = {
     "torch.nn.modules.activation.Softmax": "softmax",
 }
 
-HeadReader = Callable[[], tuple[Head, Task]]
+Read = tuple[Head, Task]
 
 
-def read_head(fields: Fields, readers: Mapping[str, HeadReader | None]) -> tuple[Head | None, Task]:
-    """What reads the head of the config's architecture; the first of the readers is the default."""
+def read_head(fields: Fields, readers: Mapping[str, Callable[[], Read] | None]) -> tuple[Head | None, Task]:
+    """What the reader of the config's architecture reads; the first is the default, None an encoder without a head."""
     found = fields.get("architectures") or [next(iter(readers))]
-    architecture = found if isinstance(found, str) else found[0]
-    reader = readers[architecture]
+    reader = readers[found if isinstance(found, str) else found[0]]
     return (None, Task("")) if reader is None else reader()
+
+
+def masked(fields: Fields, tokens: Tensor, layer: Layer, weights: Weights, table: str, bias: str, copy: str) -> Read:
+    """Logits of the vocabulary: `table` is the matrix's name, `bias` that of its bias, `copy` what else that is called.
+
+    Where they are tied the matrix is the table of `tokens`.
+    """
+    matrix = weights.head(table, tokens, fields.boolean("tie_word_embeddings", True))
+    return Head(Linear(matrix, weights.copy(copy, weights.tensor(bias, tokens.shape[:1]))), (layer,)), Task("fill-mask")
+
+
+def sequence(fields: Fields, weights: Weights, output: str, layer: Layer) -> Read:
+    """Logits of a text's labels, from a layer behind its first position."""
+    labels = read_labels(fields)
+    classifier = weights.linear(output, len(labels.names), layer.linear.weight.shape[0])
+    return Head(classifier, (layer,), ("first",)), labels.task("text-classification")
+
+
+def token(fields: Fields, weights: Weights, output: str, width: int) -> Read:
+    """Logits of each position's labels."""
+    labels = read_labels(fields)
+    return Head(weights.linear(output, len(labels.names), width)), labels.task("token-classification")
+
+
+def answers(weights: Weights, output: str, width: int) -> Read:
+    """How well an answer begins, and how well it ends, at each position."""
+    return Head(weights.linear(output, 2, width)), Task("question-answering", ("start", "end"))
 
 
 @dataclass(frozen=True)
