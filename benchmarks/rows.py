@@ -10,7 +10,7 @@ from typing import Any
 class Row:
     """One kind of work for one request to a worker. Lengths are positions; `steps` counts steps, tokens, or prompts.
 
-    Texts to encode are from `shortest`, where that is given, to `length` long.
+    Texts to encode are from `shortest` to `length` long where `shortest` is given, most of them short, as texts are.
     """
 
     name: str
@@ -52,10 +52,10 @@ ROWS = {
         Row("prefill-128", "prefill", 1, 128, 3, "prefill of 128 tokens"),
         Row("prefill-512", "prefill", 1, 512, 2, "prefill of 512 tokens"),
         Row("generate", "generate", 1, 16, 64, "a whole generate(): 64 tokens behind a prompt of 16", "torch "),
-        Row("encode-32", "encode", 1, 32, 8, "one text of 32 tokens"),
-        Row("encode-128", "encode", 1, 128, 4, "one text of 128 tokens"),
-        Row("encode-16x128", "encode", 16, 128, 1, "16 texts of 128 tokens"),
-        Row("encode-ragged", "encode", 32, 128, 1, "32 texts of 4 to 128 tokens", shortest=4),
+        Row("encode-16", "encode", 1, 16, 32, "one text of 16 tokens"),
+        Row("encode-128", "encode", 1, 128, 8, "one text of 128 tokens"),
+        Row("encode-8x64", "encode", 8, 64, 3, "8 texts of 64 tokens"),
+        Row("encode-corpus", "encode", 256, 256, 1, "256 texts of 6 to 256 tokens", shortest=6),
         Row("translate", "translate", 1, 64, 64, "64 tokens for a source of 64"),
         Row("translate-batch16", "translate", 16, 64, 64, "64 tokens for each of 16 sources of 64"),
     )
@@ -75,7 +75,7 @@ def rows_of(task: str, quick: bool) -> tuple[str, ...]:
     if quick:
         return {
             "decode": ("decode", "prefill-128", "cold"),
-            "encode": ("encode-32", "encode-128"),
+            "encode": ("encode-16", "encode-128"),
             "translate": ("translate",),
         }[task]
     others = OTHER_ROWS if task == "decode" else ("build",)

@@ -26,6 +26,19 @@ _GPT2: Config = {
     "tie_word_embeddings": True,
 }
 
+_BERT: Config = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "hidden_act": "gelu",
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",  # CTranslate2's converter asks for it
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+}
+
 SHAPES: dict[str, Config] = {
     "gpt2": {**_GPT2, "n_embd": 768, "n_layer": 12, "n_head": 12},
     "gpt2-medium": {**_GPT2, "n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -49,20 +62,18 @@ SHAPES: dict[str, Config] = {
         "tie_word_embeddings": True,
     },
     "bert-base": {
-        "model_type": "bert",
-        "architectures": ["BertModel"],
-        "hidden_act": "gelu",
-        "vocab_size": 30522,
+        **_BERT,
         "hidden_size": 768,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "position_embedding_type": "absolute",  # CTranslate2's converter asks for it
-        "initializer_range": 0.02,
-        "pad_token_id": 0,
+    },
+    "minilm-l6": {
+        **_BERT,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
     },
     "t5-small": {
         "model_type": "t5",

@@ -69,9 +69,9 @@ def bar_values(document: Document, bar: Bar) -> list[float]:
 
 
 def bars_table(document: Document) -> str:
-    """Every bar with its verdict; "not measured" where the run lacks it."""
+    """Every bar of the model with its verdict; "not measured" where the run lacks it."""
     rows = []
-    for bar in BARS:
+    for bar in (each for each in BARS if each.model == document["model"]):
         values = bar_values(document, bar)
         value = summarize(values) if values else None
         rows.append(
@@ -149,7 +149,7 @@ def build_table(document: Document) -> str:
 def peers_sections(document: Document) -> list[str]:
     """The report of a run of `peers`."""
     sections = [f"# Kaoken beside its peers: {document['model']}\n", header_lines(document)]
-    if document["model"] == "gpt2":
+    if any(bar.model == document["model"] for bar in BARS):
         sections += ["## The bars\n", bars_table(document)]
     for name, row in ROWS.items():
         if engine_times(document, name):

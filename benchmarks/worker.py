@@ -9,7 +9,9 @@ import json
 import os
 import sys
 import traceback
+from math import exp, log
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ class Worker:
         """Seconds of `steps` lists of fresh texts, which are from `shortest` to `length` long, in any order."""
         engine = self._engine
         assert isinstance(engine, Encoder), "no encoder is loaded"
-        lengths = np.linspace(shortest or length, length, batch).round().astype(np.int64)
+        lengths = [length] * batch if shortest is None else corpus_lengths(batch, shortest, length)
         generator = np.random.default_rng(seed)
         lists = [
             [generator.integers(0, self._vocabulary, count).tolist() for count in generator.permutation(lengths)]
@@ -116,6 +118,13 @@ class Worker:
 
     def _ids(self, shape: tuple[int, ...], seed: int) -> Ids:
         return np.random.default_rng(seed).integers(0, self._vocabulary, shape, np.int64)
+
+
+def corpus_lengths(count: int, shortest: int, longest: int) -> list[int]:
+    """Log-normal, as lengths of sentences and passages are: with a mean of 47 they are 12 000 tokens in 256 texts."""
+    spread = NormalDist(log(36), 0.73)
+    drawn = (exp(spread.inv_cdf((index + 0.5) / count)) for index in range(count))
+    return [min(max(round(length), shortest), longest) for length in drawn]
 
 
 def _checkpoint(fields: dict[str, str]) -> Checkpoint:

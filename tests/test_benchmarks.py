@@ -29,7 +29,7 @@ from benchmarks.engines import PEERS, get_entry  # noqa: E402
 from benchmarks.engines.base import Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.models import get_checkpoint  # noqa: E402
+from benchmarks.models import get_checkpoint, task_of  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
 from benchmarks.shapes import SHAPES, random_tensors  # noqa: E402
@@ -59,7 +59,7 @@ def test_verdicts(value: float, verdict: str) -> None:
 def test_every_bar_is_of_a_row_and_an_engine_that_exist() -> None:
     for bar in BARS:
         assert bar.row in (*ROW_NAMES, "memory")
-        assert bar.peer in (*PEERS["decode"][bar.dtype], "itself", "weights")
+        assert bar.peer in (*PEERS[task_of(bar.model)][bar.dtype], "itself", "weights")
 
 
 def test_every_engine_has_an_entry_and_a_module() -> None:
@@ -203,10 +203,10 @@ def test_rows_of_other_tasks_and_types_that_kaoken_lacks_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peers are not measured without it, and the run goes on."""
-    plan = peers.Plan("bundled", ("int8",), ("encode-32",), (), 1, 1, tmp_path, tmp_path)
+    plan = peers.Plan("bundled", ("int8",), ("encode-16",), (), 1, 1, tmp_path, tmp_path)
     monkeypatch.setattr("benchmarks.engines.find_spec", lambda module: None)
     document = peers.run(plan, [], lambda text: None, only_prepare=False)
-    assert document["skipped"] == {"encode-32": "is for models that encode, and bundled is to decode"}
+    assert document["skipped"] == {"encode-16": "is for models that encode, and bundled is to decode"}
     assert document["missing"]["kaoken int8"] == "not installed: kaoken"
     assert document["turns"] == []
 
@@ -254,9 +254,9 @@ def test_workers_encode_ragged_texts_and_translate(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(worker, name, engine)
     encoder._size = 32
     monkeypatch.setattr(encoder, "tune", lambda texts: None)
-    row = ROWS["encode-ragged"]
+    row = ROWS["encode-corpus"]
     assert len(worker.encode(**row.fields(3))["seconds"]) == row.steps
-    assert encoder.shapes[-1] == (32, 128)
+    assert encoder.shapes[-1] == (32, 256)
     monkeypatch.setattr(worker, "_engine", translator)
     assert len(worker.translate(**ROWS["translate-batch16"].fields(3))["seconds"]) == 1
     assert translator.asked == [((16, 64), 1), ((16, 64), 64)]
