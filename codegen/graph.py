@@ -316,7 +316,7 @@ class Graph:
     head: Head | None = None  # of a decoder its logits alone
     task: Task = Task("")
     special: SpecialTokens
-    family: str = ""  # the name by which read_graph() found its module; nothing depends on it
+    family: str = ""  # the model_type by which read_graph() found its module; nothing depends on it
 
     @property
     def stacks(self) -> tuple[Stack, ...]:

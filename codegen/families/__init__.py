@@ -1,8 +1,8 @@
 """The families of models that Kaoken bakes, a module each, named after the model_type of config.json.
 
-A module has TITLE, ARCHITECTURES, ALIASES, OFF and HARMLESS for config.json, PREFIX and IGNORED for the names of
-tensors, and `read(fields, tokens, weights)`, which returns the graph. KAOKEN_FAMILIES names directories with more of
-them, whose code runs as part of a bake.
+A hyphen of the model_type is an underscore there. A module has TITLE, ARCHITECTURES, ALIASES, OFF and HARMLESS for
+config.json, PREFIX and IGNORED for the names of tensors, and `read(fields, tokens, weights)`, which returns the graph.
+KAOKEN_FAMILIES names directories with more of them, whose code runs as part of a bake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .weights import Weights
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
 __path__ += [str(path) for path in EXTRA]
 
-_PARTS = ("distance", "fields", "heads", "rotary", "weights")  # modules of this package that are no families
+# Modules of this package that are no families.
+_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "weights")
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:
@@ -61,7 +62,7 @@ def _read(family: Any, config: Mapping[str, Any], path: Path, tokens: Fields | N
     graph: Graph = family.read(fields, tokens or fields, weights)
     fields.finish(family.TITLE, family.OFF, family.HARMLESS)
     verify(graph)
-    return replace(graph, family=family.__name__.rpartition(".")[2])
+    return replace(graph, family=config.get("model_type") or family.__name__.rpartition(".")[2])
 
 
 def _token_fields(checkpoint: Checkpoint) -> Fields | None:
@@ -73,7 +74,7 @@ def _token_fields(checkpoint: Checkpoint) -> Fields | None:
 
 
 def families() -> list[str]:
-    """The model types of all families."""
+    """The modules of all families."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _PARTS)
 
 
@@ -84,6 +85,7 @@ def _family(config: Mapping[str, Any], path: Path) -> Any:
     known = {name: importlib.import_module(f"{__name__}.{name}") for name in families()}
     fitting = [name for name in known if names and set(map(str, names)) <= set(known[name].ARCHITECTURES)]
     found = model_type if model_type is not None else next(iter(fitting), None)
+    found = found.replace("-", "_") if isinstance(found, str) else found
     if not isinstance(found, str) or found not in known:
         raise UnsupportedModelError(
             f"{path}: model_type is {quoted(model_type)} and architectures {quoted(architectures)}; expected one of "

@@ -21,10 +21,9 @@ def distance_bias(table: Tensor, limit: int, furthest: int, both_ways: bool) -> 
     Keys ahead of the query have half of the buckets to themselves or, unless `both_ways`, the bucket of distance 0.
     """
     count, heads = table.shape
-    of_distances = buckets(np.arange(-limit, limit), count, furthest, both_ways)
 
     def rows(start: int, stop: int) -> Array:
-        return table.load().T[start:stop][:, of_distances]
+        return table.load().T[start:stop][:, buckets(np.arange(-limit, limit), count, furthest, both_ways)]
 
     return Tensor((heads, 2 * limit), table.sources, rows)
 

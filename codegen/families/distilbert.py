@@ -1,0 +1,63 @@
+"""DistilBERT (Sanh et al., arXiv:1910.01108), as transformers' DistilBertModel computes it; defaults are those of its
+DistilBertConfig.
+
+Tokens have no types, and norms have the epsilon 1e-12, which no field changes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..graph import Graph, Stack
+from . import post_norm
+from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
+from .weights import Weights
+
+TITLE = "a DistilBERT"
+ARCHITECTURES = ("DistilBertModel", "DistilBertForMaskedLM")
+
+# transformers' family-neutral names of three fields (DistilBertConfig.attribute_map).
+ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+
+OFF = post_norm.OFF
+HARMLESS = names(
+    "attention_dropout qa_dropout seq_classif_dropout tie_weights_ tie_word_embeddings",
+    "sinusoidal_pos_embds",  # where a table of positions came from that is stored either way
+)
+PREFIX = "distilbert."
+
+# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
+IGNORED = re.compile(r"vocab_(transform|layer_norm|projector)\..*|embeddings\.position_ids", re.DOTALL)
+
+NAMES = post_norm.Names(
+    "attention.q_lin",
+    "attention.k_lin",
+    "attention.v_lin",
+    "attention.out_lin",
+    "sa_layer_norm",
+    "ffn.lin1",
+    "ffn.lin2",
+    "output_layer_norm",
+)
+
+
+def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
+    """The graph of a config; special tokens stand in `tokens`."""
+    vocabulary = fields.integer("vocab_size", 30522, MAX_VOCABULARY)
+    shape = post_norm.Shape(
+        width=fields.integer("dim", 768, MAX_WIDTH),
+        heads=fields.integer("n_heads", 12, MAX_HEADS),
+        inner=fields.integer("hidden_dim", 3072, MAX_INNER),
+        activation=fields.activation("activation", "gelu"),
+        epsilon=1e-12,
+    )
+    if shape.width % shape.heads:
+        raise fields.fail("n_heads", f"a divisor of dim, which is {shape.width}")
+    embeddings = post_norm.read_embeddings(fields, weights, vocabulary, shape.width, shape.epsilon, typed=False)
+    assert embeddings.positions is not None
+    blocks = tuple(
+        post_norm.read_block(weights, f"transformer.layer.{index}", NAMES, shape)
+        for index in range(fields.integer("n_layers", 6, MAX_LAYERS))
+    )
+    special = tokens.special_tokens(vocabulary, eos=None, bos=None, pad=0)
+    return Graph(encoder=Stack(embeddings, blocks, None, embeddings.positions.shape[0]), special=special)
