@@ -225,12 +225,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """norm(tokens[id] + positions[position] + types[type]), or as much of that as there is."""
+    """projection(norm(tokens[id] + positions[position] + types[type])), or as much of that as there is."""
 
     tokens: Tensor  # [vocabulary, width]; the head's own weight where they are tied
     positions: Tensor | None  # [limit, width]
     types: Tensor | None = None  # [token types, width]; a token's type is 0 where nothing says another
     norm: Norm | None = None
+    projection: Linear | None = None  # [the residual stream's width, width]
+
+    @property
+    def width(self) -> int:
+        """Of the tables."""
+        return self.tokens.shape[1]
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,8 @@ class Stack:
     @property
     def width(self) -> int:
         """Of the residual stream."""
-        return self.embeddings.tokens.shape[1]
+        projection = self.embeddings.projection
+        return self.embeddings.width if projection is None else projection.weight.shape[0]
 
     @property
     def sublayers(self) -> list[Sublayer]:
@@ -397,10 +404,13 @@ def _verify_stack(stack: Stack, source: int | None) -> None:
     """`source` is the width of the encoder that the stack attends to."""
     width, embeddings = stack.width, stack.embeddings
     if embeddings.positions is not None:
-        _expect(embeddings.positions, (stack.limit, width))
+        _expect(embeddings.positions, (stack.limit, embeddings.width))
     if embeddings.types is not None:
-        _expect(embeddings.types, (embeddings.types.shape[0], width))
-    norms = [embeddings.norm, stack.norm]
+        _expect(embeddings.types, (embeddings.types.shape[0], embeddings.width))
+    if embeddings.projection is not None:
+        _expect_linear(embeddings.projection, width, embeddings.width)
+    _expect_norm(embeddings.norm, embeddings.width)
+    norms = [stack.norm]
     for sublayer in stack.sublayers:
         norms += [sublayer.before, sublayer.after]
         if sublayer.replaces and sublayer.before is None:
@@ -460,7 +470,7 @@ def check_ready(graph: Graph) -> None:
         where = f"the {name}stack" if name else "the model"
         _require(not stack.blocks[0].sublayers[0].replaces, where, "embeddings whose norm is their own")
         _require(stack.norm is not None, where, "a norm behind the last block")
-        _require(_complete(stack.embeddings.norm), where, "a weight and a bias of the embeddings' norm")
+        _check_embeddings(stack.embeddings, where)
         if stack is graph.encoder:
             _require(_complete(stack.norm), where, "a weight and a bias of an encoder's final norm")
         elif stack.norm is not None:
@@ -473,6 +483,15 @@ def check_ready(graph: Graph) -> None:
         for layer in head.layers:
             _require(layer.linear.bias is not None, where, "a bias of its layers")
             _require(_complete(layer.norm), where, "a weight and a bias of its norms")
+
+
+def _check_embeddings(embeddings: Embeddings, where: str) -> None:
+    norm, projection = embeddings.norm, embeddings.projection
+    if projection is None:
+        _require(_complete(norm), where, "a weight and a bias of the embeddings' norm")
+    else:
+        _require(norm is None or norm.bare, where, "no weight and no bias of a norm that is projected")
+        _require(projection.bias is not None, where, "a bias of the embeddings' projection")
 
 
 def _check_block(block: Block, sees: list[str], where: str) -> None:

@@ -176,6 +176,7 @@ class PackedStack:
     embeddings: Unit
     vectors: dict[str, Packed]  # of the embeddings, by what C++ calls them
     tokens: Table
+    projection: Matrix | None  # of the embeddings
     blocks: tuple[PackedBlock, ...]
     outputs: Unit | None  # the norm behind an encoder; a decoder's belongs to its head
 
@@ -226,7 +227,8 @@ class PackedModel:
     @property
     def matrices(self) -> list[Matrix]:
         """Of every block and of the head: first what decoding a token reads."""
-        front = [matrix for stack in self.stacks[:-1] for block in stack.blocks for matrix in block.matrices]
+        front = [each.projection for each in self.stacks if each.projection]
+        front += [matrix for stack in self.stacks[:-1] for block in stack.blocks for matrix in block.matrices]
         return [*self.decoding, *front, *(block.key_value for block in self.blocks if block.key_value)]
 
     @property
@@ -294,6 +296,11 @@ def _pack_stack(
         if tensor is not None
     ]
     vectors += _norm_arrays("embeddings_norm", embeddings.norm)
+    projection = None
+    if embeddings.projection is not None:
+        name, weight = embeddings.projection.name, embeddings.projection.weight
+        projection = _matrix("projection", name, weight, types.of(name))
+        vectors += _vector("projection_bias", embeddings.projection.bias)
     rotary, distances = _rotary_tables(stack), _distance_tables(stack)
     blocks = tuple(
         _pack_block(
@@ -310,17 +317,20 @@ def _pack_stack(
         )
         for index, block in enumerate(stack.blocks)
     )
-    arrays = [*vectors, *rotary.values(), *distances.values(), *(tokens.arrays if own else ())]
+    projected = projection.arrays if projection else ()
+    arrays = [*vectors, *projected, *rotary.values(), *distances.values(), *(tokens.arrays if own else ())]
     unit = _unit(f"{prefix}embeddings", arrays, blob_limit)
     norm = _norm_arrays("output_norm", stack.norm) if stack is graph.encoder else []
     outputs = _unit(f"{prefix}outputs", norm, blob_limit) if norm else None
-    return PackedStack(prefix, stack, unit, {array.name: array for array in vectors}, tokens, blocks, outputs)
+    named = {array.name: array for array in vectors}
+    return PackedStack(prefix, stack, unit, named, tokens, projection, blocks, outputs)
 
 
 def _matrix_names(graph: Graph) -> list[str]:
     linears = [linear for stack in graph.stacks for each in stack.sublayers for linear in each.body.linears.values()]
     head = Head() if graph.head is None else graph.head
     linears += [layer.linear for layer in head.layers]
+    linears += [stack.embeddings.projection for stack in graph.stacks if stack.embeddings.projection]
     own = [] if head.output is None else [HEAD]
     own += [] if graph.tied else [TOKENS]
     return [*own, *dict.fromkeys(linear.name for linear in linears)]

@@ -64,6 +64,8 @@ def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, sou
     if embeddings.types is not None:
         x = x + embeddings.types.load()[[0] * len(ids) if types is None else list(types)]
     x = norm(embeddings.norm, x)
+    if embeddings.projection is not None:
+        x = linear(embeddings.projection, x)
     for sublayer in stack.sublayers:
         read = norm(sublayer.before, x)
         body = sublayer.body

@@ -88,6 +88,11 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "mpnet": Family("MPNet"),
+    "electra": Family(
+        "Electra",
+        {"type_vocab_size": 2, "embedding_size": 20},
+        {"odd": {"embedding_size": 35}, "narrow": {"embedding_size": 300}, "wide": {"embedding_size": 65}},
+    ),
 }
 
 NAMES = [f"{family}-{sizes}" for family in FAMILIES for sizes in SIZES]
@@ -95,9 +100,9 @@ NAMES = [f"{family}-{sizes}" for family in FAMILIES for sizes in SIZES]
 # Each with the largest difference from float64 on such random weights, of max(1, largest value): about twice what was
 # seen.
 TYPES = {"bfloat16": 0.02, "int8": 0.06, "int4": 0.5}
-TYPED = "mpnet-wide"
+TYPED = "electra-wide"
 
-QUICK = {"roberta-odd", "distilbert-plain", "mpnet-odd"}
+QUICK = {"roberta-odd", "distilbert-plain", "mpnet-odd", "electra-narrow"}
 names = pytest.mark.parametrize("name", NAMES)
 baked = pytest.mark.parametrize("name", some_only_in_ci(NAMES, {*NAMES} - QUICK))
 typed = pytest.mark.parametrize("name", some_only_in_ci(TYPES, {"bfloat16", "int4"}))
@@ -258,7 +263,7 @@ def test_what_transformers_saves_is_read(model_type: str, head: str, tmp_path: P
 def test_positions_begin_behind_the_pad_token(directories: dict[str, Path]) -> None:
     limits = {name: read_graph(open_checkpoint(directories[name])).stack.limit for name in NAMES}
     assert (limits["roberta-plain"], limits["camembert-wide"], limits["mpnet-odd"]) == (148, 142, 148)
-    assert limits["distilbert-plain"] == POSITIONS
+    assert limits["distilbert-plain"] == limits["electra-odd"] == POSITIONS
 
 
 REFUSED: dict[str, tuple[str, type[Exception], dict[str, Any], str]] = {
@@ -284,6 +289,9 @@ REFUSED: dict[str, tuple[str, type[Exception], dict[str, Any], str]] = {
         "relative_attention_num_buckets is 16; expected 32",
     ),
     "another activation": ("mpnet", UnsupportedModelError, {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'"),
+    "another width": ("electra", CheckpointError, {"embedding_size": 21}, r"has shape \[150, 20\]"),
+    "no projection": ("electra", UnsupportedModelError, {"embedding_size": 48}, "'embeddings_project.*is no tensor of"),
+    "a huge width": ("electra", CheckpointError, {"embedding_size": 1 << 30}, "embedding_size is 1073741824"),
     "a head": ("mpnet", UnsupportedModelError, {"architectures": ["MPNetForMultipleChoice"]}, "architectures names"),
     "a block too many": ("mpnet", CheckpointError, {"num_hidden_layers": 3}, "lacks the tensor 'encoder.layer.2"),
     "a block too few": ("distilbert", UnsupportedModelError, {"n_layers": 1}, "'transformer.layer.1.*is no tensor of"),
@@ -310,6 +318,7 @@ HOSTILE = {
     "roberta": "embeddings.position_embeddings.weight",
     "distilbert": "transformer.layer.1.attention.k_lin.bias",
     "mpnet": "encoder.relative_attention_bias.weight",
+    "electra": "embeddings_project.weight",
 }
 
 
@@ -318,6 +327,6 @@ def test_hostile_tensors(model_type: str, tmp_path: Path) -> None:
     require_sound(write(tmp_path, config_of(f"{model_type}-plain")), HOSTILE[model_type])
 
 
-@pytest.mark.parametrize("model_type", ["mpnet"])
+@pytest.mark.parametrize("model_type", ["mpnet", "electra"])
 def test_weights_that_are_no_numbers(model_type: str, tmp_path: Path) -> None:
     require_numbers(write(tmp_path, config_of(f"{model_type}-plain")), HOSTILE[model_type])

@@ -102,6 +102,15 @@ def encoder(biases: bool = True) -> Graph:
     return Graph(encoder=make.stack(*map(Block, sublayers), embedded=True), special=SPECIAL)
 
 
+def projected_encoder(biases: bool = True) -> Graph:
+    """With tables narrower than the stream."""
+    graph, make = encoder(biases), Maker(biases)
+    assert graph.encoder is not None
+    embeddings = make.stack(width=5, embedded=True).embeddings
+    projected = replace(embeddings, projection=make.linear(WIDTH, 5))
+    return replace(graph, encoder=replace(graph.encoder, embeddings=projected))
+
+
 def post_norm_decoder() -> Graph:
     make = Maker()
     sublayers = [
@@ -141,6 +150,8 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder with post-norms": post_norm_decoder,
     "encoder": encoder,
     "encoder without biases": lambda: encoder(biases=False),
+    "encoder with a projection": projected_encoder,
+    "encoder with a projection without biases": lambda: projected_encoder(biases=False),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),

@@ -78,6 +78,8 @@ def library_text(
     source = graph.encoder if graph.decoder is not None else None
     head = Head() if graph.head is None else graph.head
     head_width = max(map(round_up, _head_widths(graph))) if head.pooling or head.layers else 0
+    inner_widths = [block.mlp.inner for block in blocks]
+    inner_widths += [stack.embeddings.width for stack in graph.stacks if stack.embeddings.projection]
     text = _render(
         "library.cpp",
         name,
@@ -92,7 +94,7 @@ def library_text(
         hidden_width=max(head_width, *(round_up(stack.width) for stack in graph.stacks)),
         qkv_width=max((each.heads + 2 * each.kv_heads) * each.dims for each in attentions),
         attention_width=max(each.width for each in attentions),
-        inner_width=max(head_width, *(round_up(block.mlp.inner) for block in blocks)),
+        inner_width=max(head_width, *map(round_up, inner_widths)),
         pass_rows=PASS_ROWS if graph.encoder is None else max(PASS_ROWS, round_up(graph.encoder.limit)),
         page_bytes=_page_bytes(packed, [block.attention for block in graph.decoder.blocks] if graph.decoder else []),
         source_page_bytes=_page_bytes(packed, [block.cross for block in graph.blocks if block.cross]),
@@ -106,7 +108,7 @@ def library_text(
 
 
 def _embeddings_text(name: str, packed: PackedModel, stack: PackedStack) -> str:
-    arrays = (*stack.vectors.values(), *stack.tokens.arrays)
+    arrays = (*stack.vectors.values(), *stack.tokens.arrays, *(stack.projection.arrays if stack.projection else ()))
     owners = [unit for unit in packed.units if any(array in arrays for array in unit.arrays)]
     return _render(
         "embeddings.cpp",

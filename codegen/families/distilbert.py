@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ..graph import Graph, Stack
+from ..graph import Graph
 from . import post_norm
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .weights import Weights
@@ -54,10 +54,9 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     if shape.width % shape.heads:
         raise fields.fail("n_heads", f"a divisor of dim, which is {shape.width}")
     embeddings = post_norm.read_embeddings(fields, weights, vocabulary, shape.width, shape.epsilon, typed=False)
-    assert embeddings.positions is not None
-    blocks = tuple(
+    blocks = (
         post_norm.read_block(weights, f"transformer.layer.{index}", NAMES, shape)
         for index in range(fields.integer("n_layers", 6, MAX_LAYERS))
     )
     special = tokens.special_tokens(vocabulary, eos=None, bos=None, pad=0)
-    return Graph(encoder=Stack(embeddings, blocks, None, embeddings.positions.shape[0]), special=special)
+    return Graph(encoder=post_norm.stack(embeddings, blocks), special=special)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ..graph import Graph, Stack
+from ..graph import Graph
 from . import post_norm
 from .distance import distance_bias
 from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields
@@ -49,12 +49,11 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
         fields, weights, vocabulary, shape.width, shape.epsilon, first=FIRST, typed=False
     )
     assert embeddings.positions is not None
-    limit = embeddings.positions.shape[0]
     table = weights.tensor("encoder.relative_attention_bias.weight", (BUCKETS, shape.heads))
-    bias = distance_bias(table, limit, FURTHEST, both_ways=True)
-    blocks = tuple(
+    bias = distance_bias(table, embeddings.positions.shape[0], FURTHEST, both_ways=True)
+    blocks = (
         post_norm.read_block(weights, f"encoder.layer.{index}", NAMES, shape, bias)
         for index in range(fields.integer("num_hidden_layers", 12, MAX_LAYERS))
     )
     special = tokens.special_tokens(vocabulary, eos=2, bos=0, pad=1)
-    return Graph(encoder=Stack(embeddings, blocks, None, limit), special=special)
+    return Graph(encoder=post_norm.stack(embeddings, blocks), special=special)

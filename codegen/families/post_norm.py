@@ -6,9 +6,10 @@ They differ in what they call the tensors of a block, in whether tokens have typ
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..graph import Attention, Block, Embeddings, Linear, Mlp, Sublayer, Tensor
+from ..graph import Attention, Block, Embeddings, Linear, Mlp, Stack, Sublayer, Tensor
 from .fields import MAX_HEADS, MAX_INNER, MAX_POSITIONS, MAX_TYPES, MAX_WIDTH, Fields, names
 from .weights import Weights
 
@@ -89,6 +90,12 @@ def read_embeddings(
         types=weights.tensor("embeddings.token_type_embeddings.weight", (types, width)) if typed else None,
         norm=weights.layer_norm("embeddings.LayerNorm", width, epsilon),
     )
+
+
+def stack(embeddings: Embeddings, blocks: Iterable[Block]) -> Stack:
+    """A stack of sequences as long as the table of positions."""
+    assert embeddings.positions is not None
+    return Stack(embeddings, tuple(blocks), None, embeddings.positions.shape[0])
 
 
 def _from(table: Tensor, first: int) -> Tensor:

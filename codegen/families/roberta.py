@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from ..graph import Graph, Stack
+from ..graph import Graph
 from . import post_norm
 from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields
 from .weights import Weights
@@ -38,10 +38,9 @@ def read_encoder(fields: Fields, tokens: Fields, weights: Weights, vocabulary: i
     if pad is None:
         raise fields.fail("pad_token_id", "a token of the vocabulary, as positions begin behind it")
     embeddings = post_norm.read_embeddings(fields, weights, vocabulary, shape.width, shape.epsilon, first=pad + 1)
-    assert embeddings.positions is not None
-    blocks = tuple(
+    blocks = (
         post_norm.read_block(weights, f"encoder.layer.{index}", post_norm.BERT, shape)
         for index in range(fields.integer("num_hidden_layers", 12, MAX_LAYERS))
     )
     special = tokens.special_tokens(vocabulary, eos=2, bos=0, pad=1)
-    return Graph(encoder=Stack(embeddings, blocks, None, embeddings.positions.shape[0]), special=special)
+    return Graph(encoder=post_norm.stack(embeddings, blocks), special=special)

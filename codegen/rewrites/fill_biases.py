@@ -37,6 +37,8 @@ def _fill(sublayer: Sublayer) -> Sublayer:
 
 def _fill_embeddings(stack: Stack) -> Stack:
     embeddings = stack.embeddings
+    if embeddings.projection is not None:  # which has taken the norm's in
+        return replace(stack, embeddings=replace(embeddings, projection=_with_bias(embeddings.projection)))
     return replace(stack, embeddings=replace(embeddings, norm=_filled(embeddings.norm, stack.width)))
 
 

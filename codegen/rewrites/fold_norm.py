@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Array, Attention, Graph, Linear, Norm, Sublayer, Tensor, matvec, merge_sources
+from ..graph import Array, Attention, Graph, Linear, Norm, Stack, Sublayer, Tensor, matvec, merge_sources
 
 
 def fold_norm(graph: Graph) -> Graph:
-    """Norms that only a body or a head reads have no weight and no bias."""
-    folded = graph.map(_fold_before)
+    """Norms that only a body, a head or a projection reads have no weight and no bias."""
+    folded = graph.map(_fold_before).map_stacks(_fold_embeddings)
     decoder, head = folded.decoder, folded.head
     if decoder is None or decoder.norm is None or head is None or head.output is None or head.layers or folded.tied:
         return folded
@@ -35,6 +35,14 @@ def _fold_before(sublayer: Sublayer) -> Sublayer:
         return replace(sublayer, body=replace(body, query=query, key=key, value=value), before=_bare(norm))
     gate = None if body.gate is None else _fold(norm, body.gate)
     return replace(sublayer, body=replace(body, up=_fold(norm, body.up), gate=gate), before=_bare(norm))
+
+
+def _fold_embeddings(stack: Stack) -> Stack:
+    """Nothing but the projection reads the norm of embeddings that are projected."""
+    norm, projection = stack.embeddings.norm, stack.embeddings.projection
+    if norm is None or projection is None:
+        return stack
+    return replace(stack, embeddings=replace(stack.embeddings, norm=_bare(norm), projection=_fold(norm, projection)))
 
 
 def _bare(norm: Norm) -> Norm:

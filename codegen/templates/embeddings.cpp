@@ -25,7 +25,10 @@ GEN(arrays(unit))
 GEN(vector if vector in known else "nullptr")GEN(", " if not loop.last else "")
 //%- endfor
 };
-  embed<GEN(kinds[table.slices[0].dtype]), GEN(norms[norm.kind] if norm else "NoNorm"), GEN(stack.stack.width), GEN(table.slice_rows)>(pass, worker, tables, GEN((norm.epsilon if norm else 0.0) | float32), tokens);
+  embed<GEN(kinds[table.slices[0].dtype]), GEN(norms[norm.kind] if norm else "NoNorm"), GEN(stack.stack.embeddings.width), GEN(table.slice_rows)>(pass, worker, tables, GEN((norm.epsilon if norm else 0.0) | float32), tokensGEN(", pass.inner" if stack.projection else ""));
+//% if stack.projection
+  project<GEN(stack.projection | kind), GEN(stack.projection.depth), GEN(stack.projection.rows)>(pass, worker, {GEN(stack.projection | value), projection_bias, nullptr});
+//% endif
 }
 
 }  // namespace kaoken::KAOKEN_ISA::model_GEN(name)

@@ -229,6 +229,7 @@ def _slots(graph: Graph) -> Iterator[tuple[str, Op | None]]:
         yield part.name("positions"), embeddings.positions
         yield part.name("types"), embeddings.types
         yield part.name("ln_e"), embeddings.norm
+        yield part.name("projection"), embeddings.projection
         for index, block in enumerate(part.stack.blocks):
             yield from ((part.name(f"h.{index}.{name}"), op) for name, op in _block_slots(block))
         yield part.name("ln_f"), part.stack.norm
@@ -360,12 +361,17 @@ def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: l
     hidden = added[0]
     if len(added) > 1:
         hidden = name("embedded")
-        nodes.append(Node(hidden, f"Add -> [{part.length}, {part.stack.width}]"))
+        nodes.append(Node(hidden, f"Add -> [{part.length}, {embeddings.width}]"))
         edges += [(each, hidden) for each in added]
     if embeddings.norm is not None:
         nodes.append(_norm_node(notes, name("ln_e"), embeddings.norm))
         edges.append((hidden, name("ln_e")))
         hidden = name("ln_e")
+    if embeddings.projection is not None:
+        title = f"Linear projection -> [{part.length}, {part.stack.width}]"
+        nodes.append(_node(notes, name("projection"), title, *_tensor_lines(embeddings.projection)))
+        edges.append((hidden, name("projection")))
+        hidden = name("projection")
     for each, bias in _distances(part).values():
         nodes.append(Node(name(each), f"Bias by distance {each}", tuple(_tensor_lines(bias))))
     return nodes, hidden

@@ -1,8 +1,7 @@
-// hidden = norm(token + position + token type embedding), or as much of that as a model has.
+// hidden = projection(norm(token + position + token type embedding)), or as much of that as a model has.
 #pragma once
 
-#include "linear.h"
-#include "norm.h"
+#include "sublayers/product.h"
 
 namespace kaoken::KAOKEN_ISA {
 
@@ -14,10 +13,11 @@ struct EmbeddingTables {
 };
 
 // `slices` are the table of tokens as the panels of a matrix of Kind, SliceRows tokens each: a tied embedding is in the
-// library once, so the lookup gathers from the head's panels. Workers divide the rows.
+// library once, so the lookup gathers from the head's panels. Workers divide the rows, which go to `out`,
+// [rows][Width padded], or where that is null to the residual stream.
 template <class Kind, class Norm, int64_t Width, int64_t SliceRows>
 KAOKEN_INLINE void embed(const Pass &pass, const Worker &worker, const EmbeddingTables &tables, float epsilon,
-                         const typename Kind::Matrix *slices) {
+                         const typename Kind::Matrix *slices, float *out = nullptr) {
   constexpr int64_t stride = round_up(Width, kLanes);
   const Share rows = share(pass.batch.rows, worker);
   const Sequence *sequence = pass.batch.sequences;
@@ -25,7 +25,7 @@ KAOKEN_INLINE void embed(const Pass &pass, const Worker &worker, const Embedding
     while (row >= sequence->row + sequence->count) ++sequence;
     const int64_t token = pass.ids[row];
     const typename Kind::Matrix &slice = slices[token / SliceRows];
-    float *hidden = pass.hidden + row * stride;
+    float *hidden = (out ? out : pass.hidden) + row * stride;
     const int64_t position = sequence->past + row - sequence->row;
     for (int64_t i = 0; i < stride; i += kLanes) {
       Vec sum = tables.positions ? load(tables.positions + position * stride + i) : broadcast(0.0f);
@@ -37,6 +37,16 @@ KAOKEN_INLINE void embed(const Pass &pass, const Worker &worker, const Embedding
       Norm::template apply<Width>(hidden, hidden, epsilon, tables.norm_weight, tables.norm_bias);
     }
   }
+}
+
+// hidden = x W^T + bias of the rows [Depth padded] that embed() has left in pass.inner.
+template <class Kind, int64_t Depth, int64_t Width>
+KAOKEN_INLINE void project(const Pass &pass, const Worker &worker, const Product<Kind> &product) {
+  barrier(worker);
+  OwnRow<Kind, Depth> row;
+  linear<Kind, Depth, round_up(Width, kPanel) / kPanel>(
+      worker, converted(pass, worker, row, pass.inner), pass.batch.rows, product.matrix,
+      Store<no_activation, round_up(Width, kPanel)>{pass.hidden, product.bias});
 }
 
 }  // namespace kaoken::KAOKEN_ISA
