@@ -218,10 +218,6 @@ class Block:
         (found,) = (each.body for each in self.sublayers if isinstance(each.body, Mlp))
         return found
 
-    def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Block:
-        """The block with each sublayer rewritten."""
-        return Block(tuple(map(rewrite, self.sublayers)))
-
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -260,9 +256,16 @@ class Stack:
         return [each for block in self.blocks for each in block.sublayers]
 
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Stack:
-        """The stack with each sublayer rewritten; blocks that are one stay one."""
-        rewritten = {id(block): block.map(rewrite) for block in {id(block): block for block in self.blocks}.values()}
-        return replace(self, blocks=tuple(rewritten[id(block)] for block in self.blocks))
+        """The stack with each sublayer rewritten; those that are one stay one."""
+        rewritten = {key: rewrite(each) for key, each in {id(each): each for each in self.sublayers}.items()}
+        blocks = (Block(tuple(rewritten[id(each)] for each in block.sublayers)) for block in self.blocks)
+        return replace(self, blocks=tuple(blocks))
+
+    def map_bodies(self, rewrite: Callable[[Attention | Mlp], Attention | Mlp]) -> Stack:
+        """The stack with the body of each sublayer rewritten; those that are one stay one."""
+        bodies = {id(each.body): each.body for each in self.sublayers}
+        rewritten = {key: rewrite(body) for key, body in bodies.items()}
+        return self.map(lambda sublayer: replace(sublayer, body=rewritten[id(sublayer.body)]))
 
 
 @dataclass(frozen=True)
@@ -369,6 +372,10 @@ class Graph:
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Graph:
         """The graph with each sublayer of each stack rewritten."""
         return self.map_stacks(lambda stack: stack.map(rewrite))
+
+    def map_bodies(self, rewrite: Callable[[Attention | Mlp], Attention | Mlp]) -> Graph:
+        """The graph with the body of each sublayer of each stack rewritten."""
+        return self.map_stacks(lambda stack: stack.map_bodies(rewrite))
 
     def map_stacks(self, rewrite: Callable[[Stack], Stack]) -> Graph:
         """The graph with each stack rewritten."""

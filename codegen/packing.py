@@ -1,6 +1,7 @@
 """From a rewritten graph to named arrays of bytes, placed in blobs; every matrix in the layout of layout.py.
 
-A unit is one generated file of code: the embeddings, a block, or the head. Its arrays lie, 64-byte aligned and in the
+A unit is one generated file of code: the embeddings, a block, or the head. Its arrays (but those of a block before it
+that are the same tensors) lie, 64-byte aligned and in the
 order the code reads them, in one blob or, where the compiler's memory is capped below that, in several. A table of
 tokens may exceed any cap, so it is cut into slices of whole panels.
 """
@@ -8,8 +9,9 @@ tokens may exceed any cap, so it is cut into slices of whole panels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,7 @@ class PackedBlock:
 
     unit: Unit
     sublayers: tuple[PackedSublayer, ...]
+    arrays: tuple[Packed, ...]  # what it reads: of its unit and, where it shares tensors, of those of blocks before it
     tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, and biases of distances
 
     @property
@@ -196,7 +199,7 @@ class PackedHead:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """Every unit of a model. Tables of tokens that are one tensor are packed once."""
+    """Every unit of a model. Tables of tokens, and arrays of blocks, that are one tensor are packed once."""
 
     graph: Graph
     types: Types
@@ -220,16 +223,22 @@ class PackedModel:
 
     @property
     def decoding(self) -> list[Matrix]:
-        """What the stack that outputs come from reads in each pass, and its head."""
+        """What the stack that outputs come from reads in each pass, and its head; each once."""
         heads = () if self.head is None else self.head.matrices
-        return [*(matrix for block in self.blocks for matrix in block.products.values()), *heads]
+        return [*_each_once(matrix for block in self.blocks for matrix in block.products.values()), *heads]
 
     @property
     def matrices(self) -> list[Matrix]:
         """Of every block and of the head: first what decoding a token reads."""
         front = [each.projection for each in self.stacks if each.projection]
-        front += [matrix for stack in self.stacks[:-1] for block in stack.blocks for matrix in block.matrices]
+        front += _each_once(matrix for stack in self.stacks[:-1] for block in stack.blocks for matrix in block.matrices)
         return [*self.decoding, *front, *(block.key_value for block in self.blocks if block.key_value)]
+
+    @cached_property
+    def places(self) -> dict[int, tuple[Blob, int]]:
+        """The blob in which an array lies and the byte at which it starts, by the id of the array."""
+        blobs = (blob for unit in self.units for blob in unit.blobs)
+        return {id(array): (blob, offset) for blob in blobs for offset, array in blob.arrays}
 
     @property
     def nbytes(self) -> int:
@@ -240,6 +249,10 @@ class PackedModel:
     def input_bytes(self) -> int:
         """Of a row of the widest inputs."""
         return max(matrix.input_bytes for matrix in self.matrices)
+
+
+def _each_once(matrices: Iterable[Matrix]) -> list[Matrix]:
+    return list({id(matrix): matrix for matrix in matrices}.values())
 
 
 def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedModel:
@@ -301,7 +314,7 @@ def _pack_stack(
         name, weight = embeddings.projection.name, embeddings.projection.weight
         projection = _matrix("projection", name, weight, types.of(name))
         vectors += _vector("projection_bias", embeddings.projection.bias)
-    rotary, distances = _rotary_tables(stack), _distance_tables(stack)
+    rotary, distances, shared = _rotary_tables(stack), _distance_tables(stack), _Shared()
     blocks = tuple(
         _pack_block(
             f"{prefix}block_{index:02}",
@@ -311,6 +324,7 @@ def _pack_stack(
                 for table in (rotary.get(_rotary_key(block)), distances.get(id(block.attention.distance_bias)))
                 if table
             ),
+            shared,
             types,
             blob_limit,
             shard_limit,
@@ -322,15 +336,15 @@ def _pack_stack(
     unit = _unit(f"{prefix}embeddings", arrays, blob_limit)
     norm = _norm_arrays("output_norm", stack.norm) if stack is graph.encoder else []
     outputs = _unit(f"{prefix}outputs", norm, blob_limit) if norm else None
-    by_name = {array.name: array for array in vectors}
-    return PackedStack(prefix, stack, unit, by_name, tokens, projection, blocks, outputs)
+    named = {array.name: array for array in vectors}
+    return PackedStack(prefix, stack, unit, named, tokens, projection, blocks, outputs)
 
 
 def _matrix_names(graph: Graph) -> list[str]:
     linears = [linear for stack in graph.stacks for each in stack.sublayers for linear in each.body.linears.values()]
-    linears += [stack.embeddings.projection for stack in graph.stacks if stack.embeddings.projection]
     head = Head() if graph.head is None else graph.head
     linears += [layer.linear for layer in head.layers]
+    linears += [stack.embeddings.projection for stack in graph.stacks if stack.embeddings.projection]
     own = [] if head.output is None else [HEAD]
     own += [] if graph.tied else [TOKENS]
     return [*own, *dict.fromkeys(linear.name for linear in linears)]
@@ -377,54 +391,91 @@ def _distance_table(name: str, bias: Tensor) -> Packed:
     return _packed(name, Tensor((heads, distances + PAGE), bias.sources, rows), pad_columns)
 
 
+Key = tuple[str | int, ...]
+Join = Callable[..., Tensor]  # of some tensors
+
+
+@dataclass
+class _Shared:
+    """What the blocks of a stack have packed, each by its C++ name and the ids of its tensors.
+
+    Where blocks share tensors, as those of an ALBERT do, the first of them has the arrays and the others read these.
+    """
+
+    matrices: dict[Key, Matrix] = field(default_factory=dict)
+    vectors: dict[Key, list[Packed]] = field(default_factory=dict)
+
+
+def _key(name: str, tensors: Iterable[Tensor]) -> Key:
+    return (name, *map(id, tensors))
+
+
 def _pack_block(
     unit: str,
     block: Block,
     tables: tuple[Packed, ...],
+    shared: _Shared,
     types: Types,
     blob_limit: int,
     shard_limit: int | None = None,
 ) -> PackedBlock:
-    arrays: list[Packed] = []
+    arrays: list[Packed] = []  # that the block reads
+    own: list[Packed] = []  # those that no block before it has
     sublayers: list[PackedSublayer] = []
 
-    def product(name: str, linears: Sequence[Linear], weight: Tensor | None = None, may_explode: bool = True) -> Matrix:
-        weight = stack(*(each.weight for each in linears)) if weight is None else weight
-        dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
-        exploded = _exploded(unit, name, source, weight, dtype, shard_limit if may_explode else None)
-        matrix = exploded or _matrix(name, source, weight, dtype)
-        arrays.extend(matrix.arrays)
-        return matrix
+    def product(
+        name: str, linears: Sequence[Linear], join: Join = stack, may_explode: bool = True, **order: Any
+    ) -> Matrix:
+        """`order` is how workers divide it: fields of Matrix."""
+        weights = [each.weight for each in linears]
+        key = _key(name, weights)
+        if key not in shared.matrices:
+            dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
+            exploded = _exploded(unit, name, source, join(*weights), dtype, shard_limit if may_explode else None)
+            shared.matrices[key] = replace(exploded or _matrix(name, source, join(*weights), dtype), **order)
+            own.extend(shared.matrices[key].arrays)
+        arrays.extend(shared.matrices[key].arrays)
+        return shared.matrices[key]
 
-    def bias(name: str, tensors: Sequence[Tensor | None]) -> None:
-        arrays.extend(_vector(f"{name}_bias", stack(*(each for each in tensors if each is not None))))
+    def vectors(key: Key, pack: Callable[[], list[Packed]]) -> list[Packed]:
+        if key not in shared.vectors:
+            shared.vectors[key] = pack()
+            own.extend(shared.vectors[key])
+        arrays.extend(shared.vectors[key])
+        return shared.vectors[key]
+
+    def bias(name: str, linears: Sequence[Linear], join: Join = stack) -> None:
+        tensors = [each.bias for each in linears if each.bias is not None]
+        vectors(_key(f"{name}_bias", tensors), lambda: _vector(f"{name}_bias", join(*tensors)))
+
+    def norm_of(name: str, norm: Norm | None) -> list[Packed]:
+        tensors = [] if norm is None else [each for each in (norm.weight, norm.bias) if each is not None]
+        return vectors(_key(f"{name}_norm", tensors), lambda: _norm_arrays(f"{name}_norm", norm))
 
     for sublayer in block.sublayers:
         body, key_value = sublayer.body, None
         name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
-        norm = _norm_arrays(f"{name}_norm", sublayer.before) if sublayer.replaces else []
-        arrays.extend(norm)
+        norm = norm_of(name, sublayer.before) if sublayer.replaces else []
         if isinstance(body, Mlp):
             ups = [body.up] if body.gate is None else [body.gate, body.up]
-            up = product("up", ups, _side_by_side(*(each.weight for each in ups)), body.gate is None)
-            bias("up", [_side_by_side(*(each.bias for each in ups if each.bias is not None))])
-            products = {"up": replace(up, together=len(ups)), "down": product("down", [body.down])}
-            bias("down", [body.down.bias])
+            products = {"up": product("up", ups, _side_by_side, body.gate is None, together=len(ups))}
+            bias("up", ups, _side_by_side)
+            products["down"] = product("down", [body.down])
+            bias("down", [body.down])
         elif name == "cross":
-            query = replace(product("cross_query", [body.query]), together=body.group_panels)
-            bias("cross_query", [body.query.bias])
-            products = {"cross_query": query, "cross_out": product("cross_out", [body.out])}
-            bias("cross_out", [body.out.bias])
+            products = {"cross_query": product("cross_query", [body.query], together=body.group_panels)}
+            bias("cross_query", [body.query])
+            products["cross_out"] = product("cross_out", [body.out])
+            bias("cross_out", [body.out])
             key_value = product("key_value", [body.key, body.value], may_explode=False)
         else:
-            fused = [body.query, body.key, body.value]
-            qkv = product("qkv", fused)
-            qkv = replace(qkv, first=body.width // PANEL, panels=body.kv_heads * body.dims // PANEL)
-            bias("qkv", [each.bias for each in fused])  # the queries', and the keys' under rotary
-            products = {"qkv": qkv, "out": product("out", [body.out])}
-            bias("out", [body.out.bias])
+            fused, panels = [body.query, body.key, body.value], body.kv_heads * body.dims // PANEL
+            products = {"qkv": product("qkv", fused, first=body.width // PANEL, panels=panels)}
+            bias("qkv", fused)  # the queries', and the keys' under rotary
+            products["out"] = product("out", [body.out])
+            bias("out", [body.out])
         sublayers.append(PackedSublayer(name, sublayer, products, key_value, tuple(array.name for array in norm)))
-    return PackedBlock(_unit(unit, arrays, blob_limit), tuple(sublayers), tables)
+    return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables)
 
 
 def _side_by_side(*tensors: Tensor) -> Tensor:

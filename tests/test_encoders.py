@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import check_config, read_graph
+from kaoken.codegen.packing import PackedModel, pack
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -93,6 +96,15 @@ FAMILIES: dict[str, Family] = {
         {"type_vocab_size": 2, "embedding_size": 20},
         {"odd": {"embedding_size": 35}, "narrow": {"embedding_size": 300}, "wide": {"embedding_size": 65}},
     ),
+    "albert": Family(
+        "Albert",
+        {"type_vocab_size": 2, "embedding_size": 20, "num_hidden_layers": 4},
+        {
+            "odd": {"embedding_size": 35, "num_hidden_layers": 5, "num_hidden_groups": 2},
+            "narrow": {"embedding_size": 70, "num_hidden_layers": 1},
+            "wide": {"num_hidden_layers": 2, "num_hidden_groups": 3, "inner_group_num": 2},
+        },
+    ),
 }
 
 NAMES = [f"{family}-{sizes}" for family in FAMILIES for sizes in SIZES]
@@ -102,7 +114,7 @@ NAMES = [f"{family}-{sizes}" for family in FAMILIES for sizes in SIZES]
 TYPES = {"bfloat16": 0.02, "int8": 0.06, "int4": 0.5}
 TYPED = "electra-wide"
 
-QUICK = {"roberta-odd", "distilbert-plain", "mpnet-odd", "electra-narrow"}
+QUICK = {"roberta-odd", "distilbert-plain", "mpnet-odd", "electra-narrow", "albert-odd"}
 names = pytest.mark.parametrize("name", NAMES)
 baked = pytest.mark.parametrize("name", some_only_in_ci(NAMES, {*NAMES} - QUICK))
 typed = pytest.mark.parametrize("name", some_only_in_ci(TYPES, {"bfloat16", "int4"}))
@@ -127,6 +139,9 @@ def write(directory: Path, config: Mapping[str, Any]) -> Path:
     return directory
 
 
+SCORES = re.compile(r"\.(query|key|q|k|q_lin|k_lin)\.")  # matrices that make scores
+
+
 def make_tensor(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     values = uniform(name, shape, seed=0)
     if name.lower().endswith("norm.weight"):
@@ -134,7 +149,7 @@ def make_tensor(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     elif name.endswith(".bias"):
         values = 0.4 * values
     elif "embeddings." not in name and "relative" not in name:
-        values = values * math.sqrt(5.0 / shape[1])
+        values = values * math.sqrt((9.0 if SCORES.search(name) else 3.0) / shape[1])
     return values.astype(np.float32)
 
 
@@ -266,6 +281,22 @@ def test_positions_begin_behind_the_pad_token(directories: dict[str, Path]) -> N
     assert limits["distilbert-plain"] == limits["electra-odd"] == POSITIONS
 
 
+def packed(config: Mapping[str, Any], directory: Path, **options: Any) -> PackedModel:
+    graph = rewrites.run(read_graph(open_checkpoint(write(directory, config))))
+    return pack(graph, make_types("int8"), 1 << 20, **options)
+
+
+def test_layers_that_share_their_weights_have_them_once(tmp_path: Path) -> None:
+    """All arrays, but that the first block has no norm in front."""
+    config = config_of("albert-plain")
+    one, two, many = (packed({**config, "num_hidden_layers": layers}, tmp_path / str(layers)) for layers in (1, 2, 12))
+    assert many.nbytes == two.nbytes
+    assert one.nbytes <= two.nbytes < 1.02 * one.nbytes
+    assert len(many.matrices) == len(one.matrices)
+    assert [len(block.unit.blobs) for block in many.blocks] == [1] + [0] * 11
+    assert len({id(block.products["qkv"]) for block in many.blocks}) == 1
+
+
 REFUSED: dict[str, tuple[str, type[Exception], dict[str, Any], str]] = {
     "relative positions": (
         "roberta",
@@ -295,6 +326,8 @@ REFUSED: dict[str, tuple[str, type[Exception], dict[str, Any], str]] = {
     "a head": ("mpnet", UnsupportedModelError, {"architectures": ["MPNetForMultipleChoice"]}, "architectures names"),
     "a block too many": ("mpnet", CheckpointError, {"num_hidden_layers": 3}, "lacks the tensor 'encoder.layer.2"),
     "a block too few": ("distilbert", UnsupportedModelError, {"n_layers": 1}, "'transformer.layer.1.*is no tensor of"),
+    "many inner blocks": ("albert", CheckpointError, {"inner_group_num": 1000}, "from 1 to 256"),
+    "another group": ("albert", CheckpointError, {"num_hidden_groups": 2}, "lacks the tensor 'encoder.albert_layer_gr"),
     "huge positions": ("mpnet", CheckpointError, {"max_position_embeddings": 1 << 40}, "is 1099511627"),
     "many positions": ("mpnet", CheckpointError, {"max_position_embeddings": 1 << 20}, r"has shape \[150, 48\]"),
     "many blocks": ("distilbert", CheckpointError, {"n_layers": 1000}, "lacks the tensor 'transformer.layer.2"),
@@ -319,6 +352,7 @@ HOSTILE = {
     "distilbert": "transformer.layer.1.attention.k_lin.bias",
     "mpnet": "encoder.relative_attention_bias.weight",
     "electra": "embeddings_project.weight",
+    "albert": "encoder.albert_layer_groups.0.albert_layers.0.ffn.weight",
 }
 
 

@@ -48,12 +48,15 @@ def model_texts(name: str, packed: PackedModel) -> Iterator[Source]:
 
 def unit_texts(name: str, packed: PackedModel) -> Iterator[Source]:
     """The code of each stack's embeddings, of its blocks and of what it ends with; compiled once for each ISA."""
+    written: set[str] = set()  # shards, which blocks may share
     for stack in packed.stacks:
         yield Source(f"{stack.embeddings.name}.cpp", _embeddings_text(name, packed, stack))
         for index, block in enumerate(stack.blocks):
             yield Source(f"{block.unit.name}.cpp", _block_text(name, packed, stack, index))
             for shard in (shard for matrix in block.matrices for shard in matrix.shards):
-                yield Source(f"{shard.name}.cpp", shard_text(name, shard), shard.memory)
+                if shard.name not in written:
+                    written.add(shard.name)
+                    yield Source(f"{shard.name}.cpp", shard_text(name, shard), shard.memory)
         if stack.outputs is not None:
             text = _render("outputs.cpp", name, packed, unit=stack.outputs, stack=stack, norm=_norm_of(stack))
             yield Source(f"{stack.outputs.name}.cpp", text)
@@ -109,17 +112,23 @@ def library_text(
 
 def _embeddings_text(name: str, packed: PackedModel, stack: PackedStack) -> str:
     arrays = (*stack.vectors.values(), *stack.tokens.arrays, *(stack.projection.arrays if stack.projection else ()))
-    owners = [unit for unit in packed.units if any(array in arrays for array in unit.arrays)]
     return _render(
         "embeddings.cpp",
         name,
         packed,
         unit=stack.embeddings,
-        units=[_only(unit, arrays) for unit in sorted(owners, key=lambda unit: unit is not stack.embeddings)],
+        units=_owners(packed, stack.embeddings, arrays),
         stack=stack,
         table=stack.tokens,
         norm=stack.stack.embeddings.norm,
     )
+
+
+def _owners(packed: PackedModel, first: Unit, arrays: tuple[Packed, ...]) -> list[Unit]:
+    """The units that have some of these arrays, `first` in front, each with no more than these."""
+    wanted = set(map(id, arrays))
+    owners = [unit for unit in packed.units if any(id(array) in wanted for array in unit.arrays)]
+    return [_only(unit, arrays) for unit in sorted(owners, key=lambda unit: unit is not first)]
 
 
 def _only(unit: Unit, arrays: tuple[Packed, ...]) -> Unit:
@@ -136,10 +145,9 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
     blocks = stack.stack.blocks
     behind = _behind(packed, stack, index)
     source_behind = stack.blocks[index + 1] if block.key_value and index + 1 < len(stack.blocks) else None
-    reads = [(block.unit, matrix) for matrix in block.products.values()]
-    nexts = _nexts(name, [*reads, *([behind] if behind else [])])
+    nexts = _nexts(name, packed, [*block.products.values(), *([behind] if behind else [])])
     if source_behind and block.key_value and source_behind.key_value:
-        nexts |= _nexts(name, [(block.unit, block.key_value), (source_behind.unit, source_behind.key_value)])
+        nexts |= _nexts(name, packed, [block.key_value, source_behind.key_value])
     caches = [[each.attention for each in blocks[:index]], [each.cross for each in blocks[:index] if each.cross]]
     if stack.stack is packed.graph.encoder:
         caches[0] = []  # it holds one block at a time
@@ -151,8 +159,9 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
         packed,
         packed_block=block,
         unit=block.unit,
-        pass_arrays=_only(block.unit, tuple(array for array in block.unit.arrays if array not in of_source)),
-        source_arrays=_only(block.unit, of_source),
+        units=_owners(packed, block.unit, block.arrays),
+        pass_units=_owners(packed, block.unit, tuple(array for array in block.arrays if array not in of_source)),
+        source_units=_owners(packed, block.unit, of_source),
         tables=_only(stack.embeddings, block.tables),
         rotary=next((table.name for table in block.tables if table.name.startswith("rotary")), ""),
         distances=next((table for table in block.tables if table.name.startswith("distances")), None),
@@ -167,15 +176,13 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
     )
 
 
-def _behind(packed: PackedModel, stack: PackedStack, index: int) -> tuple[Unit, Matrix] | None:
+def _behind(packed: PackedModel, stack: PackedStack, index: int) -> Matrix | None:
     """What is read behind a block: the next one, the head, or what a decoder makes of its source."""
     if index + 1 < len(stack.blocks):
-        block = stack.blocks[index + 1]
-        return block.unit, block.products["qkv"]
+        return stack.blocks[index + 1].products["qkv"]
     if stack is not packed.stacks[-1]:
-        block = packed.blocks[0]
-        return (block.unit, block.key_value) if block.key_value else None
-    return (packed.head.unit, packed.head.matrices[0]) if packed.head and packed.head.matrices else None
+        return packed.blocks[0].key_value
+    return packed.head.matrices[0] if packed.head and packed.head.matrices else None
 
 
 def shard_text(name: str, shard: Shard) -> str:
@@ -184,22 +191,21 @@ def shard_text(name: str, shard: Shard) -> str:
     return _trimmed(template.render(name=name, note=NOTE, shard=shard, panel=PANEL))
 
 
-def _nexts(name: str, matrices: list[tuple[Unit, Matrix]]) -> dict[str, str]:
+def _nexts(name: str, packed: PackedModel, matrices: list[Matrix]) -> dict[str, str]:
     """For each matrix but the last, where a worker will go on reading in the one behind it."""
-    return {matrix.name: _own_part(name, *behind) for (_, matrix), behind in pairwise(matrices)}
+    return {matrix.name: _own_part(name, packed, behind) for matrix, behind in pairwise(matrices)}
 
 
-def _own_part(name: str, unit: Unit, matrix: Matrix) -> str:
-    weights = matrix.arrays[0] if matrix.arrays else None
+def _own_part(name: str, packed: PackedModel, matrix: Matrix) -> str:
+    place = packed.places.get(id(matrix.arrays[0])) if matrix.arrays else None
+    if place is None:
+        return "nullptr"  # its weights are code, or literals
+    blob, offset = place
     count = round_up(matrix.rows) // PANEL
     panels = count if matrix.panels is None else matrix.panels
-    for blob in unit.blobs:
-        for offset, array in blob.arrays:
-            if array is weights:
-                panel_bytes = array.nbytes // count
-                begin = f"kaoken_{name}_{blob.name} + {offset + panel_bytes * matrix.first}"
-                return f"own_part(worker, {begin}, {panels // matrix.together}, {panel_bytes * matrix.together})"
-    return "nullptr"  # its weights are code, or literals
+    panel_bytes = matrix.arrays[0].nbytes // count
+    begin = f"kaoken_{name}_{blob.name} + {offset + panel_bytes * matrix.first}"
+    return f"own_part(worker, {begin}, {panels // matrix.together}, {panel_bytes * matrix.together})"
 
 
 def _head_text(name: str, packed: PackedModel, packed_head: PackedHead) -> str:
@@ -218,7 +224,7 @@ def _head_text(name: str, packed: PackedModel, packed_head: PackedHead) -> str:
         unit=unit,
         head=head,
         table=packed_head.table,
-        nexts=_nexts(name, [(unit, each) for each in packed_head.matrices]),
+        nexts=_nexts(name, packed, list(packed_head.matrices)),
         norm=_norm_of(stack),
         width=stack.stack.width,
         depth=_head_widths(packed.graph)[-1],

@@ -24,14 +24,8 @@ from .weights import Weights
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
 __path__ += [str(path) for path in EXTRA]
 
-_PARTS = (
-    "distance",
-    "fields",
-    "heads",
-    "post_norm",
-    "rotary",
-    "weights",
-)  # modules of this package that are no families
+# Modules of this package that are no families.
+_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "weights")
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:

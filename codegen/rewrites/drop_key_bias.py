@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Attention, Graph, Sublayer
+from ..graph import Attention, Graph, Mlp
 
 
 def drop_key_bias(graph: Graph) -> Graph:
     """No key without rotary has a bias."""
-    return graph.map(_drop)
+    return graph.map_bodies(_drop)
 
 
-def _drop(sublayer: Sublayer) -> Sublayer:
-    body = sublayer.body
+def _drop(body: Attention | Mlp) -> Attention | Mlp:
     if not isinstance(body, Attention) or body.rotary is not None:
-        return sublayer
-    return replace(sublayer, body=replace(body, key=replace(body.key, bias=None)))
+        return body
+    return replace(body, key=replace(body.key, bias=None))

@@ -16,7 +16,7 @@ from ..graph import Attention, Graph, Layer, Linear, Mlp, Norm, Stack, Sublayer,
 
 def fill_biases(graph: Graph) -> Graph:
     """Every linear and every norm has the bias that kernels add."""
-    filled = graph.map(_fill).map_stacks(_fill_embeddings)
+    filled = graph.map_bodies(_fill).map(_fill_norm).map_stacks(_fill_embeddings)
     if filled.head is not None:
         filled = replace(filled, head=replace(filled.head, layers=tuple(map(_fill_layer, filled.head.layers))))
     if filled.encoder is None:
@@ -24,15 +24,18 @@ def fill_biases(graph: Graph) -> Graph:
     return replace(filled, encoder=replace(filled.encoder, norm=_filled(filled.encoder.norm, filled.encoder.width)))
 
 
-def _fill(sublayer: Sublayer) -> Sublayer:
-    body = sublayer.body
-    if sublayer.replaces:
-        sublayer = replace(sublayer, before=_filled(sublayer.before, _width(body)))
+def _fill(body: Attention | Mlp) -> Attention | Mlp:
     if isinstance(body, Attention):
         key = body.key if body.rotary is None else _with_bias(body.key)
-        return replace(sublayer, body=replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out)))
+        return replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out))
     gate = None if body.gate is None else _with_bias(body.gate)
-    return replace(sublayer, body=replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate))
+    return replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate)
+
+
+def _fill_norm(sublayer: Sublayer) -> Sublayer:
+    if not sublayer.replaces:
+        return sublayer
+    return replace(sublayer, before=_filled(sublayer.before, _width(sublayer.body)))
 
 
 def _fill_embeddings(stack: Stack) -> Stack:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Attention, Graph, Linear, Sublayer
+from ..graph import Attention, Graph, Linear, Mlp
 
 
 def fold_attention_scale(graph: Graph) -> Graph:
     """Every attention's scale is 1."""
-    return graph.map(_fold)
+    return graph.map_bodies(_fold)
 
 
-def _fold(sublayer: Sublayer) -> Sublayer:
-    body = sublayer.body
+def _fold(body: Attention | Mlp) -> Attention | Mlp:
     if not isinstance(body, Attention):
-        return sublayer
+        return body
     scale, bias = body.scale, body.query.bias
     query = Linear(
         body.query.weight.map(lambda rows: rows * scale),
         bias.map(lambda rows: rows * scale) if bias is not None else None,
     )
-    return replace(sublayer, body=replace(body, query=query, scale=1.0))
+    return replace(body, query=query, scale=1.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import UnsupportedModelError
-from ..graph import Block, Graph, Norm, Stack
+from ..graph import Block, Graph, Norm, Stack, Sublayer
 
 
 def move_post_norms(graph: Graph) -> Graph:
@@ -20,19 +20,28 @@ def move_post_norms(graph: Graph) -> Graph:
 
 def _move(stack: Stack) -> Stack:
     moving: Norm | None = None
+    moved: dict[tuple[int, int], Sublayer] = {}  # sublayers that are one and follow the same norm stay one
     blocks = []
     for block in stack.blocks:
         sublayers = []
         for sublayer in block.sublayers:
-            if moving is not None:
-                _require_free(sublayer.before)
-                sublayer = replace(sublayer, before=moving, replaces=True)
+            key = id(sublayer), id(moving)
+            if key not in moved:
+                moved[key] = _behind(moving, sublayer)
+            sublayers.append(moved[key])
             moving = sublayer.after
-            sublayers.append(replace(sublayer, after=None))
         blocks.append(Block(tuple(sublayers)))
     if moving is not None:
         _require_free(stack.norm)
     return replace(stack, blocks=tuple(blocks), norm=stack.norm if moving is None else moving)
+
+
+def _behind(moving: Norm | None, sublayer: Sublayer) -> Sublayer:
+    """The sublayer without the norm behind it, and with the one that stood behind the sublayer before."""
+    if moving is None:
+        return replace(sublayer, after=None)
+    _require_free(sublayer.before)
+    return replace(sublayer, before=moving, replaces=True, after=None)
 
 
 def _require_free(norm: Norm | None) -> None:

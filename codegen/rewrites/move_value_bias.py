@@ -9,18 +9,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph import Array, Attention, Graph, Sublayer, Tensor, matvec, merge_sources
+from ..graph import Array, Attention, Graph, Mlp, Tensor, matvec, merge_sources
 
 
 def move_value_bias(graph: Graph) -> Graph:
     """No value has a bias."""
-    return graph.map(_move)
+    return graph.map_bodies(_move)
 
 
-def _move(sublayer: Sublayer) -> Sublayer:
-    body = sublayer.body
+def _move(body: Attention | Mlp) -> Attention | Mlp:
     if not isinstance(body, Attention) or body.value.bias is None:
-        return sublayer
+        return body
     value_bias, out, shared = body.value.bias, body.out, body.heads // body.kv_heads
 
     def moved(start: int, stop: int) -> Array:
@@ -30,4 +29,4 @@ def _move(sublayer: Sublayer) -> Sublayer:
 
     sources = merge_sources(*(tensor for tensor in (out.bias, out.weight, value_bias) if tensor is not None))
     bias = Tensor((out.weight.shape[0],), sources, moved)
-    return replace(sublayer, body=replace(body, value=replace(body.value, bias=None), out=replace(out, bias=bias)))
+    return replace(body, value=replace(body.value, bias=None), out=replace(out, bias=bias))

@@ -11,26 +11,24 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Array, Attention, Graph, Linear, Sublayer, Tensor
+from ..graph import Array, Attention, Graph, Linear, Mlp, Tensor
 
 
 def pad_heads(graph: Graph) -> Graph:
     """The dims of every attention are its padded_dims."""
-    return graph.map(_pad)
+    return graph.map_bodies(_pad)
 
 
-def _pad(sublayer: Sublayer) -> Sublayer:
-    body = sublayer.body
+def _pad(body: Attention | Mlp) -> Attention | Mlp:
     if not isinstance(body, Attention) or body.dims == body.padded_dims:
-        return sublayer
-    padded = replace(
+        return body
+    return replace(
         body,
         query=_pad_outputs(body, body.query),
         key=_pad_outputs(body, body.key),
         value=_pad_outputs(body, body.value),
         out=replace(body.out, weight=_pad_inputs(body, body.out.weight)),
     )
-    return replace(sublayer, body=padded)
 
 
 def _places(attention: Attention) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@
   using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN("DistanceBias" if body.distance_bias else "NoBias"), Sees::GEN(sees[body.sees])>;
 //% endmacro
 // GEN(note)
-// From: GEN([unit] | sources)
+// From: GEN(units | sources)
 
 #include "model.h"
 
@@ -54,7 +54,9 @@ void GEN(unit.name)(Pass &pass, const Worker &worker) {
 //% if packed_block.tables
 GEN(arrays(tables))
 //% endif
-GEN(arrays(pass_arrays))
+//% for each in pass_units
+GEN(arrays(each))
+//% endfor
 //% for matrix in packed_block.matrices
 //% if matrix.shards
   static constexpr Strip GEN(matrix.name)_strips[] = {
@@ -96,7 +98,9 @@ GEN(scheme(each, "SourceLayout") | trim("\n"))
 };
 
 void GEN(unit.name)_source(Pass &pass, const Worker &worker) {
-GEN(arrays(source_arrays))
+//% for each in source_units
+GEN(arrays(each))
+//% endfor
   extend_source<struct GEN(unit.name)_source>(
       pass, worker, GEN(cache_before.cross), {GEN(each.key_value | value), nullptr, GEN(nexts.key_value | default("nullptr"))});
 }

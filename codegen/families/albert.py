@@ -1,0 +1,63 @@
+"""ALBERT (Lan et al., arXiv:1909.11942), as transformers' AlbertModel computes it; defaults are those of its
+AlbertConfig.
+
+Layers share their weights: each runs the blocks of its group, and layers that follow each other are of one group. A
+projection stands behind the norm of the embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from ..graph import Graph
+from . import post_norm
+from .fields import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
+from .weights import Weights
+
+TITLE = "an ALBERT"
+ARCHITECTURES = ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining")
+ALIASES: dict[str, str] = {}
+OFF = post_norm.OFF
+HARMLESS = post_norm.HARMLESS | names(
+    "classifier_dropout_prob",
+    "down_scale_factor gap_size layers_to_keep net_structure_type num_memory_blocks",  # which transformers never read
+)
+PREFIX = "albert."
+
+# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
+IGNORED = re.compile(r"(predictions|sop_classifier|pooler)\..*|embeddings\.position_ids", re.DOTALL)
+
+NAMES = post_norm.Names(
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.dense",
+    "attention.LayerNorm",
+    "ffn",
+    "ffn_output",
+    "full_layer_layer_norm",
+)
+
+
+def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
+    """The graph of a config; special tokens stand in `tokens`."""
+    vocabulary = fields.integer("vocab_size", 30000, MAX_VOCABULARY)
+    shape = post_norm.read_shape(fields, width=4096, heads=64, inner=16384, activation="gelu_new")
+    fields.choice("position_embedding_type", "absolute", {"absolute": None})
+    width = fields.integer("embedding_size", 128, MAX_WIDTH)
+    embeddings = post_norm.read_embeddings(fields, weights, vocabulary, width, shape.epsilon)
+    projection = weights.linear("encoder.embedding_hidden_mapping_in", shape.width, width)
+    layers = fields.integer("num_hidden_layers", 12, MAX_LAYERS)
+    groups = fields.integer("num_hidden_groups", 1, MAX_LAYERS)
+    inner = fields.integer("inner_group_num", 1, MAX_LAYERS // max(layers, groups))
+    blocks = [
+        [
+            post_norm.read_block(weights, f"encoder.albert_layer_groups.{group}.albert_layers.{index}", NAMES, shape)
+            for index in range(inner)
+        ]
+        for group in range(groups)
+    ]
+    run = (block for layer in range(layers) for block in blocks[int(layer / (layers / groups))])
+    special = tokens.special_tokens(vocabulary, eos=3, bos=2, pad=0)
+    return Graph(encoder=post_norm.stack(replace(embeddings, projection=projection), run), special=special)
