@@ -121,6 +121,9 @@ class Attention:
     A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
     ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
     fewer of those.
+
+    With a window of `w` positions it sees no more of the past than the last w, itself among them (Mistral,
+    arXiv:2310.06825), and of its whole sequence those at a distance of at most w // 2 (Longformer, arXiv:2004.05150).
     """
 
     heads: int
@@ -134,6 +137,14 @@ class Attention:
     rotary: Rotary | None = None
     sees: str = "past"  # or "all" or "source"
     distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
+    window: int | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """The largest distance at which a position sees another; None: any."""
+        if self.window is None:
+            return None
+        return self.window - 1 if self.sees == "past" else self.window // 2
 
     @property
     def width(self) -> int:
@@ -436,9 +447,11 @@ def _verify_stack(stack: Stack, source: int | None) -> None:
 def _verify_attention(body: Attention, width: int, source: int | None, limit: int) -> None:
     if body.sees not in ("past", "all", "source"):
         raise AssertionError(f"attention sees {body.sees!r}, which is nothing that the graph knows")
+    if body.window is not None and body.window < 1:
+        raise AssertionError(f"attention has a window of {body.window} positions, in which it does not see itself")
     inputs = width
     if body.sees == "source":
-        if source is None or body.rotary is not None or body.distance_bias is not None:
+        if source is None or (body.rotary, body.distance_bias, body.window) != (None, None, None):
             raise AssertionError("attention to a source needs an encoder, and knows no distances from it")
         inputs = source
     shared = body.kv_heads * body.dims

@@ -112,6 +112,8 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
         scores = scores + op.distance_bias.load()[:, distances + limit]
     if op.sees == "past":
         scores[:, distances > 0] = -np.inf
+    if op.reach is not None:
+        scores[:, np.abs(distances) > op.reach] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))

@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -260,23 +261,38 @@ def attend_ragged(
     library: ctypes.CDLL,
     kind: str,
     dtype: str,
-    lengths: tuple[int, ...] = LENGTHS,
-    split: int | None = None,
+    lengths: tuple[int, ...] | None = None,
+    splits: tuple[int, ...] = (),
     garbage: Garbage = 0xFF,
     side: Side = "end",
+    broken: tuple[int, int] | None = None,
 ) -> Values:
-    """The result [rows][heads][padded] of sequences one behind another; with a split, of so many positions first."""
-    qkv = np.split(ragged_inputs(3, sum(lengths)), np.cumsum(lengths)[:-1])
+    """The result [rows][heads][padded] of sequences one behind another, in parts that the splits cut; with NaN in a row
+    and its `broken` part. Rows that see what is to come are split behind a call with all of them."""
+    lengths = lengths_of(kind) if lengths is None else lengths
+    inputs = ragged_inputs(3, sum(lengths))
+    if broken is not None:
+        inputs[(*broken, 1, 3)] = np.nan
+    qkv = np.split(inputs, np.cumsum(lengths)[:-1])
     pages, count = ragged_pages(lengths, side)
     cache, table = ragged_cache(library, dtype, count, garbage, side), guarded(make_table()[1], side)
+    past = kind.startswith("past")
+    calls = [*pairwise((0, *splits, max(lengths)))]
+    whole = [] if past or not splits else [(0, max(lengths))]
     results: list[list[Values]] = [[] for _ in lengths]
-    for begin, end in [(0, None)] if split is None else [(0, split), (split, None)]:
+    for begin, end in [*whole, *calls]:
         chosen = [index for index, part in enumerate(qkv) if len(part[begin:end])]
         parts = [qkv[index][begin:end] for index in chosen]
         rows = np.cumsum([0, *map(len, parts)])
         sequences = (Sequence * len(chosen))(
             *(
-                Sequence(rows[i], len(part), begin, begin + len(part), pages[index].ctypes.data)
+                Sequence(
+                    rows[i],
+                    len(part),
+                    begin,
+                    begin + len(part) if past else lengths[index],
+                    pages[index].ctypes.data,
+                )
                 for i, (index, part) in enumerate(zip(chosen, parts, strict=True))
             )
         )
@@ -291,39 +307,81 @@ def attend_ragged(
         )
         for index, found in zip(chosen, np.split(out, rows[1:-1]), strict=True):
             results[index].append(found)
-    return np.concatenate([part for each in results for part in each])
+    return np.concatenate([part for each in results for part in each[len(whole) :]])
 
 
 KINDS = ("all", "all_biased", "past_biased")
 
+# Kinds with a window, and how far their rows see: below and above a page, on and off the bounds of panels and of groups
+# of rows.
+WINDOWS = {
+    "all_within_0": 0,
+    "all_within_64": 64,
+    "all_within_75_biased": 75,
+    "past_within_5_biased": 5,
+    "past_within_63": 63,
+    "past_within_130": 130,
+}
+WINDOW_LENGTHS = (1, 9, 65, 301)
+
+kinds = pytest.mark.parametrize("kind", [*KINDS, *WINDOWS])
+windows = pytest.mark.parametrize("kind", WINDOWS)
+
+
+def lengths_of(kind: str) -> tuple[int, ...]:
+    return WINDOW_LENGTHS if kind in WINDOWS else LENGTHS
+
+
+def visible_of(kind: str, length: int) -> NDArray[np.bool_]:
+    """Which keys each query of a sequence sees, [queries][keys]."""
+    distances = np.arange(length)[None] - np.arange(length)[:, None]
+    seen = np.abs(distances) <= WINDOWS.get(kind, length)
+    return seen & (distances <= 0) if kind.startswith("past") else seen
+
 
 @caches
-@pytest.mark.parametrize("kind", KINDS)
+@kinds
 def test_attention_of_ragged_sequences(library: ctypes.CDLL, dtype: str, kind: str) -> None:
     bias, _ = make_table()
     out, at = attend_ragged(library, kind, dtype), 0
-    for length in LENGTHS:
+    for length in lengths_of(kind):
         query, keys, values = (heads_first(ragged_inputs(3, at + length)[at:, part]) for part in range(3))
         distances = np.arange(length)[None] - np.arange(length)[:, None]
-        visible = distances <= 0 if kind.startswith("past") else np.ones((length, length), bool)
-        added = bias[:, distances + LIMIT].astype(np.float64) if kind.endswith("biased") else 0.0
-        exact, bound = exact_rows(query, keys, values, visible, dtype, added)
+        added = bias[:, np.clip(distances + LIMIT, 0, 2 * LIMIT - 1)] if kind.endswith("biased") else np.zeros(1)
+        exact, bound = exact_rows(query, keys, values, visible_of(kind, length), dtype, added.astype(np.float64))
         assert (np.abs(heads_first(out[at : at + length]) - exact) <= bound).all(), f"of length {length}"
         at += length
 
 
 @caches
-@pytest.mark.parametrize("kind", KINDS)
+@kinds
 def test_company_and_what_lay_in_memory_change_no_bit(library: ctypes.CDLL, dtype: str, kind: str) -> None:
+    lengths = lengths_of(kind)
     whole = attend_ragged(library, kind, dtype)
     for garbage in (0x00, 0x7F):
         assert attend_ragged(library, kind, dtype, garbage=garbage, side="begin").tobytes() == whole.tobytes()
-    for count in range(1, len(LENGTHS)):
-        fewer = attend_ragged(library, kind, dtype, LENGTHS[:count])
-        assert fewer.tobytes() == whole[: sum(LENGTHS[:count])].tobytes()
-    if kind.startswith("past"):
-        for split in (1, 6, 63, 64, 65):
-            assert attend_ragged(library, kind, dtype, split=split).tobytes() == whole.tobytes()
+    for count in range(1, len(lengths)):
+        fewer = attend_ragged(library, kind, dtype, lengths[:count])
+        assert fewer.tobytes() == whole[: sum(lengths[:count])].tobytes()
+    if kind.startswith("past") or kind in WINDOWS:
+        for splits in ((1,), (6,), (63,), (64,), (65,), tuple(range(1, 125))):
+            assert attend_ragged(library, kind, dtype, splits=splits).tobytes() == whole.tobytes()
+
+
+@caches
+@windows
+@pytest.mark.parametrize("part", [1, 2])  # keys, values
+def test_what_is_broken_breaks_no_row_whose_window_does_not_reach_it(
+    library: ctypes.CDLL, part: int, dtype: str, kind: str
+) -> None:
+    expected, before = attend_ragged(library, kind, dtype), sum(WINDOW_LENGTHS[:-1])
+    for position in (0, 64, 167, 255, 300):
+        out = attend_ragged(library, kind, dtype, broken=(before + position, part))
+        breaks = np.zeros(len(out), bool)
+        breaks[before:] = visible_of(kind, WINDOW_LENGTHS[-1])[:, position]
+        assert np.isnan(out[breaks][:, 1, 3]).all()
+        assert not np.isnan(out[~breaks]).any()
+        assert out[~breaks].tobytes() == expected[~breaks].tobytes()
 
 
 def attend_sources(

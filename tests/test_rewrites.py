@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from kaoken.codegen.graph import (
     verify,
 )
 
-from evaluator import evaluate
+from evaluator import attention, evaluate
 
 WIDTH, SOURCE, VOCABULARY, LIMIT = 12, 20, 31, 70
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6
@@ -142,6 +143,16 @@ def encoder_decoder(biases: bool = True, post: bool = False) -> Graph:
     )
 
 
+def windowed(graph: Graph, *windows: int) -> Graph:
+    """With a window in the attention to itself of each block of its last stack, in turns."""
+    blocks = []
+    for block, window in zip(graph.blocks, cycle(windows), strict=False):
+        first, *others = block.sublayers
+        assert isinstance(first.body, Attention)
+        blocks.append(Block((replace(first, body=replace(first.body, window=window)), *others)))
+    return graph.map_stacks(lambda stack: replace(stack, blocks=tuple(blocks)) if stack is graph.stack else stack)
+
+
 GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder": decoder,
     "tied decoder": lambda: decoder(tied=True),
@@ -152,6 +163,9 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "encoder without biases": lambda: encoder(biases=False),
     "encoder with a projection": projected_encoder,
     "encoder with a projection without biases": lambda: projected_encoder(biases=False),
+    "decoder with windows": lambda: windowed(decoder(rotary=Rotary((1.0, 0.3, 0.01))), 1, 40),
+    "encoder with windows": lambda: windowed(encoder(), 9, 1),
+    "encoder-decoder with windows": lambda: windowed(encoder_decoder(), 5, 30),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
@@ -199,6 +213,23 @@ def test_what_a_graph_says_of_itself() -> None:
     assert block.cross is not None
     assert block.cross.sees == "source"
     assert single.blocks[0].cross is None
+
+
+def test_what_a_window_shows() -> None:
+    """The last positions of the past, and as many on either side of all: those of a row far from both ends."""
+    rows, middle = np.arange(67), 33
+    for graph, window, seen in (
+        (decoder(), 4, range(30, 34)),
+        (encoder(), 4, range(31, 36)),
+        (encoder(), 5, range(31, 36)),
+    ):
+        first = windowed(graph, window).blocks[0].attention
+        x = np.random.default_rng(5).uniform(-1, 1, (67, WIDTH))
+        whole = attention(first, x, None, LIMIT)[middle]
+        for row in rows:
+            changed = x.copy()
+            changed[row] += 1
+            assert (attention(first, changed, None, LIMIT)[middle] != whole).any() == (row in seen)
 
 
 def test_post_norms_move_to_the_next_sublayer() -> None:
@@ -285,6 +316,8 @@ UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
     "a source without an encoder": (lambda: replace(encoder_decoder(), encoder=None), "needs an encoder"),
     "an encoder that sees a source": (lambda: attentions(encoder(), sees="source"), "needs an encoder"),
     "rotary under a source": (lambda: attentions(encoder_decoder(), rotary=Rotary((1.0,))), "needs an encoder"),
+    "a window on a source": (lambda: attentions(encoder_decoder(), window=4, distance_bias=None), "needs an encoder"),
+    "a window of nothing": (lambda: windowed(decoder(), 0), "a window of 0 positions"),
     "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
     "a bias of other distances": (lambda: attentions(decoder(), distance_bias=Maker().tensor(HEADS, LIMIT)), "shape"),
     "a bias of other heads": (lambda: attentions(decoder(), distance_bias=Maker().tensor(3, 2 * LIMIT)), "shape"),

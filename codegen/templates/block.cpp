@@ -13,7 +13,7 @@
 //% endmacro
 //% macro scheme(each, layout)
 //% set body = each.sublayer.body
-  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN("DistanceBias" if body.distance_bias else "NoBias"), Sees::GEN(sees[body.sees])>;
+  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN("DistanceBias" if body.distance_bias else "NoBias"), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
 //% endmacro
 // GEN(note)
 // From: GEN(units | sources)

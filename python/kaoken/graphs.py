@@ -490,6 +490,8 @@ def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], 
         heads += f", {body.kv_heads} of keys and values"
     if body.rotary is not None:
         heads += ", rotary"
+    if body.window is not None:
+        heads += f", a window of {body.window}"
     if body.distance_bias is not None:
         heads += f", {_distances(part)[id(body.distance_bias)][0]}"
     return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{part.length}, {body.width}]", heads)

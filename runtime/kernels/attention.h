@@ -2,8 +2,8 @@
 // FlashAttention, Dao et al., arXiv:2205.14135).
 //
 // Keys and values are rounded to the cache's type (cache.h) before anything attends to them. The cache's pages are
-// merged in order, and each row stops where its sight ends. So a row's arithmetic is the same in prefill and in decode,
-// in any batch, on any thread.
+// merged in order, and each row begins and stops where its own sight does. So a row's arithmetic is the same in prefill
+// and in decode, in any batch, on any thread.
 //
 // What follows is made for a Scheme, which blocks that attend alike share: their code is in a library once.
 #pragma once
@@ -53,13 +53,19 @@ struct SourceLayout : Layout<Heads, KvHeads, Dim> {
   static constexpr int64_t kKeys = 0, kValues = KvHeads * Dim, kStride = 2 * kValues;
 };
 
-template <class Layout_, class Cache_, class Rotary_, class Bias_, Sees sees>
+constexpr int64_t kUnlimited = -1;
+
+// With a window, which is a Reach, a row sees no position that is farther than that from its own.
+template <class Layout_, class Cache_, class Rotary_, class Bias_, Sees sees, int64_t Reach = kUnlimited>
 struct Scheme {
   using Layout = Layout_;
   using Cache = Cache_;
   using Rotary = Rotary_;
   using Bias = Bias_;
   static constexpr Sees kSees = sees;
+  static constexpr int64_t kReach = Reach;
+  static constexpr bool kWindow = Reach != kUnlimited;
+  static_assert(!kWindow || (Reach >= 0 && sees != Sees::kSource));
 };
 
 // The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and under
@@ -248,6 +254,142 @@ KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query,
   }
 }
 
+// Windows. The functions above do without them, as what they would do with the limits that are not there changes the
+// code that g++ makes of them.
+
+// The positions of a page that consecutive rows see: row i those of [begin + i, end + i) that lie in the page and in
+// the sequence, all of them counted from the page's first one. That may be none.
+struct Sight {
+  int64_t begin, end, length;
+
+  KAOKEN_MEMBER int64_t from(int64_t row) const { return in_page(begin + row); }
+  KAOKEN_MEMBER int64_t to(int64_t row) const { return in_page(end + row < length ? end + row : length); }
+  KAOKEN_MEMBER bool empty(int64_t row) const { return from(row) >= to(row); }
+
+ private:
+  KAOKEN_INLINE int64_t in_page(int64_t position) { return position < 0 ? 0 : position < kPage ? position : kPage; }
+};
+
+// scores_of() of the vectors in `seen`, where the positions in front of `from` do not count either.
+template <class Scheme, class Page>
+KAOKEN_INLINE float scores_within(const typename Scheme::Cache::Step::Element *sums, float scale, const Page &page,
+                                  const float *bias, Share seen, int64_t from, int64_t to, float largest,
+                                  float *scores) {
+  const Vec nothing = broadcast(-__builtin_inff());
+  Vec most = broadcast(largest);
+  for (int64_t i = 0; i < seen.begin * kLanes; i += kLanes) store(scores + i, nothing);
+  for (int64_t i = seen.begin * kLanes; i < seen.end * kLanes; i += kLanes) {
+    Vec score = Scheme::Cache::score(sums + i, scale, page, i);
+    if constexpr (!Scheme::Bias::kNone) score = add(score, load(bias + i));
+    const Vec masked = select_first(from - i, nothing, select_first(to - i, score, nothing));
+    most = max(most, masked);
+    store(scores + i, masked);
+  }
+  return reduce_max(most);
+}
+
+// gather_rest() from any position on: a step that begins in front of `from` takes nothing of what lies there.
+template <class Step, int64_t Dim>
+KAOKEN_INLINE void gather(const typename Step::Input *p, const typename Step::Weight *values, int64_t stride,
+                          int64_t from, int64_t to, typename Step::Element *sums) {
+  if (from >= to) return;
+  if constexpr (Step::kStep == 2) {
+    const int64_t first = from - 1;
+    for (int64_t d = 0; d < Dim && from % 2; d += kLanes) {
+      const auto weights = second_of(Step::weights(values + d / kLanes * stride + first * kLanes));
+      store(sums + d, Step::multiply(Step::spread(p + first), weights, load(sums + d)));
+    }
+    from += from % 2;
+  }
+  gather_rest<Step, Dim>(p, values, stride, from, to, sums);
+}
+
+// attend_page() with a window, in which one row at least sees some of the page. Rows that see nothing of it stay as
+// they are: a maximum of -infinity less itself would be NaN. `out` begins with zeros.
+template <class Scheme, int Rows>
+KAOKEN_INLINE void attend_window(const typename Scheme::Cache::Step::Input *query, const float *query_scales,
+                                 float *out, int64_t out_stride,
+                                 const HeadPage<typename Scheme::Cache, Scheme::Layout::kDim> &page, const float *bias,
+                                 const Sight &sight, Softmax<Rows> &state) {
+  using Type = typename Scheme::Cache;
+  using Step = typename Type::Step;
+  constexpr int planes = Type::kPlanes;
+  constexpr int64_t dim = Scheme::Layout::kDim, step = Step::kStep;
+  alignas(kAlignment) typename Step::Element products[Rows * kPage];
+  alignas(kAlignment) float p[Rows * kPage];
+  alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kPage];
+  alignas(kAlignment) typename Step::Element sums[Rows * planes * dim];
+  const Share seen = {sight.from(0) / kLanes, (sight.to(Rows - 1) + kLanes - 1) / kLanes};  // panels
+  product<Step, Rows>(query, dim, page.keys + seen.begin * kLanes * dim, dim * kLanes, dim / step,
+                      products + seen.begin * kLanes, kPage, seen.end - seen.begin);
+
+  const Vec before = load(state.largest);
+  for (int row = 0; row < Rows; ++row) {
+    if (sight.empty(row)) continue;
+    state.largest[row] = scores_within<Scheme>(products + row * kPage, query_scales[row], page,
+                                               Scheme::Bias::kNone ? nullptr : bias - row, seen, sight.from(row),
+                                               sight.to(row), state.largest[row], p + row * kPage);
+  }
+  alignas(kAlignment) float shrink[kLanes];
+  store(shrink, exp2(sub(before, load(state.largest))));
+  for (int row = 0; row < Rows; ++row) {
+    const bool empty = sight.empty(row);
+    const Vec sum = exponentials(p + row * kPage, empty ? 0 : seen.end, state.largest[row]);
+    if (empty) continue;
+    state.total[row] = fma(state.total[row], broadcast(shrink[row]), sum);
+  }
+  float scales[Rows];
+  for (int row = 0; row < Rows; ++row) {
+    scales[row] = Type::probabilities(p + row * kPage, page, probabilities + row * planes * kPage);
+  }
+
+  // A float's sum takes in what its row sees alone, in order: what only some see, a row at a time, and what all see
+  // between the two together. An exact one takes in what any row sees, as masked probabilities are zeros.
+  constexpr int64_t stride = kPage * kLanes;
+  const int64_t from = Type::kExact ? sight.from(0) / step * step : round_up(sight.from(Rows - 1), step);
+  const int64_t end = Type::kExact ? round_up(sight.to(Rows - 1), step) : sight.to(0) / step * step;
+  const int64_t to = end < from ? from : end;
+  for (int row = 0; row < Rows && !Type::kExact; ++row) {
+    for (int64_t d = 0; d < dim; d += kLanes) store(sums + row * dim + d, Step::zero());
+    const int64_t front = sight.to(row) < from ? sight.to(row) : from;
+    gather<Step, dim>(probabilities + row * kPage, page.values(), stride, sight.from(row), front, sums + row * dim);
+  }
+  product<Step, Rows * planes>(probabilities + from, kPage, page.values() + from * kLanes, stride, (to - from) / step,
+                               sums, dim, dim / kLanes, !Type::kExact);
+  for (int row = 0; row < Rows; ++row) {
+    if (sight.empty(row)) continue;
+    if (!Type::kExact && to < sight.to(row)) {
+      gather_rest<Step, dim>(probabilities + row * kPage, page.values(), stride, to, sight.to(row), sums + row * dim);
+    }
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      float *merged = out + row * out_stride + d;
+      const Vec sum = Type::template value<dim>(sums + row * planes * dim + d, scales[row]);
+      store(merged, fma(load(merged), broadcast(shrink[row]), sum));
+    }
+  }
+}
+
+// Merges the pages of the windows of Rows consecutive rows, the first at `position`, into `out`.
+template <class Scheme, int Rows, class Cache>
+KAOKEN_INLINE void attend_windows(const typename Scheme::Cache::Step::Input *query, const float *query_scales,
+                                  float *out, int64_t out_stride, const Cache &cache, const Sequence &sequence,
+                                  int64_t head, int64_t position, const typename Scheme::Bias &bias,
+                                  Softmax<Rows> &state) {
+  constexpr int64_t reach = Scheme::kReach, in_front = Scheme::kSees == Sees::kPast ? 0 : reach;
+  constexpr int64_t dim = Scheme::Layout::kDim;
+  for (int row = 0; row < Rows; ++row) {
+    for (int64_t d = 0; d < dim; d += kLanes) store(out + row * out_stride + d, broadcast(0.0f));
+  }
+  const int64_t last = position + Rows + in_front, end = last < sequence.length ? last : sequence.length;
+  const int64_t first = position > reach ? position - reach : 0, group = head / Scheme::Layout::kShared;
+  for (int64_t begin = first / kPage * kPage; begin < end; begin += kPage) {
+    if (Rows == 1 && end - begin > kPage) cache.prefetch(sequence.pages, group, begin + kPage);
+    const Sight sight = {position - reach - begin, position + 1 + in_front - begin, sequence.length - begin};
+    attend_window<Scheme, Rows>(query, query_scales, out, out_stride, cache.page(sequence.pages, group, begin),
+                                bias.row(head, position - begin), sight, state);
+  }
+}
+
 // How many positions the row at `position` sees, and the pages where they lie.
 template <class Scheme>
 KAOKEN_INLINE int64_t seen_from(const Sequence &sequence, int64_t position) {
@@ -259,7 +401,7 @@ KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
   return Scheme::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
 }
 
-// Attends Rows consecutive rows of one sequence and head, the first at `position`, none of which ends in another page.
+// Attends Rows consecutive rows of one sequence and head, the first at `position`, all of which lie in one page.
 template <class Scheme, int Rows, class Cache>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
                                const Cache &cache, const Sequence &sequence, int64_t head, int64_t position,
@@ -275,13 +417,17 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
     const float *given = rotary.template turn<dim>(query + row * query_stride, position + row, turned);
     scales[row] = Scheme::Cache::template query<dim>(given, queries + row * dim);
   }
-  const int32_t *pages = pages_of<Scheme>(sequence);
-  const int64_t end = seen_from<Scheme>(sequence, position), group = head / Scheme::Layout::kShared;
-  for (int64_t begin = 0; begin < end; begin += kPage) {
-    const int64_t left = end - begin;
-    if (Rows == 1 && left > kPage) cache.prefetch(pages, group, begin + kPage);
-    attend_page<Scheme, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
-                              bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
+  if constexpr (Scheme::kWindow) {
+    attend_windows<Scheme, Rows>(queries, scales, out, out_stride, cache, sequence, head, position, bias, state);
+  } else {
+    const int32_t *pages = pages_of<Scheme>(sequence);
+    const int64_t end = seen_from<Scheme>(sequence, position), group = head / Scheme::Layout::kShared;
+    for (int64_t begin = 0; begin < end; begin += kPage) {
+      const int64_t left = end - begin;
+      if (Rows == 1 && left > kPage) cache.prefetch(pages, group, begin + kPage);
+      attend_page<Scheme, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
+                                bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
+    }
   }
   for (int row = 0; row < Rows; ++row) {
     const Vec scale = broadcast(1.0f / reduce_add(state.total[row]));

@@ -78,9 +78,11 @@ struct Linear {
 };
 
 // Attention with one type of cache, at one shape.
-template <class Type, int64_t Heads, int64_t HeadDim, Sees Which = Sees::kPast, class Added = NoBias>
+template <class Type, int64_t Heads, int64_t HeadDim, Sees Which = Sees::kPast, class Added = NoBias,
+          int64_t Reach = kUnlimited>
 struct Attention {
-  using Scheme = KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, Added, Which>;
+  using Scheme =
+      KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, Added, Which, Reach>;
   static constexpr int64_t kCacheBytes = Heads * CacheOf<Scheme>::kHeadBytes;
 
   static void attend(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, void *cache, float *attended,
@@ -163,13 +165,14 @@ struct Single {
                                                        float *qkv, void *cache, float *attended) {             \
     Attention<type, heads, head_dim>::attend(batch, sequences, rows, qkv, cache, attended);                    \
   }
-// The same at one shape where rows see all of their sequence, and with a bias by distance, table [heads][stride].
-#define ATTENTION_THAT(name, type, dtype, sees, bias)                                                        \
+// The same at one shape where rows see all of their sequence, with a bias by distance, table [heads][stride], and with
+// a window.
+#define ATTENTION_THAT(name, type, dtype, sees, bias, reach)                                                 \
   EXPORT void attention_##name##_##dtype(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv, \
                                          void *cache, float *attended, const float *table, int64_t stride,   \
                                          int64_t limit) {                                                    \
-    Attention<type, 3, 12, sees, bias>::attend(batch, sequences, rows, qkv, cache, attended,                 \
-                                               make_bias<bias>(table, stride, limit));                       \
+    Attention<type, 3, 12, sees, bias, reach>::attend(batch, sequences, rows, qkv, cache, attended,          \
+                                                      make_bias<bias>(table, stride, limit));                \
   }
 // source_*: keys and values [rows][2][heads][padded] -> a cache; to_source_*: queries [rows][heads][padded] ->
 // attended.
@@ -187,13 +190,19 @@ struct Single {
     pass.attended = attended;                                                                                      \
     attention<Traits>(pass, {{0, 3}, alone}, CacheOf<Traits>(pass.source, 0), {}, {});                             \
   }
-#define KAOKEN_CACHE(type, dtype)                                     \
-  ATTENTION_THAT(all, type, dtype, Sees::kAll, NoBias)                \
-  ATTENTION_THAT(all_biased, type, dtype, Sees::kAll, DistanceBias)   \
-  ATTENTION_THAT(past_biased, type, dtype, Sees::kPast, DistanceBias) \
-  ATTENTION_TO_SOURCE(type, dtype)                                    \
-  ATTENTION(type, dtype, 1, 16)                                       \
-  ATTENTION(type, dtype, 3, 12)                                       \
+#define KAOKEN_CACHE(type, dtype)                                                 \
+  ATTENTION_THAT(all, type, dtype, Sees::kAll, NoBias, kUnlimited)                \
+  ATTENTION_THAT(all_biased, type, dtype, Sees::kAll, DistanceBias, kUnlimited)   \
+  ATTENTION_THAT(past_biased, type, dtype, Sees::kPast, DistanceBias, kUnlimited) \
+  ATTENTION_THAT(all_within_0, type, dtype, Sees::kAll, NoBias, 0)                \
+  ATTENTION_THAT(all_within_64, type, dtype, Sees::kAll, NoBias, 64)              \
+  ATTENTION_THAT(all_within_75_biased, type, dtype, Sees::kAll, DistanceBias, 75) \
+  ATTENTION_THAT(past_within_5_biased, type, dtype, Sees::kPast, DistanceBias, 5) \
+  ATTENTION_THAT(past_within_63, type, dtype, Sees::kPast, NoBias, 63)            \
+  ATTENTION_THAT(past_within_130, type, dtype, Sees::kPast, NoBias, 130)          \
+  ATTENTION_TO_SOURCE(type, dtype)                                                \
+  ATTENTION(type, dtype, 1, 16)                                                   \
+  ATTENTION(type, dtype, 3, 12)                                                   \
   ATTENTION(type, dtype, 2, 64)
 
 #include "kernels.inc"

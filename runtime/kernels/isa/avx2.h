@@ -120,7 +120,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), bytes);
 }
 
-// Two bfloat16 products a lane; first_of leaves one.
+// Two bfloat16 products a lane; first_of and second_of leave one.
 
 KAOKEN_INLINE __m256i spread_word(const void *p) {
   int32_t word;
@@ -144,6 +144,7 @@ KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
   return {{even_of(words), even_of(words)}, {odd_of(words), odd_of(words)}};
 }
 KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
+KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.

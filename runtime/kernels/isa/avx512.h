@@ -87,7 +87,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(v.v));
 }
 
-// Two bfloat16 products a lane; first_of leaves one.
+// Two bfloat16 products a lane; first_of and second_of leave one.
 
 KAOKEN_INLINE __m512i spread_word(const void *p) {
   int32_t word;
@@ -102,6 +102,9 @@ struct Pairs {
 KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
 KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return {(__m512bh)spread_word(p)}; }
 KAOKEN_INLINE Pairs first_of(Pairs w) { return {(__m512bh)_mm512_and_si512((__m512i)w.v, _mm512_set1_epi32(0xffff))}; }
+KAOKEN_INLINE Pairs second_of(Pairs w) {
+  return {(__m512bh)_mm512_and_si512((__m512i)w.v, _mm512_set1_epi32(-0x10000))};
+}
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return {_mm512_dpbf16_ps(sum.v, x.v, w.v)}; }
 #else
 struct Pairs {
@@ -114,6 +117,7 @@ KAOKEN_INLINE Pairs widen(__m512i words) {
 KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) { return widen(_mm512_loadu_si512(p)); }
 KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return widen(spread_word(p)); }
 KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
+KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 #endif
 

@@ -143,7 +143,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
   vst1q_u8(p, vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(ab), vmovn_s16(cd))));
 }
 
-// Two bfloat16 products a lane; first_of leaves one.
+// Two bfloat16 products a lane; first_of and second_of leave one.
 
 struct Pairs {
   Vec even, odd;
@@ -169,6 +169,7 @@ KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) {
   return widen(words, words, words, words);
 }
 KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
+KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.

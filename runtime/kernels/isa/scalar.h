@@ -140,7 +140,7 @@ KAOKEN_INLINE void store_bytes(uint8_t *p, Ints v) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(v.q[i / 4][i % 4]);
 }
 
-// Two bfloat16 products a lane; first_of leaves one.
+// Two bfloat16 products a lane; first_of and second_of leave one.
 
 struct Pairs {
   Vec even, odd;
@@ -165,6 +165,7 @@ KAOKEN_INLINE Pairs load_pairs(const uint16_t *p) {
 }
 KAOKEN_INLINE Pairs spread_pair(const uint16_t *p) { return widen(broadcast_int(load_word(p))); }
 KAOKEN_INLINE Pairs first_of(const Pairs &w) { return {w.even, broadcast(0.0f)}; }
+KAOKEN_INLINE Pairs second_of(const Pairs &w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(const Pairs &x, const Pairs &w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
 // Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset. Pairs of bytes are taken apart as
