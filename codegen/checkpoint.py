@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from .errors import CheckpointError
-from .tokenizer import tokenizer_json
+from .errors import CheckpointError, UnsupportedModelError
+from .tokenizer import configured, refuse_sentencepiece, tokenizer_json, wordpiece_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -37,6 +37,8 @@ VOCAB, MERGES = "vocab.json", "merges.txt"
 # What a tokenizer.json is made from where there is none; the last three may be absent.
 _TOKENIZER_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_PARTS = (VOCAB, MERGES, _TOKENIZER_CONFIG, _SPECIAL, "added_tokens.json")
+WORDPIECE = "vocab.txt"  # which takes the place of the first two
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model")  # of which none is made
 
 # Of sentence-transformers: which modules a model has, how it is used, and how its transformer reads texts.
 MODULES = "modules.json"
@@ -48,7 +50,7 @@ TRANSFORMER_CONFIGS = tuple(
 
 # All files that a checkpoint may consist of, beside the shards that an index names and the directories of modules.
 NAMES = (
-    *(CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS),
+    *(CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS, WORDPIECE, *SENTENCEPIECE),
     *(MODULES, SENTENCE_CONFIG, *TRANSFORMER_CONFIGS),
 )
 
@@ -140,7 +142,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]  # as the files name them
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
-    tokenizer: bytes | None  # tokenizer.json as found, or made of TOKENIZER_PARTS
+    tokenizer: bytes | None  # tokenizer.json as transformers would use it, or made of the older files
     tokenizer_config: dict[str, Any]  # tokenizer_config.json over special_tokens_map.json
     sentence: Sentence | None = None
 
@@ -197,8 +199,11 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     directory = root / sentence.modules[0].path if sentence else root
     config = _read_json(directory / CONFIG)[1]
     generation_json, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
-    tokenizer, parts = read_tokenizer(directory)
+    tokenizer, parts = read_tokenizer(directory, config.get("model_type"))
     special, tokenizer_config = (_read_optional_json(directory / name)[1] for name in (_SPECIAL, _TOKENIZER_CONFIG))
+    if tokenizer is not None:
+        lower = sentence is not None and sentence.modules[0].config.get("do_lower_case") is True
+        tokenizer = configured(tokenizer, tokenizer_config, lower)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
     others = dict.fromkeys((CONFIG, GENERATION_CONFIG, *parts, _TOKENIZER_CONFIG, _SPECIAL))
@@ -342,19 +347,30 @@ def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
     return _read_json(path) if os.path.lexists(path) else (None, {})
 
 
-def read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
-    """tokenizer.json, or one made of the older files, and the names of the files that may be there."""
-    present = [os.path.lexists(directory / name) for name in (VOCAB, MERGES)]
-    if os.path.lexists(directory / TOKENIZER) or not all(present):
-        return _read_optional_json(directory / TOKENIZER)[0], (TOKENIZER,)
-    vocab, config, special, added = (
-        _read_optional_json(directory / name)[1] for name in TOKENIZER_PARTS if name != MERGES
-    )
-    merges = read_small(directory / MERGES)
+def read_tokenizer(directory: Path, model_type: object = None) -> tuple[bytes | None, tuple[str, ...]]:
+    """tokenizer.json, or one made of the older files, and the names of the files that may be there.
+
+    `model_type` is config.json's, which decides where no file names the class of a tokenizer. Raises CheckpointError
+    for older files that do not fit each other, and for a SentencePiece model alone.
+    """
+    present = {name for name in (TOKENIZER, VOCAB, MERGES, WORDPIECE) if os.path.lexists(directory / name)}
+    parts = TOKENIZER_PARTS[2:]
+    if TOKENIZER in present:
+        return _read_json(directory / TOKENIZER)[0], (TOKENIZER,)
+    config, special, added = (_read_optional_json(directory / name)[1] for name in parts)
     try:
-        return tokenizer_json(vocab, merges, config, special, added), TOKENIZER_PARTS
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+        if {VOCAB, MERGES} <= present:
+            vocab, merges = _read_json(directory / VOCAB)[1], read_small(directory / MERGES)
+            return tokenizer_json(vocab, merges, config, special, added, model_type), TOKENIZER_PARTS
+        if WORDPIECE in present:
+            words = read_small(directory / WORDPIECE)
+            return wordpiece_json(words, config, special, added, model_type), (WORDPIECE, *parts)
+    except (CheckpointError, UnsupportedModelError) as error:
+        raise type(error)(f"{directory}: {error}") from error
+    for name in SENTENCEPIECE:
+        if os.path.lexists(directory / name):
+            raise refuse_sentencepiece(name, str(directory))
+    return None, ()
 
 
 # Modules of sentence-transformers

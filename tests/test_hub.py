@@ -40,6 +40,8 @@ REPOSITORY = {
     "added_tokens.json": True,
     "merges.txt": True,
     "vocab.json": True,
+    "vocab.txt": True,
+    "spiece.model": True,
     ".gitattributes": False,
     "64-8bits.tflite": False,
     "README.md": False,
