@@ -115,7 +115,7 @@ class Module:
 
 @dataclass(frozen=True, eq=False)
 class Sentence:
-    """What sentence-transformers adds to a checkpoint; `codegen/sentence.py` says what it means."""
+    """What sentence-transformers adds to a checkpoint; `codegen/families/sentence.py` says what it means."""
 
     file: Path  # modules.json
     modules: tuple[Module, ...]  # at least one

@@ -118,6 +118,29 @@ def _lowercasing(normalizer: Any) -> Any:
     return {"type": "Sequence", "normalizers": [lower, *steps]}
 
 
+# What names no longer text than any model reads; files have 1e30 where there is no limit.
+_MAX_LENGTH = 1 << 20
+
+
+def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What tokenizer_config.json says of texts beside tokenizer.json, for the model's description.
+
+    Its keys are max_length and truncation_side, and mask_token and unk_token where the tokenizer has such tokens.
+    """
+    if tokenizer is None:
+        return None
+    entries = json.loads(tokenizer).get("added_tokens")
+    added = [entry.get("content") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    found: dict[str, Any] = {}
+    for role in ("mask_token", "unk_token"):
+        known = (_BERT[role], _ROBERTA[role])
+        found[role] = _roles(config, {}, {}).get(role) or next((token for token in known if token in added), None)
+    limit: Any = config.get("model_max_length")
+    whole = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= _MAX_LENGTH
+    side = "left" if config.get("truncation_side") == "left" else "right"
+    return {"max_length": int(limit) if whole else None, "truncation_side": side, **found}
+
+
 def refuse_sentencepiece(name: str, directory: str) -> CheckpointError:
     """The error for a checkpoint whose tokenizer is a SentencePiece model alone."""
     code = f"import transformers as t; d = {directory!r}; t.AutoTokenizer.from_pretrained(d).save_pretrained(d)"

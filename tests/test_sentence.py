@@ -11,7 +11,8 @@ import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, KaokenError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
-from kaoken.codegen.sentence import Head, describe, read_head
+from kaoken.codegen.families.sentence import describe
+from kaoken.codegen.graph import Head
 from safetensors.numpy import load_file, save_file
 
 from checkpoints import write_json
@@ -30,10 +31,10 @@ DEFAULTS = {
 
 
 def head_of(directory: Path) -> Head:
-    checkpoint = open_checkpoint(directory)
-    head = read_head(checkpoint, read_graph(checkpoint))
-    assert head is not None
-    return head
+    graph = read_graph(open_checkpoint(directory))
+    assert graph.head is not None
+    assert graph.task.name == "sentence-similarity"
+    return graph.head
 
 
 def refused(directory: Path) -> KaokenError:
@@ -50,19 +51,19 @@ def refused(directory: Path) -> KaokenError:
 
 def test_pooling_and_normalize(tmp_path: Path) -> None:
     head = head_of(write(tmp_path))
-    assert (head.reads, head.layers, head.normalize) == (("mean",), (), True)
+    assert (head.pooling, head.layers, head.normalize) == (("mean",), (), True)
     assert describe(open_checkpoint(tmp_path)) == DEFAULTS
 
 
 def test_a_plain_checkpoint_has_no_modules(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bert.write(tmp_path, bert.TINY))
     assert checkpoint.sentence is None
-    assert read_head(checkpoint, read_graph(checkpoint)) is None
+    assert read_graph(checkpoint).head is None
     assert describe(checkpoint) is None
 
 
 @pytest.mark.parametrize(
-    ("fields", "reads"),
+    ("fields", "pooling"),
     [
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("first",)),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("max", "mean")),
@@ -73,9 +74,9 @@ def test_a_plain_checkpoint_has_no_modules(tmp_path: Path) -> None:
         ({}, ("mean",)),
     ],
 )
-def test_pooling_modes(fields: dict[str, Any], reads: tuple[str, ...], tmp_path: Path) -> None:
+def test_pooling_modes(fields: dict[str, Any], pooling: tuple[str, ...], tmp_path: Path) -> None:
     """In the old fields and in the new one."""
-    assert head_of(write(tmp_path, [(f"{MODELS}.Pooling", fields)])).reads == reads
+    assert head_of(write(tmp_path, [(f"{MODELS}.Pooling", fields)])).pooling == pooling
 
 
 def test_dense_layers_and_a_norm(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_the_transformer_in_a_folder_of_its_own(tmp_path: Path) -> None:
     write(tmp_path, [POOLING], subfolder="0_Transformer", transformer={"max_seq_length": 12})
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.directory == tmp_path / "0_Transformer"
-    assert head_of(tmp_path).reads == ("mean",)
+    assert head_of(tmp_path).pooling == ("mean",)
     assert describe(checkpoint) == {**DEFAULTS, "max_seq_length": 12}
 
 
@@ -163,12 +164,20 @@ def test_its_files_decide_the_library(tmp_path: Path) -> None:
 
 
 def test_a_cross_encoder_is_its_transformer(tmp_path: Path) -> None:
-    settings, task = {"model_type": "CrossEncoder"}, {"transformer_task": "sequence-classification"}
-    write(tmp_path, [], settings=settings, transformer=task)
-    checkpoint = open_checkpoint(tmp_path)
-    assert read_head(checkpoint, read_graph(checkpoint)) is None
-    write(tmp_path, [POOLING], settings=settings)
+    kind, task = {"model_type": "CrossEncoder"}, {"transformer_task": "sequence-classification"}
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    write(tmp_path, [], settings=kind, transformer=task, config=config)
+    graph = read_graph(open_checkpoint(tmp_path))
+    assert (graph.task.name, graph.task.score) == ("text-classification", "sigmoid")
+    assert describe(open_checkpoint(tmp_path)) == DEFAULTS
+    change(tmp_path, "config_sentence_transformers.json", activation_fn="torch.nn.modules.linear.Identity")
+    assert read_graph(open_checkpoint(tmp_path)).task.score == "none"
+    change(tmp_path, "config_sentence_transformers.json", activation_fn="my.Function")
+    assert "my.Function" in str(refused(tmp_path))
+    write(tmp_path, [POOLING], settings=kind, config=config)
     assert "Transformer alone" in str(refused(tmp_path))
+    write(tmp_path, [], settings=kind)
+    assert "the head of no classifier" in str(refused(tmp_path))
 
 
 def test_links_of_files_are_followed_and_links_of_folders_are_not(tmp_path: Path) -> None:
@@ -177,7 +186,7 @@ def test_links_of_files_are_followed_and_links_of_folders_are_not(tmp_path: Path
     config = model / "1_Pooling" / "config.json"
     config.rename(tmp_path / "blob")
     config.symlink_to(tmp_path / "blob")
-    assert head_of(model).reads == ("mean",)
+    assert head_of(model).pooling == ("mean",)
     (model / "1_Pooling").rename(tmp_path / "elsewhere")
     (model / "1_Pooling").symlink_to(tmp_path / "elsewhere")
     assert "leads out of the checkpoint" in str(refused(model))

@@ -19,6 +19,7 @@ from ..checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, quoted
 from ..errors import UnsupportedModelError
 from ..graph import Graph, verify
 from .fields import Fields
+from .sentence import add_modules
 from .weights import Weights
 
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
@@ -30,6 +31,7 @@ _PARTS = (
     "heads",
     "post_norm",
     "rotary",
+    "sentence",
     "weights",
 )  # modules of this package that are no families
 
@@ -52,7 +54,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     weights = Weights(checkpoint, family.PREFIX, family.IGNORED)
     graph = _read(family, checkpoint.config, path, _token_fields(checkpoint), weights)
     weights.finish(f"{family.TITLE} of {len(graph.blocks)} layers")
-    return graph, weights
+    return add_modules(graph, checkpoint), weights
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checkpoint import CONFIG, SENTENCE_CONFIG, WEIGHTS, Checkpoint, Module, Sentence, quoted
-from .errors import CheckpointError, UnsupportedModelError
-from .families.fields import MAX_POSITIONS, MAX_WIDTH, Fields, names
-from .families.weights import Weights
-from .graph import Graph, Linear, Norm
+from ..checkpoint import CONFIG, SENTENCE_CONFIG, WEIGHTS, Checkpoint, Module, Sentence, quoted
+from ..errors import CheckpointError, UnsupportedModelError
+from ..graph import Graph, Head, Layer, Task, verify
+from .fields import MAX_POSITIONS, MAX_WIDTH, Fields, names
+from .weights import Weights
 
 _OWN = re.compile(r"sentence_transformers\.(models|(base|sentence_transformer)\.modules)(\.\w+)?\.(\w+)")
 
 # The pooling modes by their name in sentence-transformers 6, and the fields that said the same before, in the order in
 # which several are concatenated.
-_READS = {
+_POOLINGS = {
     "cls": "first",
     "max": "max",
     "mean": "mean",
@@ -44,7 +44,10 @@ _ACTIVATIONS: dict[str, str | None] = {
     for name, function in {"Tanh": "tanh", "ReLU": "relu", "GELU": "gelu_erf", "SiLU": "silu"}.items()
     for package in ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation")
 }
-_ACTIVATIONS |= dict.fromkeys(("torch.nn.Identity", "torch.nn.modules.Identity", "torch.nn.modules.linear.Identity"))
+_IDENTITY = ("torch.nn.Identity", "torch.nn.modules.Identity", "torch.nn.modules.linear.Identity")
+_SIGMOID = ("torch.nn.Sigmoid", "torch.nn.modules.Sigmoid", "torch.nn.modules.activation.Sigmoid")
+_ACTIVATIONS |= dict.fromkeys(_IDENTITY)
+_SCORES = dict.fromkeys(_IDENTITY, "none") | dict.fromkeys(_SIGMOID, "sigmoid")
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _LAYER_NORM_EPSILON = 1e-5  # torch's default, which the module LayerNorm has
@@ -56,34 +59,15 @@ _HARMLESS_ARGUMENTS = names(
 )
 
 
-@dataclass(frozen=True)
-class Layer:
-    """norm(activation(linear(x))), or as much of that as there is."""
-
-    linear: Linear
-    activation: str | None = None
-    norm: Norm | None = None
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands behind the last stack of an encoder."""
-
-    output: Linear | None = None  # behind the layers; None: what the layers give is the output
-    layers: tuple[Layer, ...] = ()
-    reads: tuple[str, ...] = ("all",)  # of each text, several one behind another
-    normalize: bool = False  # outputs to length 1
-
-
-def read_head(checkpoint: Checkpoint, graph: Graph) -> Head | None:
-    """The modules behind the transformer, whose graph is given; None where there are none.
+def add_modules(graph: Graph, checkpoint: Checkpoint) -> Graph:
+    """The graph of a checkpoint's transformer with its modules as the head; as it is where there are none.
 
     Of a cross-encoder the transformer has its own head. Raises UnsupportedModelError for modules that Kaoken lacks, and
     CheckpointError for configs that contradict each other or the tensors.
     """
     sentence = checkpoint.sentence
     if sentence is None:
-        return None
+        return graph
     kinds = [_kind(module, sentence) for module in sentence.modules]
     if kinds[0] != "Transformer":
         raise _unsupported(sentence, sentence.modules[0], "the first to be a Transformer")
@@ -95,8 +79,17 @@ def read_head(checkpoint: Checkpoint, graph: Graph) -> Head | None:
     if _is_cross_encoder(sentence):
         if len(kinds) > 1:
             raise _unsupported(sentence, sentence.modules[1], "a cross-encoder to be a Transformer alone")
-        return None
-    return _Reader(checkpoint, sentence, graph.width).head(kinds[1:])
+        if graph.task.name != "text-classification":
+            raise UnsupportedModelError(
+                f"{sentence.file}: a cross-encoder makes scores, and its {CONFIG} has the head of no classifier: "
+                "choose a checkpoint whose architecture is for sequence classification"
+            )
+        score = _score_function(sentence)
+        return graph if score is None else replace(graph, task=replace(graph.task, score=score))
+    head = _Reader(checkpoint, sentence, graph.width).head(kinds[1:])
+    behind = replace(graph, head=head, task=Task("sentence-similarity"))
+    verify(behind)
+    return behind
 
 
 @dataclass
@@ -106,7 +99,7 @@ class _Reader:
     checkpoint: Checkpoint
     sentence: Sentence
     width: int  # of what the next module reads
-    reads: tuple[str, ...] = ()
+    pooling: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
     normalize: bool = False
 
@@ -121,17 +114,17 @@ class _Reader:
         for kind, module in zip(kinds, self.sentence.modules[1:], strict=True):
             if kind not in readers:
                 raise _unsupported(self.sentence, module, f"one of {', '.join(readers)}")
-            if (kind == "Pooling") == bool(self.reads):
+            if (kind == "Pooling") == bool(self.pooling):
                 raise _unsupported(self.sentence, module, "one Pooling, and that behind the Transformer")
             if self.normalize and kind in ("Dense", "LayerNorm"):
                 raise _unsupported(self.sentence, module, "nothing behind Normalize")
             readers[kind](module)
-        if not self.reads:
+        if not self.pooling:
             raise UnsupportedModelError(
                 f"{self.sentence.file} has no Pooling, so a text has no vector: add one, or remove the file to bake "
                 "the transformer alone"
             )
-        return Head(layers=self.layers, reads=self.reads, normalize=self.normalize)
+        return Head(layers=self.layers, pooling=self.pooling, normalize=self.normalize)
 
     def _fields(self, module: Module) -> Fields:
         return Fields(module.config, str(self.sentence.file.parent / module.path / CONFIG))
@@ -150,10 +143,10 @@ class _Reader:
         fields = self._fields(module)
         for name in ("word_embedding_dimension", "embedding_dimension"):
             self._check_width(fields, name)
-        self.reads = tuple(_READS[mode] for mode in _pooling_modes(fields))
+        self.pooling = tuple(_POOLINGS[mode] for mode in _pooling_modes(fields))
         fields.boolean("include_prompt", True)
         fields.finish("a Pooling", frozenset(), frozenset())
-        self.width *= len(self.reads)
+        self.width *= len(self.pooling)
 
     def _dense(self, module: Module) -> None:
         fields = self._fields(module)
@@ -204,8 +197,8 @@ def _pooling_modes(fields: Fields) -> list[str]:
     if modes is None:
         return old or ["mean"]
     several = modes if isinstance(modes, list) and modes else [modes]
-    if not all(isinstance(mode, str) and mode in _READS for mode in several):
-        raise fields.fail("pooling_mode", f"one or several of {', '.join(_READS)}")
+    if not all(isinstance(mode, str) and mode in _POOLINGS for mode in several):
+        raise fields.fail("pooling_mode", f"one or several of {', '.join(_POOLINGS)}")
     return several
 
 
@@ -245,6 +238,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any] | None:
     pooling = [module.config for module in sentence.modules if module.kind.endswith(".Pooling")]
     include = all(config.get("include_prompt", True) for config in pooling)
     return {**_transformer(checkpoint, sentence), **_usage(sentence), "include_prompt": include}
+
+
+def _score_function(sentence: Sentence) -> str | None:
+    """What makes scores of a cross-encoder's logits, where the file beside modules.json says it."""
+    if sentence.config.get("activation_fn") is None:
+        return None
+    return Fields(sentence.config, str(sentence.file.parent / SENTENCE_CONFIG)).choice("activation_fn", "", _SCORES)
 
 
 def _transformer(checkpoint: Checkpoint, sentence: Sentence) -> dict[str, Any]:
