@@ -78,8 +78,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         kernels=check_kernels(arguments.kernels),
     )
     directory = os.path.abspath(source.directory)
-    files = dict.fromkeys((*NAMES, *(path.name for path in open_checkpoint(source.directory).files)))
-    planned = state(directory, files)
+    files = (os.path.relpath(path, directory) for path in open_checkpoint(source.directory).files)
+    planned = state(directory, dict.fromkeys((*NAMES, *files)))
     baked = bake(source.directory, options)
     warning = read_generation(baked.checkpoint).warning()
     if warning:

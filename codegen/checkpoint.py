@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from .errors import CheckpointError
-from .tokenizer import tokenizer_json
+from .errors import CheckpointError, UnsupportedModelError
+from .tokenizer import configured, refuse_sentencepiece, tokenizer_json, wordpiece_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -35,10 +35,24 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
 # What a tokenizer.json is made from where there is none; the last three may be absent.
-TOKENIZER_PARTS = (VOCAB, MERGES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER_PARTS = (VOCAB, MERGES, _TOKENIZER_CONFIG, _SPECIAL, "added_tokens.json")
+WORDPIECE = "vocab.txt"  # which takes the place of the first two
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model")  # of which none is made
 
-# All files that a checkpoint may consist of, beside the shards that an index names.
-NAMES = (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS)
+# Of sentence-transformers: which modules a model has, how it is used, and how its transformer reads texts.
+MODULES = "modules.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+# All files that a checkpoint may consist of, beside the shards that an index names and the directories of modules.
+NAMES = (
+    *(CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS, WORDPIECE, *SENTENCEPIECE),
+    *(MODULES, SENTENCE_CONFIG, *TRANSFORMER_CONFIGS),
+)
 
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -51,6 +65,8 @@ _READ_VALUES = 1 << 20  # values converted at a time, so that reading needs litt
 _HASH_BYTES = 1 << 20
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}\.safetensors")
+_MODULE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_MAX_MODULES = 100
 _PICKLE = re.compile(r".*\.(bin|pt|pth|pkl|ckpt)")
 
 _AGAIN = "download the checkpoint again, or save it anew with save_pretrained"
@@ -87,16 +103,48 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, eq=False)
+class Module:
+    """One module of a sentence-transformers checkpoint, as its files state it."""
+
+    kind: str  # its class, "sentence_transformers.models.Pooling"
+    path: str  # its directory's name; empty for the checkpoint's own
+    config: dict[str, Any]  # its config.json; of the first module, which reads texts, its sentence_bert_config.json
+    tensors: dict[str, TensorInfo]  # "2_Dense.linear.weight"; none of the first module
+    files: tuple[Path, ...]  # those read, the one with weights last
+
+
+@dataclass(frozen=True, eq=False)
+class Sentence:
+    """What sentence-transformers adds to a checkpoint; `codegen/families/sentence.py` says what it means."""
+
+    file: Path  # modules.json
+    modules: tuple[Module, ...]  # at least one
+    config: dict[str, Any]  # config_sentence_transformers.json, {} where it is absent
+
+    @property
+    def files(self) -> list[Path]:
+        """All that were read."""
+        own = self.file.with_name(SENTENCE_CONFIG)
+        return [self.file, *([own] if own.exists() else []), *(file for each in self.modules for file in each.files)]
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return [each.files[-1] for each in self.modules if each.tensors]
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A checkpoint directory whose files have been found sound; weights are read only when asked for."""
 
-    directory: Path
+    directory: Path  # of config.json: the one that was opened, or the one of its first module
     config: dict[str, Any]
     generation_config: dict[str, Any] | None  # None where the file is absent
     tensors: dict[str, TensorInfo]  # as the files name them
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
-    tokenizer: bytes | None  # tokenizer.json as found, or made of TOKENIZER_PARTS
+    tokenizer: bytes | None  # tokenizer.json as transformers would use it, or made of the older files
+    tokenizer_config: dict[str, Any]  # tokenizer_config.json over special_tokens_map.json
+    sentence: Sentence | None = None
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or a range of its rows (axis 0, step 1), as C-contiguous float32.
@@ -131,7 +179,7 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights in hexadecimal, as the hub shows it for a file.
 
-        For a checkpoint in shards it is the SHA-256 of their binary digests, in the order of the index.
+        Of several files it is the SHA-256 of their binary digests: shards in the order of the index, then modules.
         """
         digests = [_sha256(file) for file in self.weight_files]
         if len(digests) == 1:
@@ -144,18 +192,37 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
     As in transformers, `model.safetensors` wins over an index of shards.
     """
-    directory = directory.absolute()
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"{directory} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
+    root = directory.absolute()
+    if not os.path.isdir(root):
+        raise CheckpointError(f"{root} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
+    sentence = _read_sentence(root)
+    directory = root / sentence.modules[0].path if sentence else root
     config = _read_json(directory / CONFIG)[1]
     generation_json, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
-    tokenizer, parts = read_tokenizer(directory)
+    tokenizer, parts = read_tokenizer(directory, config.get("model_type"))
+    special, tokenizer_config = (_read_optional_json(directory / name)[1] for name in (_SPECIAL, _TOKENIZER_CONFIG))
+    if tokenizer is not None:
+        lower = sentence is not None and sentence.modules[0].config.get("do_lower_case") is True
+        tokenizer = configured(tokenizer, tokenizer_config, lower)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
-    others = (CONFIG, GENERATION_CONFIG, *parts, *([INDEX] if index else []))
-    files = (*(directory / name for name in others if (directory / name).exists()), *weight_files)
-    generation = None if generation_json is None else generation_config
-    return Checkpoint(directory, config, generation, tensors, files, weight_files, tokenizer)
+    others = dict.fromkeys((CONFIG, GENERATION_CONFIG, *parts, _TOKENIZER_CONFIG, _SPECIAL))
+    others |= {INDEX: None} if index else {}
+    files = [*(directory / name for name in others if (directory / name).exists()), *weight_files]
+    if sentence:
+        files += sentence.files
+        weight_files += tuple(sentence.weight_files)
+    return Checkpoint(
+        directory,
+        config,
+        None if generation_json is None else generation_config,
+        tensors,
+        tuple(files),
+        weight_files,
+        tokenizer,
+        special | tokenizer_config,
+        sentence,
+    )
 
 
 def conversion_line(model: str, directory: str) -> str:
@@ -242,8 +309,15 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
 
     Stricter than the json module: no duplicate keys, no NaN or infinity, no number of absurd length.
     """
+    value = _parse(data, path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {quoted(value)}; expected a JSON object: {_AGAIN}")
+    return value
+
+
+def _parse(data: bytes, path: Path) -> Any:
     try:
-        value = json.loads(
+        return json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_int=_parse_integer,
@@ -254,16 +328,18 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is nested too deeply for any checkpoint: {_AGAIN}") from None
     except ValueError as error:  # also json.JSONDecodeError and UnicodeDecodeError
         raise CheckpointError(f"{path} is not valid JSON ({error}): {_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {quoted(value)}; expected a JSON object: {_AGAIN}")
-    return value
 
 
-def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
+def read_small(path: Path) -> bytes:
+    """The whole of a file that holds no weights."""
     size = _file_size(path)
     if size > _MAX_JSON_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; expected at most {_MAX_JSON_BYTES}: {_AGAIN}")
-    data = _read_bytes(path, size)
+    return _read_bytes(path, size)
+
+
+def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
+    data = read_small(path)
     return data, parse_object(data, path)
 
 
@@ -271,22 +347,84 @@ def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
     return _read_json(path) if os.path.lexists(path) else (None, {})
 
 
-def read_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:
-    """tokenizer.json, or one made of the older files, and the names of the files that may be there."""
-    present = [os.path.lexists(directory / name) for name in (VOCAB, MERGES)]
-    if os.path.lexists(directory / TOKENIZER) or not all(present):
-        return _read_optional_json(directory / TOKENIZER)[0], (TOKENIZER,)
-    vocab, config, special, added = (
-        _read_optional_json(directory / name)[1] for name in TOKENIZER_PARTS if name != MERGES
-    )
-    size = _file_size(directory / MERGES)
-    if size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{directory / MERGES} has {size} bytes; expected at most {_MAX_JSON_BYTES}: {_AGAIN}")
+def read_tokenizer(directory: Path, model_type: object = None) -> tuple[bytes | None, tuple[str, ...]]:
+    """tokenizer.json, or one made of the older files, and the names of the files that may be there.
+
+    `model_type` is config.json's, which decides where no file names the class of a tokenizer. Raises CheckpointError
+    for older files that do not fit each other, and for a SentencePiece model alone.
+    """
+    present = {name for name in (TOKENIZER, VOCAB, MERGES, WORDPIECE) if os.path.lexists(directory / name)}
+    parts = TOKENIZER_PARTS[2:]
+    if TOKENIZER in present:
+        return _read_json(directory / TOKENIZER)[0], (TOKENIZER,)
+    config, special, added = (_read_optional_json(directory / name)[1] for name in parts)
     try:
-        merges = _read_bytes(directory / MERGES, size)
-        return tokenizer_json(vocab, merges, config, special, added), TOKENIZER_PARTS
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from error
+        if {VOCAB, MERGES} <= present:
+            vocab, merges = _read_json(directory / VOCAB)[1], read_small(directory / MERGES)
+            return tokenizer_json(vocab, merges, config, special, added, model_type), TOKENIZER_PARTS
+        if WORDPIECE in present:
+            words = read_small(directory / WORDPIECE)
+            return wordpiece_json(words, config, special, added, model_type), (WORDPIECE, *parts)
+    except (CheckpointError, UnsupportedModelError) as error:
+        raise type(error)(f"{directory}: {error}") from error
+    for name in SENTENCEPIECE:
+        if os.path.lexists(directory / name):
+            raise refuse_sentencepiece(name, str(directory))
+    return None, ()
+
+
+# Modules of sentence-transformers
+
+
+def read_modules(file: Path) -> list[tuple[str, str]]:
+    """Class and directory of each module of modules.json, the latter a bare name beside it or empty."""
+    entries = _parse(read_small(file), file)
+    if not isinstance(entries, list) or not 1 <= len(entries) <= _MAX_MODULES:
+        raise CheckpointError(f"{file} holds {quoted(entries)}; expected a list of modules: {_AGAIN}")
+    modules = []
+    for entry in entries:
+        kind, path = (entry.get(name) if isinstance(entry, dict) else None for name in ("type", "path"))
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise CheckpointError(f"{file} has the entry {quoted(entry)}; expected a type and a path: {_AGAIN}")
+        if path and (not _MODULE_PATH.fullmatch(path) or ".." in path):
+            raise CheckpointError(
+                f"{file} places {quoted(kind)} in {quoted(path)}; expected the bare name of a directory beside it "
+                "(letters, digits, '.', '_', '-'): rename the directory"
+            )
+        modules.append((kind, path))
+    return modules
+
+
+def _read_sentence(root: Path) -> Sentence | None:
+    file = root / MODULES
+    if not os.path.lexists(file):
+        return None
+    modules = read_modules(file)
+    for _, path in modules:
+        _check_inside(root, path)
+    read = (_read_first(root, *modules[0]), *(_read_module(root, *each) for each in modules[1:]))
+    return Sentence(file, read, _read_optional_json(root / SENTENCE_CONFIG)[1])
+
+
+def _read_first(root: Path, kind: str, path: str) -> Module:
+    """The transformer, whose weights are the checkpoint's."""
+    files = tuple(root / path / name for name in TRANSFORMER_CONFIGS if os.path.lexists(root / path / name))[:1]
+    return Module(kind, path, _read_json(files[0])[1] if files else {}, {}, files)
+
+
+def _read_module(root: Path, kind: str, path: str) -> Module:
+    """Normalize may have no files, nor a directory."""
+    config, weights = (root / path / name for name in (CONFIG, WEIGHTS))
+    files = tuple(each for each in (config, weights) if path and os.path.lexists(each))
+    tensors = _read_headers((weights,), {}) if weights in files else {}
+    named = {f"{path}.{name}": info for name, info in tensors.items()}
+    return Module(kind, path, _read_json(config)[1] if config in files else {}, named, files)
+
+
+def _check_inside(root: Path, path: str) -> None:
+    """A module's directory may be no link to another place; its files may be, as in the hub's cache."""
+    if not (root / path).resolve().is_relative_to(root.resolve()):
+        raise CheckpointError(f"{root / path} leads out of the checkpoint: put the module's own directory there")
 
 
 # Weights

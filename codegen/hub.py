@@ -13,10 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from .checkpoint import INDEX, TOKENIZER, TOKENIZER_PARTS, conversion_line, quoted
+from .checkpoint import (
+    CONFIG,
+    INDEX,
+    MODULES,
+    SENTENCE_CONFIG,
+    SENTENCEPIECE,
+    TOKENIZER,
+    TOKENIZER_PARTS,
+    TRANSFORMER_CONFIGS,
+    WEIGHTS,
+    WORDPIECE,
+    conversion_line,
+    quoted,
+    read_modules,
+)
 from .errors import CheckpointError, HubError
 
-# All that is ever fetched. Pickles, other frameworks' weights and other folders' copies stay where they are.
+# All that is ever fetched, and from the folders that a modules.json names. Pickles, other frameworks' weights and other
+# folders' copies stay where they are.
 ALLOW_PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -24,6 +39,11 @@ ALLOW_PATTERNS = (
     INDEX,
     TOKENIZER,
     *TOKENIZER_PARTS,
+    WORDPIECE,
+    *SENTENCEPIECE,
+    MODULES,
+    SENTENCE_CONFIG,
+    *TRANSFORMER_CONFIGS,
 )
 IGNORE_PATTERNS = ("*/*",)
 
@@ -120,15 +140,35 @@ def _fetch(model: str, revision: str | None, path: Path) -> Source:
             allow_patterns=list(ALLOW_PATTERNS),
             ignore_patterns=list(IGNORE_PATTERNS),
         )
+        folders = _module_folders(Path(snapshot))
+        if any(folders):  # of the same commit, whatever has been pushed in between
+            hub.snapshot_download(model, revision=Path(snapshot).name, **_module_patterns(folders))
+    except CheckpointError:
+        raise
     except Exception as error:  # the library, its HTTP client and its file system raise what they like
         raise HubError(
             f"{model} could not be fetched from the hub: {_explain(error, hub, model, revision)}. To use a "
             f"local directory instead, pass its path, as in model=./my-checkpoint (there is no {path})"
         ) from error
     directory = Path(snapshot)
-    if not any(directory.glob("model*.safetensors")) and not (directory / INDEX).exists():
+    weights = directory / folders[0] if folders else directory
+    if not any(weights.glob("model*.safetensors")) and not (weights / INDEX).exists():
         raise HubError(_explain_no_weights(model, directory, offline=bool(hub.constants.HF_HUB_OFFLINE)))
     return Source(directory, model, directory.name if _COMMIT.fullmatch(directory.name) else None)
+
+
+def _module_folders(snapshot: Path) -> list[str]:
+    """Of each module that modules.json names, the transformer first; an empty name is the repository itself."""
+    file = snapshot / MODULES
+    return [path for _, path in read_modules(file)] if file.exists() else []
+
+
+def _module_patterns(folders: list[str]) -> dict[str, list[str]]:
+    """What `snapshot_download` takes from folders: all of the first, and what modules have of the others."""
+    first, *others = folders
+    allowed = [f"{first}/{pattern}" for pattern in ALLOW_PATTERNS] if first else []
+    allowed += [f"{folder}/{name}" for folder in others if folder for name in (CONFIG, WEIGHTS)]
+    return {"allow_patterns": allowed, "ignore_patterns": ["*/*/*"]}
 
 
 def _explain(error: Exception, hub: ModuleType, model: str, revision: str | None) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import rewrites
+from . import rewrites, tokenizer
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import Source
-from .families import read_graph
+from .families import read_graph, sentence
 from .families.fields import ACTIVATIONS
 from .files import write_if_changed
 from .generation import read_generation
@@ -56,6 +56,7 @@ class Baked:
     checkpoint: Checkpoint
     packed: PackedModel
     options: Options
+    texts_read: dict[str, Any]  # how an encoder's texts are prepared and its outputs used, for the description
 
     def code(self) -> Iterator[Source]:
         """Files compiled once for each ISA, and the header they share."""
@@ -101,6 +102,7 @@ class Baked:
                 "decoding_matrices": len(self.packed.decoding),
                 "generation_defaults": generation.defaults,
                 "ignored_generation_options": generation.ignored,
+                **self.texts_read,
             }
         )
 
@@ -161,7 +163,15 @@ def bake(directory: Path, options: Options) -> Baked:
     checkpoint = open_checkpoint(directory)
     graph = rewrites.run(read_graph(checkpoint))
     shard_limit = options.budget.shard_limit if options.kernels == "exploded" else None
-    return Baked(checkpoint, pack(graph, options.types, options.budget.blob_limit, shard_limit), options)
+    packed = pack(graph, options.types, options.budget.blob_limit, shard_limit)
+    return Baked(checkpoint, packed, options, _texts_read(checkpoint) if graph.kind == "encoder" else {})
+
+
+def _texts_read(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "sentence": sentence.describe(checkpoint),
+        "text": tokenizer.describe(checkpoint.tokenizer, checkpoint.tokenizer_config),
+    }
 
 
 def generate(baked: Baked, out: Path) -> None:

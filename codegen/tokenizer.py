@@ -1,14 +1,21 @@
-"""A tokenizer.json from the files that GPT-2's tokenizer had before it: vocab.json and merges.txt, byte-level BPE.
+"""A tokenizer.json from the files that tokenizers had before it, by the tokenizers library, which such models need.
 
-What transformers' GPT2Tokenizer makes of them, by the tokenizers library, which such a checkpoint alone needs.
+vocab.json and merges.txt are byte-level BPE, as transformers' GPT2Tokenizer and RobertaTokenizer read them; vocab.txt
+is WordPiece, as its BertTokenizer and MPNetTokenizer do.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import shlex
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _AGAIN = "download the tokenizer again, or save it anew with save_pretrained"
 _FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
@@ -21,19 +28,19 @@ def tokenizer_json(
     config: Mapping[str, Any],
     special: Mapping[str, Any],
     added: Mapping[str, Any],
+    model_type: object = None,
 ) -> bytes:
     """From vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-    Raises CheckpointError where they do not fit each other, or where the library is missing.
+    What config.json has as model_type decides where tokenizer_config.json names no class. Raises CheckpointError where
+    the files do not fit each other, or where the library is missing.
     """
-    try:
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    except ImportError:
-        raise CheckpointError(
-            "it has vocab.json and merges.txt but no tokenizer.json, which the package tokenizers would make of them: "
-            "`pip install tokenizers`"
-        ) from None
-    added_tokens = _added_tokens(vocab, config, special, added)
+    _require_tokenizers("vocab.json and merges.txt")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    roberta = _is_roberta(config, model_type)
+    roles = _roles(config, special, _ROBERTA if roberta else {})
+    added_tokens = _added_tokens(vocab, config, special, added, roles)
     # The library would number those that the vocabulary lacks by itself, whatever their ids.
     vocab = {**vocab, **{content: index for content, (index, _) in added_tokens.items()}}
     _check_ids(vocab)
@@ -46,8 +53,195 @@ def tokenizer_json(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.add_tokens([AddedToken(content, **flags) for content, (_, flags) in added_tokens.items()])
+    if roberta:
+        separator, first = (_known(roles, role, vocab, "vocab.json") for role in ("sep_token", "cls_token"))
+        tokenizer.post_processor = processors.RobertaProcessing(separator, first, True, prefix)
+    return _finished(tokenizer, added_tokens)
+
+
+def wordpiece_json(
+    vocab: bytes, config: Mapping[str, Any], special: Mapping[str, Any], added: Mapping[str, Any], model_type: object
+) -> bytes:
+    """From vocab.txt and the files of `tokenizer_json`; raises as that does.
+
+    UnsupportedModelError where vocab.txt belongs to a tokenizer that is not WordPiece.
+    """
+    _check_wordpiece(config, model_type)
+    _require_tokenizers("vocab.txt")
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    words = _words(vocab)
+    roles = _roles(config, special, _MPNET if "<s>" in words and "[CLS]" not in words else _BERT)
+    added_tokens = _added_tokens(words, config, special, added, roles)
+    words |= {content: index for content, (index, _) in added_tokens.items()}
+    separator, first = (_known(roles, role, words, "vocab.txt") for role in ("sep_token", "cls_token"))
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token=_known(roles, "unk_token", words, "vocab.txt")[0]))
+    options = _bert_normalizer(config)
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, **{"lowercase": True, **options})
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    if first[0] == _MPNET["cls_token"]:
+        tokenizer.post_processor = processors.RobertaProcessing(separator, first, True, False)
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[first[0], "$A", separator[0]],
+            pair=[first[0], "$A:0", separator[0], "$B:1", f"{separator[0]}:1"],
+            special_tokens=[first, separator],
+        )
+    return _finished(tokenizer, added_tokens)
+
+
+def configured(tokenizer: bytes, config: Mapping[str, Any], lower: bool) -> bytes:
+    """A tokenizer.json as transformers uses it beside a tokenizer_config.json, whose options of BERT's normalizer win.
+
+    With `lower` texts are lowercased first, as by sentence-transformers' do_lower_case.
+    """
+    content = json.loads(tokenizer)
+    normalizer = content.get("normalizer")
+    if isinstance(normalizer, dict) and normalizer.get("type") == "BertNormalizer":
+        normalizer = normalizer | _bert_normalizer(config)
+    if lower:
+        normalizer = _lowercasing(normalizer)
+    if normalizer == content.get("normalizer"):
+        return tokenizer
+    return json.dumps({**content, "normalizer": normalizer}).encode()
+
+
+def _lowercasing(normalizer: Any) -> Any:
+    """What texts go through, with Lowercase in front unless it is there already."""
+    steps: Any = [] if normalizer is None else [normalizer]
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
+        steps = normalizer.get("normalizers")
+    lower = {"type": "Lowercase"}
+    if not isinstance(steps, list) or lower in steps:
+        return normalizer
+    return {"type": "Sequence", "normalizers": [lower, *steps]}
+
+
+# What names no longer text than any model reads; files have 1e30 where there is no limit.
+_MAX_LENGTH = 1 << 20
+
+
+def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What tokenizer_config.json says of texts beside tokenizer.json, for the model's description.
+
+    Its keys are max_length and truncation_side, and mask_token and unk_token where the tokenizer has such tokens.
+    """
+    if tokenizer is None:
+        return None
+    entries = json.loads(tokenizer).get("added_tokens")
+    added = [entry.get("content") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    found: dict[str, Any] = {}
+    for role in ("mask_token", "unk_token"):
+        known = (_BERT[role], _ROBERTA[role])
+        found[role] = _roles(config, {}, {}).get(role) or next((token for token in known if token in added), None)
+    limit: Any = config.get("model_max_length")
+    whole = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= _MAX_LENGTH
+    side = "left" if config.get("truncation_side") == "left" else "right"
+    return {"max_length": int(limit) if whole else None, "truncation_side": side, **found}
+
+
+def refuse_sentencepiece(name: str, directory: str) -> CheckpointError:
+    """The error for a checkpoint whose tokenizer is a SentencePiece model alone."""
+    code = f"import transformers as t; d = {directory!r}; t.AutoTokenizer.from_pretrained(d).save_pretrained(d)"
+    return CheckpointError(
+        f"{directory} has {name} and no tokenizer.json, which Kaoken reads: make one with "
+        f"python -c {shlex.quote(code)}, or remove the file to bake the model without a tokenizer"
+    )
+
+
+def _require_tokenizers(files: str) -> None:
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        raise CheckpointError(
+            f"it has {files} but no tokenizer.json, which the package tokenizers would make of them: "
+            "`pip install tokenizers`"
+        ) from None
+
+
+def _finished(tokenizer: Tokenizer, added: Mapping[str, tuple[int, dict[str, bool]]]) -> bytes:
+    """With the tokens that are never split."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(content, **flags) for content, (_, flags) in added.items()])
     return str(tokenizer.to_str()).encode()
+
+
+# The special tokens of transformers' classes, where no file names others.
+_ROBERTA = dict(zip(_ROLES, ("<s>", "</s>", "<unk>", "<pad>", "</s>", "<s>", "<mask>"), strict=True))
+_MPNET = {**_ROBERTA, "unk_token": "[UNK]"}
+_BERT = {
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "sep_token": "[SEP]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+
+# Those of transformers' classes whose vocab.txt is WordPiece, and model types whose tokenizer is one of them.
+_WORDPIECE_CLASSES = ("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "SqueezeBert", "ConvBert", "LayoutLM")
+_WORDPIECE_TYPES = ("bert", "distilbert", "electra", "mpnet", "mobilebert", "squeezebert", "convbert", "layoutlm")
+
+
+def _class_of(config: Mapping[str, Any]) -> str | None:
+    """That tokenizer_config.json names, without what does not change a token."""
+    name = config.get("tokenizer_class")
+    return name.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(name, str) else None
+
+
+def _is_roberta(config: Mapping[str, Any], model_type: object) -> bool:
+    named = _class_of(config)
+    return named == "Roberta" if named is not None else model_type == "roberta"
+
+
+def _check_wordpiece(config: Mapping[str, Any], model_type: object) -> None:
+    named = _class_of(config)
+    if named not in _WORDPIECE_CLASSES if named is not None else model_type not in _WORDPIECE_TYPES:
+        raise UnsupportedModelError(
+            f"it has vocab.txt and no tokenizer.json, and its tokenizer is {named or model_type!r}; expected one of "
+            f"{', '.join(_WORDPIECE_CLASSES)}: add a tokenizer.json, or remove vocab.txt to bake it without a tokenizer"
+        )
+
+
+def _bert_normalizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of BERT's normalizer that a tokenizer_config.json states."""
+    names = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
+    options = {ours: config[theirs] for theirs, ours in names.items() if isinstance(config.get(theirs), bool)}
+    if "strip_accents" in config and (config["strip_accents"] is None or isinstance(config["strip_accents"], bool)):
+        options["strip_accents"] = config["strip_accents"]
+    return options
+
+
+def _words(text: bytes) -> dict[str, int]:
+    """The lines of vocab.txt, each at its number; of equal ones the last."""
+    try:
+        lines = io.TextIOWrapper(io.BytesIO(text), "utf-8").readlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"vocab.txt is not UTF-8 (byte {error.start}): {_AGAIN}") from error
+    if not lines:
+        raise CheckpointError(f"vocab.txt is empty: {_AGAIN}")
+    return {line.rstrip("\n"): index for index, line in enumerate(lines)}
+
+
+def _roles(config: Mapping[str, Any], special: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, str]:
+    """The special token of each role, as tokenizer_config.json or special_tokens_map.json has it."""
+    roles = dict(defaults)
+    for role in _ROLES:
+        for source in (special, config):
+            token = source.get(role)
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str):
+                roles[role] = content
+    return roles
+
+
+def _known(roles: Mapping[str, str], role: str, vocab: Mapping[str, int], file: str) -> tuple[str, int]:
+    """A special token and its id."""
+    token = roles[role]
+    if token not in vocab:
+        raise CheckpointError(f"{file} lacks {token[:60]!a}, the {role} that texts need: {_AGAIN}")
+    return token, vocab[token]
 
 
 def _merges(text: bytes) -> Iterator[tuple[str, str]]:
@@ -65,7 +259,11 @@ def _merges(text: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _added_tokens(
-    vocab: Mapping[str, Any], config: Mapping[str, Any], special: Mapping[str, Any], added: Mapping[str, Any]
+    vocab: Mapping[str, Any],
+    config: Mapping[str, Any],
+    special: Mapping[str, Any],
+    added: Mapping[str, Any],
+    roles: Mapping[str, str],
 ) -> dict[str, tuple[int, dict[str, bool]]]:
     """The id and the flags of each token that is never split; what has no id is left out."""
     tokens = {content: (index, dict(_FLAGS)) for content, index in added.items() if type(index) is int}
@@ -73,8 +271,9 @@ def _added_tokens(
     for index, entry in decoder.items() if isinstance(decoder, dict) else ():
         if index.isdecimal() and len(index) < 8 and isinstance(entry, dict) and isinstance(entry.get("content"), str):
             tokens[entry["content"]] = (int(index), {name: entry.get(name) is True for name in _FLAGS})
-    for content in _special_tokens(config, special):
-        index, flags = tokens.get(content, (vocab.get(content), _FLAGS))
+    for content in (*_special_tokens(config, special), *roles.values()):
+        lstrip = content == "<mask>"  # takes the space in front, as in the tokenizer.json of RoBERTa and of MPNet
+        index, flags = tokens.get(content, (vocab.get(content), {**_FLAGS, "lstrip": lstrip}))
         if index is not None:
             tokens[content] = (index, {**flags, "special": True})
     return dict(sorted(tokens.items(), key=lambda item: item[1][0]))

@@ -20,6 +20,7 @@ from kaoken.codegen.errors import CheckpointError, HubError, KaokenError
 from kaoken.codegen.hub import Source, resolve_model
 
 from checkpoints import write_checkpoint
+from oracles import sentence
 
 # Where every version of the library has its errors.
 hub_utils: Any = huggingface_hub.utils
@@ -39,6 +40,8 @@ REPOSITORY = {
     "added_tokens.json": True,
     "merges.txt": True,
     "vocab.json": True,
+    "vocab.txt": True,
+    "spiece.model": True,
     ".gitattributes": False,
     "64-8bits.tflite": False,
     "README.md": False,
@@ -220,6 +223,51 @@ def test_only_config_safetensors_and_tokenizer_are_fetched(tmp_path: Path, downl
     patterns = {key: calls[0][key] for key in ("allow_patterns", "ignore_patterns")}
     fetched = set(hub_utils.filter_repo_objects(REPOSITORY, **patterns))
     assert fetched == {name for name, wanted in REPOSITORY.items() if wanted}
+
+
+# Of a sentence-transformers model, with its transformer in the repository itself or in a folder: which files come.
+SENTENCE_FILES = {
+    "modules.json": True,
+    "config_sentence_transformers.json": True,
+    "1_Pooling/config.json": True,
+    "2_Dense/config.json": True,
+    "2_Dense/model.safetensors": True,
+    "2_Dense/pytorch_model.bin": False,
+    "2_Dense/deeper/config.json": False,
+    "2_Dense_512/model.safetensors": False,
+    "onnx/config.json": False,
+}
+TRANSFORMER_FILES = {
+    "config.json": True,
+    "sentence_bert_config.json": True,
+    "model.safetensors": True,
+    "tokenizer.json": True,
+    "pytorch_model.bin": False,
+}
+
+
+@pytest.mark.parametrize("folder", ["", "0_Transformer"])
+def test_the_folders_of_modules_are_fetched(folder: str, tmp_path: Path, download: Patch) -> None:
+    """Those that modules.json names alone, of the commit that it came from."""
+    snapshot = sentence.write(
+        tmp_path / COMMIT, [sentence.POOLING, sentence.dense(sentence.WIDTH, 4)], subfolder=folder
+    )
+    calls = download(lambda repo_id, **options: str(snapshot))
+    assert resolve_model("org/name", revision="main", root=tmp_path) == Source(snapshot, "org/name", COMMIT)
+    assert [call["revision"] for call in calls] == ["main", COMMIT]
+    files = SENTENCE_FILES | {os.path.join(folder, name): wanted for name, wanted in TRANSFORMER_FILES.items()}
+    fetched: set[str] = set()
+    for call in calls:
+        patterns = {key: call[key] for key in ("allow_patterns", "ignore_patterns")}
+        fetched |= set(hub_utils.filter_repo_objects(files, **patterns))
+    assert fetched == {name for name, wanted in files.items() if wanted}
+
+
+def test_a_malformed_list_of_modules_is_named(tmp_path: Path, download: Patch) -> None:
+    snapshot = write_checkpoint(tmp_path / COMMIT)
+    (snapshot / "modules.json").write_text('[{"type": "a", "path": "../b"}]')
+    download(lambda repo_id, **options: str(snapshot))
+    refused(CheckpointError, "org/name", tmp_path, "modules.json", "../b")
 
 
 def test_a_sharded_snapshot_is_whole(tmp_path: Path, download: Patch) -> None:

@@ -19,13 +19,14 @@ from ..checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, quoted
 from ..errors import UnsupportedModelError
 from ..graph import Graph, verify
 from .fields import Fields
+from .sentence import add_modules
 from .weights import Weights
 
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
 __path__ += [str(path) for path in EXTRA]
 
 # Modules of this package that are no families.
-_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "weights")
+_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "sentence", "weights")
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:
@@ -46,7 +47,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     weights = Weights(checkpoint, family.PREFIX, family.IGNORED)
     graph = _read(family, checkpoint.config, path, _token_fields(checkpoint), weights)
     weights.finish(f"{family.TITLE} of {len(graph.blocks)} layers")
-    return graph, weights
+    return add_modules(graph, checkpoint), weights
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:

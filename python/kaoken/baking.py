@@ -91,7 +91,9 @@ class _Bake:
     def key(self) -> str:
         """SHA-256 of everything that decides the library: 64 hexadecimal digits."""
         facts = {
-            "checkpoint": [(file.name, _sha256(file)) for file in self.checkpoint.files],
+            "checkpoint": [
+                (os.path.relpath(file, self.source.directory), _sha256(file)) for file in self.checkpoint.files
+            ],
             "source": [self.source.name, self.source.revision],
             "settings": {name: value for name, value in self.settings().items() if name != "jobs"},
             "kaoken": [kaoken.__version__, _own_digest()],
