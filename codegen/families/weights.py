@@ -116,10 +116,11 @@ class Weights:
     def finish(self, what: str) -> None:
         """Raises where a tensor is missing, has another shape, or is left over: one more would be a part left out."""
         assert self._checkpoint is not None
-        for name in self._stored:
-            if name in self.expected or name in self._renamed.values():
-                self._checkpoint.check_type(self._stored[name])
-            elif not self._ignored.fullmatch(name):
+        for name, stored in self._stored.items():
+            used = name in self.expected or name in self._renamed.values()
+            if used or not self._ignored.fullmatch(name):
+                self._checkpoint.check_type(stored)
+            if not used and not self._ignored.fullmatch(name):
                 raise UnsupportedModelError(
                     f"{self._info(name).file}: {quoted(name)} is no tensor of {what}; expected no others, as one might "
                     "change the model: merge adapters into the weights, correct the number of layers, or remove it"
