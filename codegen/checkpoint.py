@@ -17,7 +17,7 @@ import re
 import reprlib
 import shlex
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
     tokenizer: bytes | None  # tokenizer.json as transformers would use it, or made of the older files
-    tokenizer_config: dict[str, Any]  # tokenizer_config.json over special_tokens_map.json
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json over special_tokens_map.json
     sentence: Sentence | None = None
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
