@@ -326,6 +326,13 @@ def test_a_library_states_the_whole_of_the_model() -> None:
         "type_vocab_size": 0,
         "source_positions": 0,
         "source_layers": 0,
+        "task": "text-generation",
+        "labels": [],
+        "function": "",
+        "score_function": "",
+        "has_head": True,
+        "pools": False,
+        "output_width": 61,
     }
 
 
