@@ -109,6 +109,20 @@ FAMILIES: dict[str, Family] = {
 
 NAMES = [f"{family}-{sizes}" for family in FAMILIES for sizes in SIZES]
 
+# What stands behind the name of a family's class, of models of the plain sizes.
+HEADS = {
+    "masked": "ForMaskedLM",
+    "texts": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "answers": "ForQuestionAnswering",
+    "replaced": "ForPreTraining",
+}
+WITH_HEADS = [
+    *(f"{family}-{head}" for family in FAMILIES for head in HEADS if head != "replaced"),
+    "electra-replaced",
+    "albert-replaced",
+]
+
 # Each with the largest difference from float64 on such random weights, of max(1, largest value): about twice what was
 # seen.
 TYPES = {"bfloat16": 0.02, "int8": 0.06, "int4": 0.5}
@@ -117,6 +131,7 @@ TYPED = "electra-wide"
 QUICK = {"roberta-odd", "distilbert-plain", "mpnet-odd", "electra-narrow", "albert-odd"}
 names = pytest.mark.parametrize("name", NAMES)
 baked = pytest.mark.parametrize("name", some_only_in_ci(NAMES, {*NAMES} - QUICK))
+with_heads = pytest.mark.parametrize("name", some_only_in_ci(WITH_HEADS, {*WITH_HEADS} - {"albert-masked"}))
 typed = pytest.mark.parametrize("name", some_only_in_ci(TYPES, {"bfloat16", "int4"}))
 
 
@@ -124,9 +139,15 @@ def config_of(name: str) -> dict[str, Any]:
     """The whole config.json of a configuration."""
     model_type, _, sizes = name.rpartition("-")
     family = FAMILIES[model_type]
-    fields = {"num_hidden_layers": 2, "max_position_embeddings": POSITIONS, **SIZES[sizes]}
+    fields = {
+        "num_hidden_layers": 2,
+        "max_position_embeddings": POSITIONS,
+        **SIZES["plain" if sizes in HEADS else sizes],
+    }
     named = {family.names.get(key, key): value for key, value in fields.items() if family.names.get(key, key)}
-    common = {"model_type": model_type, "architectures": [f"{family.prefix}Model"]}
+    common = {"model_type": model_type, "architectures": [f"{family.prefix}{HEADS.get(sizes, 'Model')}"]}
+    if sizes in ("texts", "tokens"):
+        common["id2label"] = {"0": "no", "1": "perhaps", "2": "yes"}
     return {**common, **named, **family.fields, **family.of_sizes.get(sizes, {})}
 
 
@@ -169,7 +190,7 @@ def typed_model(name: str) -> bool:
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("encoders")
-    return {name: write(root / name, config_of(name)) for name in NAMES}
+    return {name: write(root / name, config_of(name)) for name in (*NAMES, *WITH_HEADS)}
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +227,21 @@ def test_vectors(
 ) -> None:
     error = require_close(name, libraries[name], directories[name], LIMIT)
     record_error("vectors of encoders against their graphs in float64", error)
+
+
+@with_heads
+def test_outputs_of_heads(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
+) -> None:
+    graph, model = read_graph(open_checkpoint(directories[name])), kaoken.load(libraries[name])
+    ids, types = texts_of(config_of(name), graph.stack.limit)
+    found = model.logits(ids, types if typed_model(name) else None)
+    error = max(
+        relative_error(evaluate(graph, *text, types=kinds), np.atleast_2d(outputs))
+        for *text, kinds, outputs in zip(ids, types, found, strict=True)
+    )
+    record_error("outputs of encoders' heads against their graphs in float64", error)
+    assert error < LIMIT
 
 
 @typed
@@ -258,21 +294,52 @@ def test_vectors_equal_transformers(
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("head", ["Model", "ForMaskedLM"])
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_transformers_saves_is_read(model_type: str, head: str, tmp_path: Path) -> None:
-    """Every field and every tensor; and the text's encoder is the same with a head."""
+@pytest.mark.parametrize("name", WITH_HEADS)
+def test_heads_equal_those_of_transformers(name: str, directories: dict[str, Path], record_error: RecordError) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    fields = {key: value for key, value in config_of(f"{model_type}-plain").items() if key != "architectures"}
-    prefix = FAMILIES[model_type].prefix
-    model = getattr(transformers, f"{prefix}{head}")(getattr(transformers, f"{prefix}Config")(**fields)).eval()
+    theirs, loading = getattr(transformers, config_of(name)["architectures"][0]).from_pretrained(
+        directories[name], output_loading_info=True
+    )
+    assert not loading["unexpected_keys"]
+    assert all(key.startswith(("sop_classifier.", "albert.pooler.")) for key in loading["missing_keys"])
+    graph = read_graph(open_checkpoint(directories[name]))
+    ids = texts_of(config_of(name), graph.stack.limit)[0][-1]
+    error = relative_error(outputs_of(theirs.eval(), torch.tensor([ids])), evaluate(rewrites.run(graph), ids))
+    record_error("outputs of encoders' heads against transformers", error)
+    assert error < LIMIT
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", [*(f"{family}-plain" for family in FAMILIES), *WITH_HEADS])
+def test_what_transformers_saves_is_read(name: str, tmp_path: Path) -> None:
+    """Every field and every tensor, with the weights that it begins with."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    fields, prefix = config_of(name), FAMILIES[name.rpartition("-")[0]].prefix
+    (architecture,) = fields.pop("architectures")
+    if "id2label" in fields:
+        fields["id2label"] = {int(key): label for key, label in fields["id2label"].items()}
+    model = getattr(transformers, architecture)(getattr(transformers, f"{prefix}Config")(**fields)).eval()
     model.save_pretrained(tmp_path)
     graph = read_graph(open_checkpoint(tmp_path))
-    assert graph.family == model_type
+    assert graph.family == fields["model_type"]
     ids = texts_of(fields, graph.stack.limit)[0][-1]
+    assert relative_error(outputs_of(model, torch.tensor([ids])), evaluate(rewrites.run(graph), ids)) < LIMIT
+
+
+def outputs_of(model: Any, ids: Any) -> NDArray[np.float32]:
+    """Of a model of transformers, [positions, outputs], or [1, outputs] of one for the whole text."""
+    import torch
+
     with torch.no_grad():
-        expected = getattr(model, model.base_model_prefix, model)(torch.tensor([ids])).last_hidden_state[0]
-    assert relative_error(expected, evaluate(rewrites.run(graph), ids)) < LIMIT
+        outputs = model(ids)
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits[0], outputs.end_logits[0]], -1).numpy()
+    for key in ("last_hidden_state", "prediction_logits", "logits"):
+        if key in outputs:
+            found = outputs[key][0].numpy()
+            one_each = type(model).__name__ == "ElectraForPreTraining"
+            return found[:, None] if one_each else np.atleast_2d(found)
+    raise AssertionError(f"{type(model).__name__} gives {list(outputs)}")
 
 
 def test_positions_begin_behind_the_pad_token(directories: dict[str, Path]) -> None:

@@ -2,7 +2,8 @@
 AlbertConfig.
 
 Layers share their weights: each runs the blocks of its group, and layers that follow each other are of one group. A
-projection stands behind the norm of the embeddings.
+projection stands behind the norm of the embeddings. An AlbertForPreTraining is read as an AlbertForMaskedLM: whether
+sentences are in order is left out.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from ..graph import Graph
-from . import post_norm
+from ..graph import Graph, Head, Layer, Task, Tensor
+from . import heads, post_norm
 from .fields import MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
+from .heads import Read
 from .weights import Weights
 
 TITLE = "an ALBERT"
-ARCHITECTURES = ("AlbertModel", "AlbertForMaskedLM", "AlbertForPreTraining")
+CLASSES = heads.architectures("Albert")
+ARCHITECTURES = (*CLASSES, "AlbertForPreTraining")
 ALIASES: dict[str, str] = {}
 OFF = post_norm.OFF
 HARMLESS = post_norm.HARMLESS | names(
@@ -25,8 +28,8 @@ HARMLESS = post_norm.HARMLESS | names(
 )
 PREFIX = "albert."
 
-# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
-IGNORED = re.compile(r"(predictions|sop_classifier|pooler)\..*|embeddings\.position_ids", re.DOTALL)
+# The pooler, which most heads do not read, and the positions 0, 1, 2 ... that old versions of transformers saved.
+IGNORED = re.compile(r"(sop_classifier|pooler)\..*|embeddings\.position_ids", re.DOTALL)
 
 NAMES = post_norm.Names(
     "attention.query",
@@ -59,5 +62,24 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
         for group in range(groups)
     ]
     run = (block for layer in range(layers) for block in blocks[int(layer / (layers / groups))])
+    head, task = _read_head(fields, weights, shape, embeddings.tokens)
     special = tokens.special_tokens(vocabulary, eos=3, bos=2, pad=0)
-    return Graph(encoder=post_norm.stack(replace(embeddings, projection=projection), run), special=special)
+    stack = post_norm.stack(replace(embeddings, projection=projection), run)
+    return Graph(encoder=stack, head=head, task=task, special=special)
+
+
+def _read_head(fields: Fields, weights: Weights, shape: post_norm.Shape, tokens: Tensor) -> tuple[Head | None, Task]:
+    width, narrow = shape.width, tokens.shape[1]
+
+    def masked() -> Read:
+        norm = weights.layer_norm("predictions.LayerNorm", narrow, shape.epsilon)
+        layer = Layer(weights.linear("predictions.dense", narrow, width), shape.activation, norm)
+        return heads.masked(
+            fields, tokens, layer, weights, "predictions.decoder.weight", "predictions.bias", "predictions.decoder.bias"
+        )
+
+    def pooler() -> Layer:
+        return Layer(weights.linear("pooler", width, width), "tanh")
+
+    readers = heads.readers(CLASSES, fields, weights, width, masked, pooler)
+    return heads.read_head(fields, readers | {"AlbertForPreTraining": masked})

@@ -14,14 +14,8 @@ from .heads import Read
 from .weights import Weights
 
 TITLE = "a BERT"
-ARCHITECTURES = (
-    "BertModel",
-    "BertForMaskedLM",
-    "BertForPreTraining",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-)
+CLASSES = heads.architectures("Bert")
+ARCHITECTURES = (*CLASSES, "BertForPreTraining")
 ALIASES: dict[str, str] = {}
 OFF = post_norm.OFF
 HARMLESS = post_norm.HARMLESS | names(  # of heads that multilingual checkpoints had
@@ -60,14 +54,8 @@ def _read_head(
         layer, table = Layer(dense, shape.activation, norm), f"{name}.decoder.weight"
         return heads.masked(fields, embeddings.tokens, layer, weights, table, f"{name}.bias", f"{name}.decoder.bias")
 
-    readers = {
-        "BertModel": None,
-        "BertForMaskedLM": masked,
-        "BertForPreTraining": masked,
-        "BertForSequenceClassification": lambda: heads.sequence(
-            fields, weights, "classifier", Layer(weights.linear("pooler.dense", width, width), "tanh")
-        ),
-        "BertForTokenClassification": lambda: heads.token(fields, weights, "classifier", width),
-        "BertForQuestionAnswering": lambda: heads.answers(weights, "qa_outputs", width),
-    }
-    return heads.read_head(fields, readers)
+    def pooler() -> Layer:
+        return Layer(weights.linear("pooler.dense", width, width), "tanh")
+
+    readers = heads.readers(CLASSES, fields, weights, width, masked, pooler)
+    return heads.read_head(fields, readers | {"BertForPreTraining": masked})

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ..graph import Graph
-from . import roberta
+from . import heads, roberta
 from .fields import Fields
 from .weights import Weights
 
 TITLE = "a CamemBERT"
-ARCHITECTURES = ("CamembertModel", "CamembertForMaskedLM")
+ARCHITECTURES = heads.architectures("Camembert")
 ALIASES, OFF, HARMLESS = roberta.ALIASES, roberta.OFF, roberta.HARMLESS
 PREFIX, IGNORED = roberta.PREFIX, roberta.IGNORED
 
 
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     """The graph of a config; special tokens stand in `tokens`."""
-    return roberta.read_encoder(fields, tokens, weights, vocabulary=30522)
+    return roberta.read_roberta(fields, tokens, weights, ARCHITECTURES, vocabulary=30522)

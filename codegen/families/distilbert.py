@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 
-from ..graph import Graph
-from . import post_norm
+from ..graph import Graph, Head, Layer, Task, Tensor
+from . import heads, post_norm
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
+from .heads import Read
 from .weights import Weights
 
 TITLE = "a DistilBERT"
-ARCHITECTURES = ("DistilBertModel", "DistilBertForMaskedLM")
+ARCHITECTURES = heads.architectures("DistilBert")
 
 # transformers' family-neutral names of three fields (DistilBertConfig.attribute_map).
 ALIASES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
@@ -26,8 +27,7 @@ HARMLESS = names(
 )
 PREFIX = "distilbert."
 
-# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
-IGNORED = re.compile(r"vocab_(transform|layer_norm|projector)\..*|embeddings\.position_ids", re.DOTALL)
+IGNORED = re.compile(r"embeddings\.position_ids")  # 0, 1, 2 ..., which old versions of transformers saved
 
 NAMES = post_norm.Names(
     "attention.q_lin",
@@ -54,9 +54,24 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     if shape.width % shape.heads:
         raise fields.fail("n_heads", f"a divisor of dim, which is {shape.width}")
     embeddings = post_norm.read_embeddings(fields, weights, vocabulary, shape.width, shape.epsilon, typed=False)
-    blocks = (
+    blocks = [
         post_norm.read_block(weights, f"transformer.layer.{index}", NAMES, shape)
         for index in range(fields.integer("n_layers", 6, MAX_LAYERS))
-    )
+    ]
+    head, task = _read_head(fields, weights, shape, embeddings.tokens)
     special = tokens.special_tokens(vocabulary, eos=None, bos=None, pad=0)
-    return Graph(encoder=post_norm.stack(embeddings, blocks), special=special)
+    return Graph(encoder=post_norm.stack(embeddings, blocks), head=head, task=task, special=special)
+
+
+def _read_head(fields: Fields, weights: Weights, shape: post_norm.Shape, tokens: Tensor) -> tuple[Head | None, Task]:
+    width = shape.width
+
+    def masked() -> Read:
+        norm = weights.layer_norm("vocab_layer_norm", width, shape.epsilon)
+        layer = Layer(weights.linear("vocab_transform", width, width), shape.activation, norm)
+        return heads.masked(fields, tokens, layer, weights, "vocab_projector.weight", "vocab_projector.bias")
+
+    def dense() -> Layer:
+        return Layer(weights.linear("pre_classifier", width, width), "relu")
+
+    return heads.read_head(fields, heads.readers(ARCHITECTURES, fields, weights, width, masked, dense))

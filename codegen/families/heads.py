@@ -32,13 +32,46 @@ def read_head(fields: Fields, readers: Mapping[str, Callable[[], Read] | None]) 
     return (None, Task("")) if reader is None else reader()
 
 
-def masked(fields: Fields, tokens: Tensor, layer: Layer, weights: Weights, table: str, bias: str, copy: str) -> Read:
+def architectures(prefix: str) -> tuple[str, ...]:
+    """The five classes that most families have."""
+    tasks = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    return tuple(prefix + task for task in tasks)
+
+
+def readers(
+    classes: tuple[str, ...],
+    fields: Fields,
+    weights: Weights,
+    width: int,
+    masked: Callable[[], Read],
+    layer: Callable[[], Layer],
+    output: str = "classifier",
+) -> dict[str, Callable[[], Read] | None]:
+    """For `read_head`, of `architectures`; `output` classifies texts, behind a layer of their first position."""
+
+    def of_text() -> Read:
+        return sequence(fields, weights, output, layer())
+
+    def of_tokens() -> Read:
+        return token(fields, weights, "classifier", width)
+
+    def of_answers() -> Read:
+        return answers(weights, "qa_outputs", width)
+
+    return dict(zip(classes, (None, masked, of_text, of_tokens, of_answers), strict=True))
+
+
+def masked(
+    fields: Fields, tokens: Tensor, layer: Layer, weights: Weights, table: str, bias: str, copy: str | None = None
+) -> Read:
     """Logits of the vocabulary: `table` is the matrix's name, `bias` that of its bias, `copy` what else that is called.
 
     Where they are tied the matrix is the table of `tokens`.
     """
     matrix = weights.head(table, tokens, fields.boolean("tie_word_embeddings", True))
-    return Head(Linear(matrix, weights.copy(copy, weights.tensor(bias, tokens.shape[:1]))), (layer,)), Task("fill-mask")
+    vector = weights.tensor(bias, tokens.shape[:1])
+    vector = vector if copy is None else weights.copy(copy, vector)
+    return Head(Linear(matrix, vector), (layer,)), Task("fill-mask")
 
 
 def sequence(fields: Fields, weights: Weights, output: str, layer: Layer) -> Read:

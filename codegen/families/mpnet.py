@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 
 from ..graph import Graph
-from . import post_norm
+from . import heads, post_norm, roberta
 from .distance import distance_bias
 from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields
 from .weights import Weights
 
 TITLE = "an MPNet"
-ARCHITECTURES = ("MPNetModel", "MPNetForMaskedLM")
+ARCHITECTURES = heads.architectures("MPNet")
 ALIASES: dict[str, str] = {}
 OFF = post_norm.OFF
 HARMLESS = post_norm.HARMLESS
 PREFIX = "mpnet."
 
-# The heads, and the positions 0, 1, 2 ... that old versions of transformers saved.
-IGNORED = re.compile(r"(lm_head|pooler)\..*|embeddings\.position_ids", re.DOTALL)
+# The pooler, which no head reads, and the positions 0, 1, 2 ... that old versions of transformers saved.
+IGNORED = re.compile(r"pooler\..*|embeddings\.position_ids", re.DOTALL)
 
 BUCKETS, FURTHEST = 32, 128  # of MPNetEncoder.compute_position_bias, whatever the config says
 FIRST = 2  # MPNetEmbeddings.padding_idx + 1
@@ -51,9 +51,10 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     assert embeddings.positions is not None
     table = weights.tensor("encoder.relative_attention_bias.weight", (BUCKETS, shape.heads))
     bias = distance_bias(table, embeddings.positions.shape[0], FURTHEST, both_ways=True)
-    blocks = (
+    blocks = [
         post_norm.read_block(weights, f"encoder.layer.{index}", NAMES, shape, bias)
         for index in range(fields.integer("num_hidden_layers", 12, MAX_LAYERS))
-    )
+    ]
+    head, task = roberta.read_head(fields, weights, shape, embeddings.tokens, ARCHITECTURES)
     special = tokens.special_tokens(vocabulary, eos=2, bos=0, pad=1)
-    return Graph(encoder=post_norm.stack(embeddings, blocks), special=special)
+    return Graph(encoder=post_norm.stack(embeddings, blocks), head=head, task=task, special=special)
