@@ -364,6 +364,19 @@ def test_layers_that_share_their_weights_have_them_once(tmp_path: Path) -> None:
     assert len({id(block.products["qkv"]) for block in many.blocks}) == 1
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["albert-plain"])
+def test_exploded_is_packed_bit_for_bit(
+    name: str, libraries: dict[str, Path], directories: dict[str, Path], tmp_path: Path
+) -> None:
+    """Where layers share their code, too."""
+    library = kaoken.bake(directories[name], kernels="exploded", out=tmp_path / "exploded.so")
+    ids, types = texts_of(config_of(name), POSITIONS)
+    expected = kaoken.load(libraries[name]).hidden_states(ids, types)
+    for found, vectors in zip(kaoken.load(library).hidden_states(ids, types), expected, strict=True):
+        require_same_bits(found, vectors)
+
+
 REFUSED: dict[str, tuple[str, type[Exception], dict[str, Any], str]] = {
     "relative positions": (
         "roberta",
