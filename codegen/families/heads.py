@@ -74,22 +74,22 @@ def masked(
     return Head(Linear(matrix, vector), (layer,)), Task("fill-mask")
 
 
-def sequence(fields: Fields, weights: Weights, output: str, layer: Layer) -> Read:
-    """Logits of a text's labels, from a layer behind its first position."""
+def sequence(fields: Fields, weights: Weights, output: str, layer: Layer, pooling: str = "first") -> Read:
+    """Logits of a text's labels, from a layer behind what its positions are pooled to."""
     labels = read_labels(fields)
     classifier = weights.linear(output, len(labels.names), layer.linear.weight.shape[0])
-    return Head(classifier, (layer,), ("first",)), labels.task("text-classification")
+    return Head(classifier, (layer,), (pooling,)), labels.task("text-classification")
 
 
-def token(fields: Fields, weights: Weights, output: str, width: int) -> Read:
+def token(fields: Fields, weights: Weights, output: str, width: int, *layers: Layer) -> Read:
     """Logits of each position's labels."""
     labels = read_labels(fields)
-    return Head(weights.linear(output, len(labels.names), width)), labels.task("token-classification")
+    return Head(weights.linear(output, len(labels.names), width), layers), labels.task("token-classification")
 
 
-def answers(weights: Weights, output: str, width: int) -> Read:
+def answers(weights: Weights, output: str, width: int, *layers: Layer) -> Read:
     """How well an answer begins, and how well it ends, at each position."""
-    return Head(weights.linear(output, 2, width)), Task("question-answering", ("start", "end"))
+    return Head(weights.linear(output, 2, width), layers), Task("question-answering", ("start", "end"))
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ class Weights:
 
         return Tensor(shape, (name,), rows)
 
-    def layer_norm(self, name: str, width: int, epsilon: float) -> Norm:
+    def layer_norm(self, name: str, width: int, epsilon: float, bias: bool = True) -> Norm:
         """torch's LayerNorm, whose tensors BERT's first checkpoints named gamma and beta."""
         weight = self.tensor(f"{name}.weight", (width,), f"{name}.gamma")
-        return Norm("layer", epsilon, weight, self.tensor(f"{name}.bias", (width,), f"{name}.beta"))
+        return Norm("layer", epsilon, weight, self.tensor(f"{name}.bias", (width,), f"{name}.beta") if bias else None)
 
     def rms_norm(self, name: str, width: int, epsilon: float, gain: float = 1.0) -> Norm:
         """A norm whose weight is `gain` times what is stored."""
@@ -56,6 +56,17 @@ class Weights:
         """torch's Linear: weight [outputs, inputs]."""
         weight = self.tensor(f"{name}.weight", (outputs, inputs))
         return Linear(weight, self.tensor(f"{name}.bias", (outputs,)) if bias else None)
+
+    def fused(self, name: str, parts: int, outputs: int, inputs: int, bias: bool = True) -> list[Linear]:
+        """A Linear of weight [parts * outputs, inputs] as `parts` linears of weight [outputs, inputs]."""
+        whole = self.linear(name, parts * outputs, inputs, bias)
+
+        def part(tensor: Tensor, begin: int) -> Tensor:
+            shape = (outputs, *tensor.shape[1:])
+            return Tensor(shape, tensor.sources, lambda start, stop: tensor.rows(begin + start, begin + stop))
+
+        begins = range(0, parts * outputs, outputs)
+        return [Linear(part(whole.weight, each), whole.bias and part(whole.bias, each)) for each in begins]
 
     def conv1d(self, name: str, outputs: int, inputs: int, parts: int = 1) -> list[Linear]:
         """The first GPT's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
