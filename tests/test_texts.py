@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import BertWordPieceTokenizer
 
 import kaoken
+from kaoken.cli import main
 from native_build import bake_together
 from oracles import bert, sentence
 from oracles.bert import Bert
@@ -492,6 +496,91 @@ def test_answers_of_long_contexts(load: Any) -> None:
 def test_wrong_arguments_of_answers(question: Any, context: Any, options: Any, message: str, load: Any) -> None:
     with pytest.raises(kaoken.InputError, match=message):
         load("answers").answer(question, context, **options)
+
+
+# The commands
+
+
+@pytest.fixture
+def run(load: Any, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """`run(lines, command, model, ...)` is what a command prints; one that fails prints its error."""
+
+    def run(lines: bytes, command: str, model: str, *arguments: str) -> bytes:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        code = main([command, "--model", str(load(model)._arguments[0]), *arguments])
+        printed = capfdbinary.readouterr()
+        assert (code == 0) == (printed.err == b"")
+        return printed.out if code == 0 else printed.err
+
+    return run
+
+
+LINES = "\n".join(TEXTS).encode() + b"\n"
+
+
+def test_encode_writes_an_array(load: Any, run: Any) -> None:
+    vectors = np.load(io.BytesIO(run(LINES, "encode", "mean")))
+    np.testing.assert_array_equal(vectors, load("mean").encode(TEXTS))
+    assert np.load(io.BytesIO(run(b"", "encode", "mean"))).shape == (0, WIDTH)
+    np.testing.assert_array_equal(
+        np.load(io.BytesIO(run(b"x\r\ny", "encode", "mean"))), load("mean").encode(["x", "y"])
+    )
+
+
+def test_encode_prints_json(load: Any, run: Any) -> None:
+    options = ("--json", "--prompt", "where ", "--truncate-dim", "3", "--normalize")
+    rows = [json.loads(line) for line in run(LINES, "encode", "dense", *options).splitlines()]
+    expected = load("dense").encode(TEXTS, prompt="where ", truncate_dim=3, normalize_embeddings=True)
+    np.testing.assert_array_equal(np.array(rows, np.float32), expected)
+
+
+def test_rank_sorts_passages(load: Any, run: Any) -> None:
+    expected = load("ranker").rank("Ada", TEXTS, return_documents=True)
+    rows = run(LINES, "rank", "ranker", "Ada").decode().splitlines()
+    assert rows == [f"{each['score']:.6f}\t{each['text']}" for each in expected]
+    rows = run(LINES, "rank", "ranker", "Ada", "--top-k", "2", "--json").decode().splitlines()
+    assert [json.loads(row) for row in rows] == expected[:2]
+
+
+def test_classify_labels_lines(load: Any, run: Any) -> None:
+    rows = run(LINES, "classify", "labels").decode().splitlines()
+    assert rows == [f"{each['label']}\t{each['score']:.6f}" for each in load("labels").classify(TEXTS)]
+    pairs = "\n".join("\t".join(pair) for pair in PAIRS).encode()
+    rows = run(pairs, "classify", "labels", "--pairs", "--top-k", "2", "--json").decode().splitlines()
+    assert [json.loads(row) for row in rows] == load("labels").classify(PAIRS, 2)
+    assert b"line 1 of standard input has 0 tabs" in run(b"a", "classify", "labels", "--pairs")
+
+
+def test_tag_prints_entities(load: Any, run: Any) -> None:
+    expected = load("tagger").tag(TEXTS, "simple")
+    rows = [row.split("\t") for row in run(LINES, "tag", "tagger").decode().splitlines()]
+    found = [(int(row[0]), int(row[1]), int(row[2]), row[3], row[5]) for row in rows]
+    assert found == [
+        (number, each["start"], each["end"], each["entity_group"], text[each["start"] : each["end"]])
+        for number, (text, entities) in enumerate(zip(TEXTS, expected, strict=True), 1)
+        for each in entities
+    ]
+    rows = run(LINES, "tag", "tagger", "--json", "--aggregation-strategy", "first").decode().splitlines()
+    assert [json.loads(row) for row in rows] == load("tagger").tag(TEXTS, "first")
+
+
+def test_fill_mask_prints_texts(load: Any, run: Any) -> None:
+    text = "Ada [MASK] in London."
+    rows = run(b"", "fill-mask", "masked", text).decode().splitlines()
+    assert rows == [f"{each['score']:.6f}\t{each['sequence']}" for each in load("masked").fill_mask(text)]
+    two = run(b"", "fill-mask", "masked", "[MASK] lives [MASK]", "--top-k", "1").decode().splitlines()
+    assert [bool(line) for line in two] == [True, False, True]
+    printed = json.loads(run(b"", "fill-mask", "masked", text, "--json"))
+    assert printed == load("masked").fill_mask(text)
+
+
+def test_wrong_input_of_commands(run: Any) -> None:
+    assert b"line 2 of standard input is not UTF-8 (byte 1 of it)" in run(b"x\na\xff", "encode", "mean")
+    assert b"is for token-classification, and `kaoken fill-mask` for models of another" in run(
+        b"", "fill-mask", "tagger", "x"
+    )
+    assert b"`kaoken rank` for models of another task" in run(b"", "rank", "mean", "x")
+    assert b"text 0 has no mask" in run(b"", "fill-mask", "masked", "x")
 
 
 # transformers and sentence-transformers, which judge all that
