@@ -289,7 +289,7 @@ def test_the_class_is_that_of_the_kind(name: str, libraries: dict[str, Path]) ->
         kaoken.BakedEncoder()
     for attribute in ("generate", "session"):
         assert not hasattr(model, attribute)
-    with pytest.raises(kaoken.InputError, match=r"use hidden_states\(ids\)"):
+    with pytest.raises(kaoken.InputError, match=r"use encode\(texts\), hidden_states\(ids\)"):
         model([1])
 
 

@@ -140,7 +140,7 @@ def test_a_translation_is_printed_without_its_source(seq2seq: str, capsys: Captu
 
 def test_an_encoder_generates_nothing(encoder: str, capsys: Capture) -> None:
     message = fail(capsys, "generate", "x", "--model", encoder)
-    assert "bert is an encoder, which makes vectors and no text: call hidden_states(ids) of what" in message
+    assert "bert is an encoder, which makes no text: use `kaoken encode`, `classify`" in message
 
 
 # info
@@ -176,7 +176,7 @@ def test_info_of_differing_blocks_and_no_statistics(library_of: LibraryOf, tmp_p
 
 def test_info_of_an_encoder(encoder: str, capsys: Capture) -> None:
     text = succeed(capsys, "info", "--model", encoder)
-    facts = ("kind      encoder, bert\n", "shape     3 layers", "context 150, 1 token types\n")
+    facts = ("kind      encoder, bert, for feature-extraction\n", "shape     3 layers", "context 150, 1 token types\n")
     assert [fact for fact in facts if fact not in text] == []
     assert "cache" not in text
 
@@ -184,7 +184,7 @@ def test_info_of_an_encoder(encoder: str, capsys: Capture) -> None:
 def test_info_of_an_encoder_decoder(seq2seq: str, capsys: Capture) -> None:
     text = succeed(capsys, "info", "--model", seq2seq)
     facts = (
-        "kind      encoder-decoder, t5\n",
+        "kind      encoder-decoder, t5, for text2text-generation\n",
         "shape     encoder of 1 layers, decoder of 3 layers",
         "source 150, context 150\n",
         "KV cache in float32",

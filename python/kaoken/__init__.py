@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kaoken.baking import bake
     from kaoken.causal import BakedCausalLM, BakedGPT2, Session
+    from kaoken.classification import BakedClassifier
     from kaoken.encoder import BakedEncoder
     from kaoken.errors import (
         BuildError,
@@ -29,17 +30,24 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from kaoken.library import BlockConfig, MatrixInfo, ModelConfig, ModelInfo, verify
+    from kaoken.masked_lm import BakedMaskedLM
     from kaoken.model import BakedModel, load
+    from kaoken.question_answering import BakedQuestionAnswering
     from kaoken.seq2seq import BakedSeq2SeqLM
+    from kaoken.tagging import BakedTokenClassifier
 
     __version__: str
 
 __all__ = [
     "BakedCausalLM",
+    "BakedClassifier",
     "BakedEncoder",
     "BakedGPT2",
+    "BakedMaskedLM",
     "BakedModel",
+    "BakedQuestionAnswering",
     "BakedSeq2SeqLM",
+    "BakedTokenClassifier",
     "BlockConfig",
     "BuildError",
     "CheckpointError",
@@ -64,9 +72,13 @@ _MODULES = {
     "kaoken.baking": ("bake",),
     "kaoken.library": ("BlockConfig", "MatrixInfo", "ModelConfig", "ModelInfo", "verify"),
     "kaoken.causal": ("BakedCausalLM", "BakedGPT2", "Session"),
+    "kaoken.classification": ("BakedClassifier",),
     "kaoken.encoder": ("BakedEncoder",),
+    "kaoken.masked_lm": ("BakedMaskedLM",),
     "kaoken.model": ("BakedModel", "load"),
+    "kaoken.question_answering": ("BakedQuestionAnswering",),
     "kaoken.seq2seq": ("BakedSeq2SeqLM",),
+    "kaoken.tagging": ("BakedTokenClassifier",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

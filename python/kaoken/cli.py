@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kaoken.codegen.settings import OPTIONS
 from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
+from kaoken.output import discard_output, print_at_once, print_what_does_not_encode
+from kaoken.text_commands import add_commands as add_text_commands
 
 if TYPE_CHECKING:
     from kaoken.library import BlockConfig, ModelConfig, ModelInfo
@@ -29,6 +30,7 @@ Run small transformers that were baked into native code, and bake new ones.
   kaoken info                               what that model is and how it was built
   kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
   kaoken generate "Hello" --model my.so     and run it
+  kaoken encode --model my.so < lines.txt   an encoder: vectors; rank, classify, tag and fill-mask are for others
   kaoken bench                              how fast it is on this machine
   kaoken verify my.so                       whether a library is damaged
   kaoken graph ./my-checkpoint -o graph.svg what Kaoken makes of a checkpoint, as a picture
@@ -36,8 +38,8 @@ Run small transformers that were baked into native code, and bake new ones.
 
 _GENERATE = """\
 Continue PROMPT: print it and its completion, piece by piece as tokens are made. An encoder-decoder reads PROMPT, such
-as a text to translate, and what it makes of that is printed alone. An encoder makes vectors, no text: see hidden_states
-of Python's kaoken.load().
+as a text to translate, and what it makes of that is printed alone. An encoder makes no text: see `kaoken encode`,
+`classify`, `rank`, `tag` and `fill-mask`.
 
 Without sampling options the model's own are used, where its generation_config.json has some; else the likeliest token
 is taken each time, so the text is always the same. Any of
@@ -120,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KaokenError as error:
         return _fail(error)
     except BrokenPipeError:
-        _discard_output()
+        discard_output()
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -138,31 +140,9 @@ def _separated(arguments: Sequence[str]) -> list[str]:
     return rest[:-1] if rest[-1:] == ["--"] and rest.index("--") == len(rest) - 1 else rest
 
 
-def _print(text: object, end: str = "\n") -> None:
-    """Prints at once; raises KaokenError where that fails, and BrokenPipeError where nobody reads any more."""
-    try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard_output()
-        raise KaokenError(f"the output cannot be written ({error.strerror}): write it elsewhere") from error
-
-
-def _print_what_does_not_encode(errors: str) -> None:
-    """As Python's name of a way to handle such characters says."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=errors)
-
-
 def _print_path(text: object) -> None:
-    _print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
-    _print(text)
-
-
-def _discard_output() -> None:
-    """Python would complain when it flushes at exit: give it somewhere to write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_what_does_not_encode("surrogateescape")  # the path's own bytes, as the file system has them
+    print_at_once(text)
 
 
 def _reopen_closed_streams() -> None:
@@ -187,7 +167,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         import kaoken
 
-        _print(f"kaoken {kaoken.__version__}")
+        print_at_once(f"kaoken {kaoken.__version__}")
         parser.exit()
 
 
@@ -203,7 +183,7 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own does not care whether its help can be written."""
         if file is sys.stdout:
-            _print(message, end="")
+            print_at_once(message, end="")
         else:
             super()._print_message(message, file)
 
@@ -247,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
+    add_text_commands(commands, _command)
     add_compress_commands(commands, _command)
     _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
     _add_graph(_command(commands, "graph", _graph, _GRAPH, "draw a checkpoint's graph"))
@@ -333,16 +314,16 @@ def _generate(options: argparse.Namespace) -> None:
     model = _load(options.model, options.threads)
     if model.kind == "encoder":
         raise InputError(
-            f"{model.info.name} is an encoder, which makes vectors and no text: call hidden_states(ids) of what "
-            "kaoken.load(path) returns, in Python"
+            f"{model.info.name} is an encoder, which makes no text: use `kaoken encode`, `classify`, `rank`, `tag` or "
+            "`fill-mask`, or what kaoken.load(path) returns, in Python"
         )
     pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
-    _print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
+    print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
     if model.kind == "decoder":  # a completion continues its prompt, a translation does not
-        _print(prompt, end="")
+        print_at_once(prompt, end="")
     for piece in pieces:
-        _print(piece, end="")
-    _print("")
+        print_at_once(piece, end="")
+    print_at_once("")
 
 
 def _prompt(argument: str) -> str:
@@ -373,16 +354,16 @@ def _info(options: argparse.Namespace) -> None:
     model = _load(options.model)
     facts = {**asdict(model.info), "config": asdict(model.config)}
     if options.json:
-        _print(json.dumps(facts, indent=2))
+        print_at_once(json.dumps(facts, indent=2))
     else:
-        _print("\n".join(_describe(model)))
+        print_at_once("\n".join(_describe(model)))
 
 
 def _describe(model: BakedModel) -> list[str]:
     info, config = model.info, model.config
     lines = {
         "model": info.name,
-        "kind": f"{config.kind}, {config.family}",
+        "kind": f"{config.kind}, {config.family}, for {config.task}",
         "source": info.source + (f" at {info.revision}" if info.revision else ""),
         "weights": f"sha256 {info.weights_sha256}",
         "dtype": _dtypes(info, config),
@@ -456,7 +437,7 @@ def _bench(options: argparse.Namespace) -> None:
         raise InputError("a checkpoint and --model both name what to measure: leave one out")
     library = options.model if options.checkpoint is None else str(bake(options.checkpoint))
     result = measure(_load(library, options.threads))
-    _print(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+    print_at_once(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -476,8 +457,8 @@ def _graph(options: argparse.Namespace) -> None:
     names = ("format", "before", "all_blocks", "onnx", "revision")
     drawn = write_graph(options.checkpoint, options.out, **{name: getattr(options, name) for name in names})
     if isinstance(drawn, str):
-        _print_what_does_not_encode("replace")
-        _print(drawn, end="")
+        print_what_does_not_encode("replace")
+        print_at_once(drawn, end="")
     else:
         for path in drawn:
             _print_path(path)

@@ -249,6 +249,14 @@ def _check_machine(path: Path) -> None:
         raise LibraryError(f"{path} is for {machine} and this machine is {here}: bake the checkpoint again without CXX")
 
 
+def task_of(library: _core.Library) -> str:
+    """What its outputs are for, as the hub calls it; "" where it does not say so. `describe` complains of the rest."""
+    try:
+        return str(json.loads(library.description)["config"]["task"])
+    except (ValueError, TypeError, LookupError):
+        return ""
+
+
 def describe(library: _core.Library, path: Path, session: _core.Session) -> tuple[ModelConfig, ModelInfo]:
     """The model's configuration and origin, from the JSON inside the library and the one beside it."""
     try:

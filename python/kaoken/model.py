@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 from kaoken import _core
 from kaoken.arguments import file_path, thread_count
 from kaoken.errors import InputError, LibraryError
-from kaoken.library import ModelConfig, ModelInfo, default_library, describe, open_library
+from kaoken.library import ModelConfig, ModelInfo, default_library, describe, open_library, task_of
 from kaoken.text import load_tokenizer
 
 if TYPE_CHECKING:
@@ -121,22 +121,31 @@ def _restore(model: str | os.PathLike[str] | None, threads: int | None, kind: ty
     return kind(model, threads=threads)
 
 
-# The class of each kind of model.
+# The class of each kind of model, and of encoders with a task of their own.
 _CLASSES = {
     "decoder": ("kaoken.causal", "BakedCausalLM"),
     "encoder": ("kaoken.encoder", "BakedEncoder"),
     "encoder-decoder": ("kaoken.seq2seq", "BakedSeq2SeqLM"),
+}
+_TASK_CLASSES = {
+    "text-classification": ("kaoken.classification", "BakedClassifier"),
+    "token-classification": ("kaoken.tagging", "BakedTokenClassifier"),
+    "fill-mask": ("kaoken.masked_lm", "BakedMaskedLM"),
+    "question-answering": ("kaoken.question_answering", "BakedQuestionAnswering"),
 }
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Any:
     """The model in a library that `kaoken.bake` made, or the one in this wheel, as the class of its kind.
 
-    A decoder is a `BakedCausalLM` (a GPT-2 a `BakedGPT2`), an encoder a `BakedEncoder`, an encoder-decoder a
+    A decoder is a `BakedCausalLM` (a GPT-2 a `BakedGPT2`), an encoder a `BakedEncoder` or, with a head of its own, a
+    `BakedClassifier`, `BakedTokenClassifier`, `BakedMaskedLM` or `BakedQuestionAnswering`, and an encoder-decoder a
     `BakedSeq2SeqLM`. Arguments and errors are those of `BakedModel`.
     """
     library = open_library(default_library() if path is None else file_path("path", path))
     module, name = _CLASSES[library.kind]
+    if library.kind == "encoder":
+        module, name = _TASK_CLASSES.get(task_of(library), (module, name))
     model = getattr(import_module(module), name)(path, threads=threads)
     if library.kind == "decoder" and model.config.family == "gpt2":
         model.__class__ = import_module(module).BakedGPT2  # a subclass that adds no more than its name

@@ -1,14 +1,17 @@
-"""Text in and out: the tokenizer that travels inside a library, and decoding token by token."""
+"""Text in and out: the tokenizer that travels inside a library, texts for encoders, and decoding token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kaoken.errors import InputError, KaokenError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
+
+# One text, or a pair of texts that a model reads together.
+Text: TypeAlias = str | tuple[str, str]
 
 # What decoders write for bytes that are no UTF-8; at the end of a text, perhaps a character still incomplete.
 _REPLACEMENT = "\ufffd"
@@ -32,6 +35,59 @@ def load_tokenizer(data: bytes | None, model: str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def is_one_text(texts: Any) -> bool:
+    """Whether these are one text or a pair (a tuple of two), rather than several texts."""
+    return isinstance(texts, str) or _is_pair(texts)
+
+
+def _is_pair(text: Any) -> bool:
+    return isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+
+
+class TextReader:
+    """Makes token ids of texts and pairs, with the special tokens of the model.
+
+    With a `limit` longer texts are cut at the right, or at the left with `side`; of a pair the longer one first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, limit: int | None, side: str = "right") -> None:
+        self.tokenizer = tokenizer
+        if limit is not None:
+            tokenizer.enable_truncation(limit, strategy="longest_first", direction=side)
+
+    def read(self, texts: Sequence[Text], offsets: bool = False) -> list[Encoding]:
+        """The encodings of texts; where characters stand is computed only with `offsets`.
+
+        Raises InputError for what is no text, and for text with lone surrogates.
+        """
+        encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
+        try:
+            return list(encode(texts))
+        except TypeError:
+            for index, text in enumerate(texts):
+                check_text(text, index)
+            raise
+
+
+def check_text(text: Any, index: int) -> None:
+    """Raises InputError for what is neither a text nor a pair, and for what is no valid Unicode."""
+    if not is_one_text(text):
+        raise InputError(f"text {index} must be a str, or a pair of them as a tuple, not {_shown(text)}")
+    for part in (text,) if isinstance(text, str) else text:
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text {index} has a lone surrogate at {error.start}, which is no valid Unicode: decode the text with "
+                "errors='replace', or leave the character out"
+            ) from None
+
+
+def _shown(value: Any) -> str:
+    shown = f"{type(value).__name__} {value!r}"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, bos_token_id: int | None) -> list[int]:

@@ -18,6 +18,11 @@ MODELS = "sentence_transformers.models"
 POOLING = (f"{MODELS}.Pooling", {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True})
 NORMALIZE = (f"{MODELS}.Normalize", {})
 
+# As many as the tiny BERT has tokens.
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+WORDS += ["ada", "london", "lives", "."]
+
 Modules = list[tuple[str, dict[str, Any]]]
 
 
@@ -66,6 +71,15 @@ def write(
         write_json(directory / subfolder / "sentence_bert_config.json", transformer)
     if settings is not None:
         write_json(directory / "config_sentence_transformers.json", settings)
+    return directory
+
+
+def write_vocabulary(directory: Path, **config: Any) -> Path:
+    """vocab.txt, and tokenizer_config.json where there is something to say; returns the directory."""
+    assert len(WORDS) == bert.TINY["vocab_size"]
+    (directory / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    if config:
+        write_json(directory / "tokenizer_config.json", config)
     return directory
 
 
