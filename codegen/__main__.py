@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from .checkpoint import NAMES, open_checkpoint
+from .checkpoint import open_checkpoint, watched_names
 from .dtypes import Types, make_types
 from .emit.environment import TEMPLATES
 from .errors import CheckpointError, InputError, KaokenError
@@ -78,8 +78,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         kernels=check_kernels(arguments.kernels),
     )
     directory = os.path.abspath(source.directory)
-    files = (os.path.relpath(path, directory) for path in open_checkpoint(source.directory).files)
-    planned = state(directory, dict.fromkeys((*NAMES, *files)))
+    planned = state(directory, watched_names(open_checkpoint(source.directory), source.directory))
     baked = bake(source.directory, options)
     warning = read_generation(baked.checkpoint).warning()
     if warning:

@@ -225,6 +225,16 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     )
 
 
+def watched_names(checkpoint: Checkpoint, root: Path) -> list[str]:
+    """Of all files whose change, appearance or absence makes another library, from the directory that was opened."""
+    names = dict.fromkeys(NAMES)
+    if checkpoint.sentence:
+        first, *behind = checkpoint.sentence.modules
+        names |= dict.fromkeys(os.path.join(first.path, name) for name in NAMES)
+        names |= dict.fromkeys(os.path.join(each.path, name) for each in behind for name in (CONFIG, WEIGHTS))
+    return list(names | dict.fromkeys(os.path.relpath(file, root.absolute()) for file in checkpoint.files))
+
+
 def conversion_line(model: str, directory: str) -> str:
     """The shell line that turns pickled weights into safetensors in `directory`, tokenizer included."""
     code = (

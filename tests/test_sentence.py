@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.checkpoint import open_checkpoint, watched_names
 from kaoken.codegen.errors import CheckpointError, KaokenError, UnsupportedModelError
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.families.sentence import describe
@@ -119,6 +119,7 @@ def test_the_transformer_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert checkpoint.directory == tmp_path / "0_Transformer"
     assert head_of(tmp_path).pooling == ("mean",)
     assert describe(checkpoint) == {**DEFAULTS, "max_seq_length": 12}
+    assert {"0_Transformer/config.json", "0_Transformer/vocab.txt"} <= set(watched_names(checkpoint, tmp_path))
 
 
 def test_how_texts_are_prepared(tmp_path: Path) -> None:
@@ -157,6 +158,9 @@ def test_its_files_decide_the_library(tmp_path: Path) -> None:
         "2_Dense/config.json",
         "2_Dense/model.safetensors",
     }
+    watched = watched_names(checkpoint, tmp_path)
+    assert found <= set(watched)
+    assert {"tokenizer.json", "vocab.txt", "3_Normalize/config.json"} <= set(watched)
     before = checkpoint.sha256()
     weights = tmp_path / "2_Dense" / "model.safetensors"
     save_file({name: 2 * values for name, values in load_file(weights).items()}, weights)

@@ -59,7 +59,11 @@ MODEL_CONFIGS: dict[str, dict[str, Any]] = {
 SENTENCE_MODELS: dict[str, dict[str, Any]] = {
     "mean": {"transformer": {"max_seq_length": 12}},
     "dense": {"modules": [several, dense(3 * WIDTH, 10), NORMALIZE], "settings": prompted},
-    "no_prompt": {"modules": [(POOLING[0], {**POOLING[1], "include_prompt": False})], "settings": prompted},
+    "no_prompt": {
+        "modules": [(POOLING[0], {**POOLING[1], "include_prompt": False})],
+        "settings": prompted,
+        "subfolder": "0_Transformer",
+    },
 }
 LIMITED = {"labels", "tagger", "answers"}  # whose tokenizer_config.json says where texts end
 
@@ -71,7 +75,8 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found |= {name: sentence.write(root / name, **options) for name, options in SENTENCE_MODELS.items()}
     for name, directory in found.items():
         limit = {"model_max_length": 40} if name in LIMITED else {}
-        sentence.write_vocabulary(directory, tokenizer_class="BertTokenizer", **limit)
+        folder = SENTENCE_MODELS.get(name, {}).get("subfolder", "")
+        sentence.write_vocabulary(directory / folder, tokenizer_class="BertTokenizer", **limit)
     return found
 
 
