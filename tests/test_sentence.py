@@ -55,6 +55,15 @@ def test_pooling_and_normalize(tmp_path: Path) -> None:
     assert describe(open_checkpoint(tmp_path)) == DEFAULTS
 
 
+def test_modules_stand_behind_a_transformer_without_its_head(tmp_path: Path) -> None:
+    """all-mpnet-base-v2's config names a masked language model, whose head it does not have."""
+    directory = write(tmp_path)
+    change(directory, "config.json", architectures=["BertForMaskedLM"])
+    assert head_of(directory).pooling == ("mean",)
+    change(directory, "config.json", architectures=["BertForAnything"])
+    assert "BertForAnything" in str(refused(directory))
+
+
 def test_a_plain_checkpoint_has_no_modules(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bert.write(tmp_path, bert.TINY))
     assert checkpoint.sentence is None

@@ -19,7 +19,7 @@ from ..checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, quoted
 from ..errors import UnsupportedModelError
 from ..graph import Graph, verify
 from .fields import Fields
-from .sentence import add_modules
+from .sentence import add_modules, has_no_head
 from .weights import Weights
 
 EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").split(os.pathsep) if path]
@@ -45,7 +45,10 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     path = checkpoint.directory / CONFIG
     family = _family(checkpoint.config, path)
     weights = Weights(checkpoint, family.PREFIX, family.IGNORED)
-    graph = _read(family, checkpoint.config, path, _token_fields(checkpoint), weights)
+    config = checkpoint.config
+    if has_no_head(checkpoint):
+        config = {name: value for name, value in config.items() if name != "architectures"}
+    graph = _read(family, config, path, _token_fields(checkpoint), weights)
     weights.finish(f"{family.TITLE} of {len(graph.blocks)} layers")
     return add_modules(graph, checkpoint), weights
 

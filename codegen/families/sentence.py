@@ -59,6 +59,11 @@ _HARMLESS_ARGUMENTS = names(
 )
 
 
+def has_no_head(checkpoint: Checkpoint) -> bool:
+    """Whether the transformer is read without a head, whatever its config names: modules stand behind it."""
+    return checkpoint.sentence is not None and not _is_cross_encoder(checkpoint.sentence)
+
+
 def add_modules(graph: Graph, checkpoint: Checkpoint) -> Graph:
     """The graph of a checkpoint's transformer with its modules as the head; as it is where there are none.
 
