@@ -173,7 +173,8 @@ void Session::check_memory(const kaoken_texts &texts) const {
     longest = std::max(longest, texts.lengths[i]);
     if (has_decoder(model_)) pages += (texts.lengths[i] + kPage - 1) / kPage - sources_.own(i);
   }
-  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes + scratch_needed(rows);
+  double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.source_page_bytes;
+  bytes += scratch_needed(std::min(rows, std::max(kTextRows, longest)));
   if (touched_rows_ == 0) bytes += static_cast<double>(encoder_pages_.size()) * model_.encoder_page_bytes;
   if (!has_decoder(model_)) {
     const bool pooled = model_.info.pools && !texts.hidden_states;
@@ -228,6 +229,7 @@ void Session::encode(const kaoken_texts &texts) {
   check_memory(texts);
   const auto code = for_decoder ? choice_.code.encode : choice_.code.forward;
   const int64_t *ids = texts.ids, *types = texts.types;
+  const int64_t most = std::min(kTextRows, pass_rows_);
   int64_t pages = 0;
   Pass pass = lay_out();
   pass.cache = pass.encoder;
@@ -236,8 +238,8 @@ void Session::encode(const kaoken_texts &texts) {
   const int64_t *positions = texts.positions;
   for (int64_t i = 0; i < texts.count; ++i) {
     const int64_t length = texts.lengths[i], first = pass.batch.rows;
-    const bool full = first + length > pass_rows_ || static_cast<int64_t>(sequences_.size()) == kPassTexts;
-    if (full) run(pass, code), pages = 0;
+    const bool full = first + length > most || static_cast<int64_t>(sequences_.size()) == kPassTexts;
+    if (full && first > 0) run(pass, code), pages = 0;
     Sequence sequence = {pass.batch.rows, length, 0, length, encoder_pages_.data() + pages, 0, nullptr};
     if (for_decoder) {
       pages_.rewind(i, 0);

@@ -10,6 +10,7 @@ namespace kaoken {
 
 constexpr int64_t kPanel = 16;        // outputs per weight panel; the unit of every padded width
 constexpr int64_t kPassTexts = 64;    // texts of an encoder's pass, at most
+constexpr int64_t kTextRows = 512;    // rows of an encoder's pass that has several
 constexpr int64_t kPage = 64;         // positions of a page of the cache, which attention merges at a time
 constexpr int64_t kSampleBlock = 64;  // logits whose largest and whose sum of weights are kept, when choosing a token
 constexpr int64_t kAlignment = 64;    // bytes: blobs, arena buffers and their rows start on a cache line
