@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from oracle import open_oracle
-from oracles import bert, t5
+from oracles import bert, masked, t5
 from reference import relative_error
 
 REQUIRED = os.environ.get("KAOKEN_REQUIRE_QEMU") == "1"  # continuous integration, where absence is a failure
@@ -25,12 +25,11 @@ IDS = list(b"ROMEO:\nWhat is the matter with you, sir? I am a little the worse f
 LIMITS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.02, "int4": 0.2, "int4-all": 0.2}
 
 
-MASKED = {**bert.TINY, "architectures": ["BertForMaskedLM"]}
-
-# Of a BERT with a head and of a T5, what each library gives of these ids, which are the T5's source as well.
+# Of a BERT, of one with a head and of a T5, what each library gives of these ids, which are the T5's source as well.
 FAMILY_IDS = [byte % 61 for byte in IDS]
 FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any], Callable[[Path], NDArray[np.float64]]]] = {
-    "bert": (bert.write, MASKED, lambda directory: bert.Bert(directory).logits(FAMILY_IDS)),
+    "bert": (bert.write, bert.TINY, lambda directory: bert.Bert(directory).hidden_states(FAMILY_IDS)),
+    "masked": (bert.write, masked.CONFIG, lambda directory: bert.Bert(directory).logits(FAMILY_IDS)),
     "t5": (t5.write, t5.TINY, lambda directory: t5.T5(directory).logits(FAMILY_IDS, FAMILY_IDS)),
 }
 FAMILY_LIMITS = {"float32": 1e-4, "int8": 0.1}  # on such random weights

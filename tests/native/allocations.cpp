@@ -86,7 +86,7 @@ kaoken_session *make_session(int64_t batch, int threads) {
   require(api->session_create(&options, &session) == KAOKEN_OK, "session_create");
   if (api->info->kind == KAOKEN_ENCODER_DECODER) {
     const std::vector<int64_t> lengths(static_cast<size_t>(batch), 70), ids(static_cast<size_t>(70 * batch), 5);
-    const kaoken_texts texts = {sizeof texts, batch, lengths.data(), ids.data(), nullptr, nullptr};
+    const kaoken_texts texts = {sizeof texts, batch, lengths.data(), ids.data(), nullptr, nullptr, 0, nullptr, nullptr};
     require_no_allocation("session_encode",
                           [&] { require(api->session_encode(session, &texts) == KAOKEN_OK, "encode"); });
   }

@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
   const auto count = static_cast<int64_t>(ids.size());
   std::vector<float> outputs(ids.size() * static_cast<size_t>(api->info->output_width));
   if (api->info->kind != KAOKEN_DECODER) {
-    const kaoken_texts text = {sizeof text, 1, &count, ids.data(), nullptr, outputs.data()};
+    const kaoken_texts text = {sizeof text, 1, &count, ids.data(), nullptr, outputs.data(), 0, nullptr, nullptr};
     if (api->session_encode(session, &text)) return fail(api);
   }
   if (api->info->kind != KAOKEN_ENCODER) {

@@ -34,6 +34,10 @@ KAOKEN_DECLARE_MODEL(narrow);
 KAOKEN_DECLARE_MODEL(grouped);
 KAOKEN_DECLARE_MODEL(bert_float32);
 KAOKEN_DECLARE_MODEL(bert_int8);
+KAOKEN_DECLARE_MODEL(masked_float32);
+KAOKEN_DECLARE_MODEL(masked_int8);
+KAOKEN_DECLARE_MODEL(classifier_float32);
+KAOKEN_DECLARE_MODEL(classifier_int8);
 KAOKEN_DECLARE_MODEL(t5_float32);
 KAOKEN_DECLARE_MODEL(t5_int8);
 
@@ -631,14 +635,22 @@ Ids ids_for(const kaoken_model_api *model, int64_t count, unsigned seed) {
 
 int64_t sum(const Ids &lengths) { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
 
-// The vectors of texts, of an encoder; else nothing.
+// The outputs of texts, of an encoder; else nothing.
 Logits encode(const kaoken_model_api *model, kaoken_session *session, const Ids &lengths, const Ids &ids) {
   const bool vectors = model->info->kind == KAOKEN_ENCODER;
-  Logits outputs(vectors ? ids.size() * static_cast<size_t>(model->info->output_width) : 0);
+  const size_t rows = vectors && model->info->pools ? lengths.size() : ids.size();
+  Logits outputs(vectors ? rows * static_cast<size_t>(model->info->output_width) : 0);
   Ids types(ids.size());
   for (size_t i = 0; vectors && i < ids.size(); ++i) types[i] = ids[i] % model->info->token_types;
-  const kaoken_texts texts = {sizeof texts, static_cast<int64_t>(lengths.size()), lengths.data(),
-                              ids.data(),   vectors ? types.data() : nullptr,     vectors ? outputs.data() : nullptr};
+  const kaoken_texts texts = {sizeof texts,
+                              static_cast<int64_t>(lengths.size()),
+                              lengths.data(),
+                              ids.data(),
+                              vectors ? types.data() : nullptr,
+                              vectors ? outputs.data() : nullptr,
+                              0,
+                              nullptr,
+                              nullptr};
   CHECK(model->session_encode(session, &texts) == KAOKEN_OK);
   return outputs;
 }
@@ -647,7 +659,9 @@ Logits encode(const kaoken_model_api *model, kaoken_session *session, const Ids 
 void test_encoders_keep_their_bits() {
   Ids lengths = {1, 70, 3, 150, 64, 65, 2, 150};
   lengths.insert(lengths.end(), 70, 1);
-  for (const kaoken_model_api *model : {kaoken_model_bert_float32(), kaoken_model_bert_int8()}) {
+  for (const kaoken_model_api *model :
+       {kaoken_model_bert_float32(), kaoken_model_bert_int8(), kaoken_model_masked_float32(),
+        kaoken_model_masked_int8(), kaoken_model_classifier_float32(), kaoken_model_classifier_int8()}) {
     const Ids ids = ids_for(model, sum(lengths), 30);
     Session alone(1, 1, nullptr, model);
     Logits expected;
@@ -777,10 +791,11 @@ void test_texts_are_checked_and_change_nothing() {
   };
   const Ids ids = {1, 2, 3}, lengths = {1, 2}, none = {1, 0}, outside = {1, 2, 61}, types = {0, 1, 2};
   Logits outputs(3 * 48, 7.0f);
-  const kaoken_texts good = {sizeof good, 2, lengths.data(), ids.data(), nullptr, outputs.data()};
+  const kaoken_texts good = {sizeof good, 2, lengths.data(), ids.data(), nullptr, outputs.data(), 0, nullptr, nullptr};
   const auto both = [&](const Ids &too_long) {
     kaoken_texts texts = good;
-    CHECK(refused((texts.size = sizeof texts - 1, texts), "texts.size", KAOKEN_INVALID_ARGUMENT));
+    CHECK(refused((texts.size = offsetof(kaoken_texts, hidden_states) - 1, texts), "texts.size",
+                  KAOKEN_INVALID_ARGUMENT));
     texts = good;
     CHECK(refused((texts.count = 0, texts), "count is 0", KAOKEN_INVALID_ARGUMENT));
     texts = good;
