@@ -187,6 +187,24 @@ def test_who_is_to_lead_may_be_interrupted() -> None:
         assert result.result(PATIENCE)[0, 0] == 6
 
 
+def test_who_leaves_may_be_interrupted() -> None:
+    class Interrupted(Gatherer):
+        interrupts = 1
+
+        def _leave(self, call: Call) -> None:
+            if self.interrupts:
+                self.interrupts = 0
+                raise KeyboardInterrupt
+            super()._leave(call)
+
+    gatherer, model = Interrupted(), Slow()
+    model.go.set()
+    with pytest.raises(KeyboardInterrupt):
+        gatherer.run(Call(texts_of([5]), 1), model)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(gatherer.run, Call(texts_of([6]), 1), model).result(PATIENCE)[0, 0] == 6
+
+
 def test_callers_that_come_again_are_expected() -> None:
     """Sixteen that call in a loop share nearly every call, rather than two groups taking turns."""
     gatherer, model = Gatherer(), Slow()

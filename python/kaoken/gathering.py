@@ -129,7 +129,11 @@ class Gatherer:
                 else:
                     call.turn.get()
         finally:
-            self._leave(call)
+            try:
+                self._leave(call)
+            except BaseException:  # an interrupt in there: others would wait for ever
+                self._leave(call)
+                raise
         if call.error is not None:
             raise call.error
         assert call.outputs is not None
@@ -189,7 +193,7 @@ class Gatherer:
         self._waiting.pop(call, None)
 
     def _leave(self, call: Call) -> None:
-        """Lets the next lead, where nobody does."""
+        """Lets the next lead, where nobody does. May be called twice."""
         self._waiting.pop(call, None)
         if self._leader.get("leader") is call:
             del self._leader["leader"]
