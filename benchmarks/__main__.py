@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.engines import DTYPES
-from benchmarks.models import DECODERS, MODELS
+from benchmarks.models import MODELS, task_of
 from benchmarks.rows import ROW_NAMES
 
 _DESCRIPTION = """\
@@ -21,6 +21,7 @@ does nothing else.
   python -m benchmarks layers                     single layers beside PyTorch
   python -m benchmarks kernels                    every kernel beside the machine's limits
   python -m benchmarks service                    what choosing tokens costs, and many callers
+  python -m benchmarks service --model minilm-l6  16 callers of an encoder, in threads and over HTTP
   python -m benchmarks exploded                   straight-line code beside the packed kernels, dense and pruned
   python -m benchmarks graphs                     what the ONNX exporters make of GPT-2, beside Kaoken's graph
   python -m benchmarks distill --text FILE         smaller models by distillation and pruning, trained and baked
@@ -142,16 +143,18 @@ def _exploded(options: argparse.Namespace, arguments: list[str]) -> None:
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
-    parser.add_argument("--model", choices=DECODERS, default="gpt2", help="random weights, or the bundled model")
+    models = [name for name in MODELS if task_of(name) in ("decode", "encode")]
+    parser.add_argument("--model", choices=models, default="gpt2", help="random weights, or the bundled model")
     parser.add_argument("--dtype", choices=DTYPES, default="int8")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
     parser.set_defaults(run=_service)
 
 
 def _service(options: argparse.Namespace, arguments: list[str]) -> None:
-    from benchmarks import service
+    from benchmarks import encoder_service, service
 
-    service.run(options, arguments, say)
+    measure = encoder_service if task_of(options.model) == "encode" else service
+    measure.run(options, arguments, say)
 
 
 def _add_graphs(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,6 @@ def task_of(name: str) -> str:
     return "decode" if name == "bundled" else TASKS[SHAPES[name]["model_type"]]
 
 
-DECODERS = tuple(name for name in MODELS if task_of(name) == "decode")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint in a directory; `digest` names its weights in cache paths."""

@@ -181,6 +181,39 @@ def _notes(document: Document) -> list[str]:
 
 def service_sections(document: Document) -> list[str]:
     """The report of a run of `service`."""
+    return _callers_of_an_encoder(document) if "shared" in document else _callers_of_a_decoder(document)
+
+
+def _callers_of_an_encoder(document: Document) -> list[str]:
+    threads = document["threads"]
+    rows = []
+    for record in document["shared"]:
+        running = {int(count): samples for count, samples in record["running"].items()}
+        more = sum(samples for count, samples in running.items() if count > threads) / max(1, sum(running.values()))
+        rows.append(
+            [
+                record["kind"],
+                _spread(summarize([document["texts"] / seconds for seconds in record["together_seconds"]]), 0),
+                _spread(_over(record["alone_seconds"], record["together_seconds"]), 3),
+                f"{summarize(record['p50_milliseconds']).median:.1f}",
+                f"{summarize(record['p99_milliseconds']).median:.1f}",
+                f"{100 * more:.1f} %, {max(running, default=0)}",
+            ]
+        )
+    count = document["count"]
+    head = ["callers", "texts/s (quartiles)", "of one caller's (quartiles)", "p50 (ms)", "p99 (ms)", "threads that run"]
+    return [
+        f"# {count} callers of an encoder: {document['model']}, {document['dtype']}\n",
+        header_lines(document),
+        f"Each of {count} callers sends a single text at a time, of the corpus' lengths; one caller encodes the same "
+        f"{document['texts']} texts in one call. Threads that run: the share of samples with more than {threads}, and "
+        "the most.\n",
+        markdown_table(head, rows),
+        *(f"- Missing: {why}\n" for why in document["missing"]),
+    ]
+
+
+def _callers_of_a_decoder(document: Document) -> list[str]:
     choosing = [
         [
             f"{record['choice']}, batch {record['batch']}",

@@ -28,6 +28,7 @@ namespace py = pybind11;
 namespace {
 
 using Ids = py::array_t<int64_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
 
 // Thrown in C++ and raised in Python as the class of kaoken.errors that `type` names.
 class Error : public std::runtime_error {
@@ -255,10 +256,10 @@ class Session {
   }
 
   // ids [the sum of lengths], and as many token types; counts [as many as lengths] of positions [the sum of counts].
-  // Returns an encoder's outputs, [of a text or of a position][width].
-  std::optional<py::array_t<float>> encode(const Ids &lengths, const Ids &ids, const std::optional<Ids> &types,
-                                           bool hidden_states, const std::optional<Ids> &counts,
-                                           const std::optional<Ids> &positions) {
+  // Returns an encoder's outputs, [of a text or of a position][width], in `into` where it is given.
+  std::optional<Floats> encode(const Ids &lengths, const Ids &ids, const std::optional<Ids> &types, bool hidden_states,
+                               const std::optional<Ids> &counts, const std::optional<Ids> &positions,
+                               std::optional<Floats> into) {
     const Busy busy(busy_);
     library_->require(offsetof(kaoken_model_api, session_encode), "encoders");
     check_sum(lengths, ids);
@@ -268,11 +269,16 @@ class Session {
     }
     if (counts) check_sum(*counts, *positions);
     const kaoken_model_info &info = library_->info();
-    std::optional<py::array_t<float>> outputs;
+    std::optional<Floats> outputs;
     if (library_->kind() == KAOKEN_ENCODER) {
       const bool pools = !hidden_states && info.size > offsetof(kaoken_model_info, pools) && info.pools;
       const py::ssize_t rows = pools ? lengths.size() : counts ? positions->size() : ids.size();
-      outputs = py::array_t<float>({rows, static_cast<py::ssize_t>(hidden_states ? info.n_embd : info.output_width)});
+      const auto width = static_cast<py::ssize_t>(hidden_states ? info.n_embd : info.output_width);
+      outputs = into ? std::move(into) : Floats({rows, width});
+      if (outputs->ndim() != 2 || outputs->shape(0) != rows || outputs->shape(1) != width) {
+        throw Error("InputError",
+                    "outputs must have the shape [" + std::to_string(rows) + ", " + std::to_string(width) + "]");
+      }
     }
     const kaoken_texts texts = {sizeof texts,
                                 lengths.size(),
@@ -438,7 +444,8 @@ void bind_session(py::module_ &module) {
            py::arg("ids").noconvert(), py::arg("all") = false)
       .def("encode", &Session::encode, py::arg("lengths").noconvert(), py::arg("ids").noconvert(),
            py::arg("types").noconvert() = py::none(), py::arg("hidden_states") = false,
-           py::arg("counts").noconvert() = py::none(), py::arg("positions").noconvert() = py::none())
+           py::arg("counts").noconvert() = py::none(), py::arg("positions").noconvert() = py::none(),
+           py::arg("outputs").noconvert() = py::none())
       .def("append", &Session::append, py::arg("ids").noconvert(), py::arg("which") = int32_t{KAOKEN_LOGITS_LAST})
       .def("generate", &generate, py::arg("ids").noconvert(), py::arg("lengths").noconvert() = py::none(),
            py::kw_only(), py::arg("max_new_tokens"), py::arg("do_sample"), py::arg("temperature"), py::arg("top_k"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +31,14 @@ from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.children import WorkerError  # noqa: E402
 from benchmarks.engines import PEERS, get_entry  # noqa: E402
 from benchmarks.engines.base import Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
+from benchmarks.http_load import make_request, send_all  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
 from benchmarks.models import get_checkpoint, task_of  # noqa: E402
+from benchmarks.peers import save  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
+from benchmarks.running import count_running, sampling  # noqa: E402
 from benchmarks.shapes import SHAPES, random_tensors  # noqa: E402
 from benchmarks.summary import ratios, summarize  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
@@ -307,6 +314,58 @@ def test_the_report_of_layers_and_kernels(tmp_path: Path) -> None:
     assert expected in (tmp_path / "layers.md").read_text()
     expected = "| linear 1x1 int4, 1 rows | 1.0 | 20.0 | 50 % | 0.500 | 25 % |"
     assert expected in (tmp_path / "kernels.md").read_text()
+
+
+def test_the_report_of_callers_of_an_encoder(tmp_path: Path) -> None:
+    record = {
+        "kind": "threads, ids",
+        "alone_seconds": [1.0, 1.0],
+        "together_seconds": [2.0, 2.0],
+        "p50_milliseconds": [3.0, 3.0],
+        "p99_milliseconds": [4.0, 4.0],
+        "running": {"1": 1, "2": 2, "5": 1},
+    }
+    document = {**header("service", 2), "model": "minilm-l6", "dtype": "int8", "count": 16, "texts": 512}
+    save({**document, "shared": [record], "missing": ["HTTP: pip"]}, tmp_path / "service-minilm-l6.json")
+    (path,) = write_report(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    assert "| threads, ids | 256 (256 to 256) | 0.500 (0.500 to 0.500) | 3.0 | 4.0 | 25.0 %, 5 |" in text
+    assert "- Missing: HTTP: pip" in text
+
+
+def test_threads_that_run_are_counted() -> None:
+    assert count_running(os.getpid()) >= 1
+    with sampling(os.getpid()) as counts:
+        time.sleep(0.05)
+    assert sum(counts.values()) > 2
+
+
+def test_requests_are_sent_one_after_another_on_each_connection() -> None:
+    class Echo(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(500 if body == b"fail" else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            seconds, latencies = send_all(server.server_port, [make_request("/", b"body")] * 10, 3)
+            assert len(latencies) == 10
+            assert max(latencies) <= seconds
+            with pytest.raises(RuntimeError, match="500"):
+                send_all(server.server_port, [make_request("/", b"fail")], 1)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:

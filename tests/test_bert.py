@@ -257,6 +257,7 @@ def test_what_a_session_of_an_encoder_refuses(name: str, libraries: dict[str, Pa
         (lambda: session.encode(np.array([], np.int64), ids[:0]), "count is 0"),
         (lambda: session.encode(np.array([2]), np.array([1, 61])), "token id 61 at sequence 0, position 1"),
         (lambda: session.encode(np.array([1, 1]), ids, np.array([0, 2])), "token type 2 of text 1"),
+        (lambda: session.encode(np.array([2]), ids, outputs=np.zeros((1, 2), np.float32)), "outputs must have"),
         (lambda: session.encode(np.array([151]), np.full(151, 7)), "text 0 has 151 tokens.*at most 150; cut it"),
         (lambda: session.rewind(1), "rewind"),
         (lambda: session.rewind_slot(0, 1), "rewind"),

@@ -137,6 +137,8 @@ def _array(ids: Any) -> NDArray[Any]:
 def _rows(ids: Any) -> list[NDArray[Any]]:
     """Of lists; Python integers beyond int64 give an object array, which compares exactly."""
     _check_sequence(ids)
+    if are_ints(ids):
+        return [_integers(ids)]
     nested = [_is_row(item) for item in ids]
     if any(nested) and not all(nested):
         raise InputError(f"ids mix single ids with sequences: {_SHAPES}")
@@ -144,7 +146,12 @@ def _rows(ids: Any) -> list[NDArray[Any]]:
     return [_integers(row) for row in rows]
 
 
-def _integers(row: list[int]) -> NDArray[Any]:
+def are_ints(row: Iterable[Any]) -> bool:
+    """Whether all are Python's own integers, which need no further look."""
+    return set(map(type, row)) == {int}
+
+
+def _integers(row: Sequence[int]) -> NDArray[Any]:
     try:
         return np.array(row, dtype=np.int64)
     except OverflowError:
@@ -167,6 +174,8 @@ def _check_sequence(ids: Any) -> None:
 def _row(row: Any) -> list[int]:
     if not hasattr(row, "__array__"):
         _check_sequence(row)
+        if are_ints(row):
+            return list(row)
         return [_token(item) for item in row]
     array = _array(row)
     if array.ndim != 1:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kaoken.arguments import Sequences, TokenIds, check_length, integer, token_ids, token_types
+from kaoken.arguments import Sequences, TokenIds, are_ints, check_length, integer, token_ids, token_types
 from kaoken.errors import InputError, LibraryError
+from kaoken.gathering import MOST_TOKENS, Call, Gatherer, Texts
 from kaoken.model import BakedModel
 from kaoken.progress import Bar
 from kaoken.text import TextReader, is_one_text, load_tokenizer
@@ -38,6 +39,7 @@ class BakedEncoder(BakedModel):
 
     def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
         super().__init__(model, threads=threads)
+        self._gatherer = Gatherer()
         if self.task not in ("", self.config.task):
             raise LibraryError(
                 f"the model {self.info.name} is for {self.config.task}, and {type(self).__name__} for {self.task}: "
@@ -83,10 +85,31 @@ class BakedEncoder(BakedModel):
         counts: NDArray[np.int64] | None = None,
         positions: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """What `_core.Session.encode` says."""
-        outputs = self._session(1).encode(texts.lengths, texts.ids, types, hidden_states, counts, positions)
-        assert outputs is not None
+        """What `_core.Session.encode` says, in common passes with other callers."""
+        given = Texts(texts.lengths, texts.ids, types, hidden_states, counts, positions)
+        if len(given.ids) <= MOST_TOKENS:
+            return self._gatherer.run(Call(given, self._rows(given)), self._compute)
+        width = self.config.n_embd if hidden_states else self.config.output_width
+        outputs = np.empty((self._rows(given), width), np.float32)
+        done = 0
+        for piece in given.pieces(MOST_TOKENS):
+            end = done + self._rows(piece)
+            self._gatherer.run(Call(piece, end - done, outputs[done:end]), self._compute)
+            done = end
         return outputs
+
+    def _rows(self, texts: Texts) -> int:
+        """Of outputs."""
+        if self.config.pools and not texts.hidden_states:
+            return len(texts.lengths)
+        return len(texts.ids if texts.positions is None else texts.positions)
+
+    def _compute(self, texts: Texts, outputs: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        found = self._session(1).encode(
+            texts.lengths, texts.ids, texts.types, texts.hidden_states, texts.counts, texts.positions, outputs
+        )
+        assert found is not None
+        return found
 
     def _types(
         self, ids: TokenIds, token_type_ids: ArrayLike | None, attention_mask: ArrayLike | None, texts: Sequences
@@ -269,7 +292,7 @@ def is_flat(ids: Any) -> bool:
     ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
     if hasattr(ids, "ndim"):
         return bool(ids.ndim == 1)
-    return not any(isinstance(each, Sequence) or getattr(each, "ndim", 0) for each in ids)
+    return are_ints(ids) or not any(isinstance(each, Sequence) or getattr(each, "ndim", 0) for each in ids)
 
 
 def _with_prompt(prompt: str, text: Any) -> Any:
