@@ -115,8 +115,35 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Relative:
+    """Keys and queries that stand for distances, as disentangled attention has them (DeBERTa, arXiv:2006.03654).
+
+    The distance of a key from a query has a bucket b, and query . keys[b] + queries[b] . key is added to query . key,
+    or as much of that as there is.
+    """
+
+    buckets: Tensor  # [2 * limit], at key position - query position + limit: each the one before it or that + 1
+    keys: Tensor | None  # [heads, number of buckets, dims], as are the queries
+    queries: Tensor | None
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """Those that there are."""
+        return [table for table in (self.keys, self.queries) if table is not None]
+
+    @property
+    def count(self) -> int:
+        """Of buckets."""
+        return self.tables[0].shape[1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Relative:
+        """With each table changed."""
+        return replace(self, keys=self.keys and change(self.keys), queries=self.queries and change(self.queries))
+
+
+@dataclass(frozen=True)
 class Attention:
-    """out(softmax(scale * query . key + distance_bias) value).
+    """out(softmax(scale * (query . key + relative) + distance_bias) value).
 
     A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
     ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
@@ -138,6 +165,12 @@ class Attention:
     sees: str = "past"  # or "all" or "source"
     distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
     window: int | None = None
+    relative: Relative | None = None
+
+    @property
+    def bias_of_keys(self) -> bool:
+        """Whether scores depend on the keys' bias: otherwise it adds the same to all scores of a row."""
+        return self.rotary is not None or (self.relative is not None and self.relative.queries is not None)
 
     @property
     def reach(self) -> int | None:
@@ -451,7 +484,7 @@ def _verify_attention(body: Attention, width: int, source: int | None, limit: in
         raise AssertionError(f"attention has a window of {body.window} positions, in which it does not see itself")
     inputs = width
     if body.sees == "source":
-        if source is None or (body.rotary, body.distance_bias, body.window) != (None, None, None):
+        if source is None or {body.rotary, body.distance_bias, body.window, body.relative} != {None}:
             raise AssertionError("attention to a source needs an encoder, and knows no distances from it")
         inputs = source
     shared = body.kv_heads * body.dims
@@ -461,6 +494,18 @@ def _verify_attention(body: Attention, width: int, source: int | None, limit: in
         _expect_linear(linear, *shapes[name])
     if body.distance_bias is not None:
         _expect(body.distance_bias, (body.heads, 2 * limit))
+    if body.relative is not None:
+        _verify_relative(body, body.relative, limit)
+
+
+def _verify_relative(body: Attention, relative: Relative, limit: int) -> None:
+    if body.rotary is not None:
+        raise AssertionError("attention turns its heads, which keys and queries of distances do not know")
+    if not relative.tables:
+        raise AssertionError("attention has buckets of distances, and neither keys nor queries for them")
+    for table in relative.tables:
+        _expect(table, (body.heads, relative.count, body.dims))
+    _expect(relative.buckets, (2 * limit,))
 
 
 def _expect_norm(norm: Norm | None, width: int) -> None:
@@ -488,7 +533,6 @@ def check_ready(graph: Graph) -> None:
         for index, block in enumerate(stack.blocks):
             _check_block(block, sees, f"{name}block {index}")
         where = f"the {name}stack" if name else "the model"
-        _require(not stack.blocks[0].sublayers[0].replaces, where, "embeddings whose norm is their own")
         _require(stack.norm is not None, where, "a norm behind the last block")
         _check_embeddings(stack.embeddings, where)
         if stack is graph.encoder:
@@ -534,9 +578,13 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
 def _check_attention(attention: Attention, where: str) -> None:
     _require(attention.scale == 1, where, "scores that are not scaled")
     _require(attention.value.bias is None, where, "values without a bias")
-    _require((attention.key.bias is None) == (attention.rotary is None), where, "a bias of keys just under rotary")
+    has_bias = attention.key.bias is not None
+    _require(has_bias == attention.bias_of_keys, where, "a bias of keys just where scores depend on it")
     _require(attention.heads % attention.kv_heads == 0, where, "as many queries of each key")
     _require(attention.dims == attention.padded_dims, where, "heads of whole panels")
+    if attention.relative is not None:
+        simple = (attention.sees, attention.window, attention.distance_bias) == ("all", None, None)
+        _require(simple, where, "keys and queries of distances to see all, and no bias beside them")
 
 
 def _complete(norm: Norm | None) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,23 @@ from numpy.typing import NDArray
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
 from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
-from .graph import Array, Block, Graph, Head, Linear, Mlp, Norm, Stack, Sublayer, Tensor, merge_sources, pieces, stack
+from .graph import (
+    Array,
+    Attention,
+    Block,
+    Graph,
+    Head,
+    Linear,
+    Mlp,
+    Norm,
+    Relative,
+    Stack,
+    Sublayer,
+    Tensor,
+    merge_sources,
+    pieces,
+    stack,
+)
 from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
 
 Floats = NDArray[np.floating]
@@ -145,6 +161,7 @@ class PackedSublayer:
     products: dict[str, Matrix]
     key_value: Matrix | None = None  # what a cross attention reads the source with, once
     norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first
+    relative: tuple[str, ...] = ()  # those of keys and queries of distances: weights, scales, sums, queries
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class PackedBlock:
     unit: Unit
     sublayers: tuple[PackedSublayer, ...]
     arrays: tuple[Packed, ...]  # what it reads: of its unit and, where it shares tensors, of those of blocks before it
-    tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, and biases of distances
+    tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, biases of distances and their buckets
 
     @property
     def products(self) -> dict[str, Matrix]:
@@ -314,14 +331,19 @@ def _pack_stack(
         name, weight = embeddings.projection.name, embeddings.projection.weight
         projection = _matrix("projection", name, weight, types.of(name))
         vectors += _vector("projection_bias", embeddings.projection.bias)
-    rotary, distances, shared = _rotary_tables(stack), _distance_tables(stack), _Shared()
+    rotary, distances, buckets = _rotary_tables(stack), _distance_tables(stack), _bucket_tables(stack)
+    shared = _Shared()
     blocks = tuple(
         _pack_block(
             f"{prefix}block_{index:02}",
             block,
             tuple(
                 table
-                for table in (rotary.get(_rotary_key(block)), distances.get(id(block.attention.distance_bias)))
+                for table in (
+                    rotary.get(_rotary_key(block)),
+                    distances.get(id(block.attention.distance_bias)),
+                    buckets.get(_buckets_of(block)),
+                )
                 if table
             ),
             shared,
@@ -332,7 +354,8 @@ def _pack_stack(
         for index, block in enumerate(stack.blocks)
     )
     projected = projection.arrays if projection else ()
-    arrays = [*vectors, *projected, *rotary.values(), *distances.values(), *(tokens.arrays if own else ())]
+    tables_of_blocks = [*rotary.values(), *distances.values(), *buckets.values()]
+    arrays = [*vectors, *projected, *tables_of_blocks, *(tokens.arrays if own else ())]
     unit = _unit(f"{prefix}embeddings", arrays, blob_limit)
     norm = _norm_arrays("output_norm", stack.norm) if stack is graph.encoder else []
     outputs = _unit(f"{prefix}outputs", norm, blob_limit) if norm else None
@@ -389,6 +412,56 @@ def _distance_table(name: str, bias: Tensor) -> Packed:
         return np.pad(bias.rows(start, stop) / math.log(2), ((0, 0), (0, PAGE)))
 
     return _packed(name, Tensor((heads, distances + PAGE), bias.sources, rows), pad_columns)
+
+
+def _buckets_of(block: Block) -> int:
+    """The id of its tensor of buckets."""
+    return id(block.attention.relative and block.attention.relative.buckets)
+
+
+def _bucket_tables(stack: Stack) -> dict[int, Packed]:
+    """By the id of the tensor, the bucket of each distance, [2 * limit], with room for a page behind."""
+    relatives = [block.attention.relative for block in stack.blocks]
+    each = {id(relative.buckets): relative.buckets for relative in relatives if relative is not None}
+    return {key: _bucket_table(f"buckets_{index}", tensor) for index, (key, tensor) in enumerate(each.items())}
+
+
+def _bucket_table(name: str, buckets: Tensor) -> Packed:
+    def chunks() -> Iterator[Values]:
+        numbers = buckets.load().astype(np.int32)
+        assert set(np.diff(numbers).tolist()) <= {0, 1}, "kernels need buckets that follow each other"
+        yield np.pad(numbers, (0, PAGE), mode="edge")
+
+    return Packed(name, buckets.sources, "i4", buckets.shape[0] + PAGE, chunks)
+
+
+def _relative_key(attention: Attention) -> Key:
+    return _key("relative", [] if attention.relative is None else attention.relative.tables)
+
+
+def _relative_arrays(relative: Relative | None, dtype: str) -> list[Packed]:
+    """Keys of distances as the panels of a matrix of the cache's type, a head behind another, and queries as rows."""
+    arrays: list[Packed] = []
+    if relative is None:
+        return arrays
+    if relative.keys is not None:
+        arrays += _matrix("relative_key", "", _flat(relative.keys), dtype).arrays
+    if relative.queries is not None:
+        arrays.append(_packed("relative_queries", _flat(relative.queries), pad_columns))
+    return arrays
+
+
+def _flat(table: Tensor) -> Tensor:
+    """[heads, count, dims] -> [heads * count in whole panels, dims], each head with zeros behind it."""
+    heads, count, dims = table.shape
+    padded = round_up(count)
+
+    def rows(start: int, stop: int) -> Array:
+        first, last = start // padded, -(-stop // padded)
+        read = np.pad(table.rows(first, last), ((0, 0), (0, padded - count), (0, 0))).reshape(-1, dims)
+        return read[start - first * padded : stop - first * padded]
+
+    return Tensor((heads * padded, dims), table.sources, rows)
 
 
 Key = tuple[str | int, ...]
@@ -454,6 +527,7 @@ def _pack_block(
 
     for sublayer in block.sublayers:
         body, key_value = sublayer.body, None
+        relative: list[Packed] = []
         name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
         norm = norm_of(name, sublayer.before) if sublayer.replaces else []
         if isinstance(body, Mlp):
@@ -471,11 +545,16 @@ def _pack_block(
         else:
             fused, panels = [body.query, body.key, body.value], body.kv_heads * body.dims // PANEL
             products = {"qkv": product("qkv", fused, first=body.width // PANEL, panels=panels)}
-            bias("qkv", fused)  # the queries', and the keys' under rotary
+            bias("qkv", fused)  # the queries', and the keys' where scores depend on it
+            relative = vectors(_relative_key(body), partial(_relative_arrays, body.relative, types.cache))
             products["out"] = product("out", [body.out])
             bias("out", [body.out])
-        sublayers.append(PackedSublayer(name, sublayer, products, key_value, tuple(array.name for array in norm)))
+        sublayers.append(PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative)))
     return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables)
+
+
+def _names(arrays: Iterable[Packed]) -> tuple[str, ...]:
+    return tuple(array.name for array in arrays)
 
 
 def _side_by_side(*tensors: Tensor) -> Tensor:

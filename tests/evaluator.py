@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Rotary, Stack, Tensor
+from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Tensor
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -106,8 +106,13 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
     if op.rotary is not None:
         query, key = turn(op.rotary, query), turn(op.rotary, key)
     key, value = (np.repeat(each, op.heads // op.kv_heads, axis=1) for each in (key, value))
-    scores = op.scale * np.einsum("qhd,khd->hqk", query, key)
+    scores = np.einsum("qhd,khd->hqk", query, key)
     distances = np.arange(len(read))[None] - np.arange(len(x))[:, None]
+    if op.relative is not None:
+        scores = scores + relative_scores(
+            op.relative, query, key, op.relative.buckets.load().astype(int)[distances + limit]
+        )
+    scores = op.scale * scores
     if op.distance_bias is not None:
         scores = scores + op.distance_bias.load()[:, distances + limit]
     if op.sees == "past":
@@ -117,6 +122,18 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))
+
+
+def relative_scores(op: Relative, query: Array, key: Array, buckets: NDArray[np.int64]) -> Array:
+    """[heads, queries, keys] from queries and keys [count, heads, dims] and the bucket of each pair of them."""
+    scores = np.zeros((query.shape[1], *buckets.shape))
+    if op.keys is not None:
+        with_all = np.einsum("qhd,hbd->hqb", query, op.keys.load())
+        scores += np.take_along_axis(with_all, np.broadcast_to(buckets, scores.shape), 2)
+    if op.queries is not None:
+        with_all = np.einsum("khd,hbd->hbk", key, op.queries.load())
+        scores += np.take_along_axis(with_all, np.broadcast_to(buckets, scores.shape), 1)
+    return scores
 
 
 def turn(rotary: Rotary, x: Array) -> Array:

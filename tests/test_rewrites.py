@@ -21,6 +21,7 @@ from kaoken.codegen.graph import (
     Linear,
     Mlp,
     Norm,
+    Relative,
     Rotary,
     SpecialTokens,
     Stack,
@@ -153,6 +154,25 @@ def windowed(graph: Graph, *windows: int) -> Graph:
     return graph.map_stacks(lambda stack: replace(stack, blocks=tuple(blocks)) if stack is graph.stack else stack)
 
 
+def relative_to(graph: Graph, keys: bool = True, queries: bool = True) -> Graph:
+    """With keys and queries of distances in place of a bias, in each attention of its last stack."""
+    make = Maker()
+    table, buckets = (HEADS, 9, HEAD_DIM), np.clip(np.arange(-LIMIT, LIMIT) + 4, 0, 8).astype(float)
+    relative = Relative(
+        Tensor((2 * LIMIT,), (), lambda start, stop: buckets[start:stop]),
+        make.tensor(*table) if keys else None,
+        make.tensor(*table) if queries else None,
+    )
+    return attentions(graph, distance_bias=None, relative=relative)
+
+
+def replacing(graph: Graph) -> Graph:
+    """With a norm in front of the first block that the stream takes."""
+    first = graph.stack.sublayers[0]
+    norm = Maker().norm()
+    return graph.map(lambda each: replace(each, before=norm, replaces=True) if each is first else each)
+
+
 GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder": decoder,
     "tied decoder": lambda: decoder(tied=True),
@@ -166,6 +186,11 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder with windows": lambda: windowed(decoder(rotary=Rotary((1.0, 0.3, 0.01))), 1, 40),
     "encoder with windows": lambda: windowed(encoder(), 9, 1),
     "encoder-decoder with windows": lambda: windowed(encoder_decoder(), 5, 30),
+    "encoder relative to positions": lambda: relative_to(encoder()),
+    "encoder relative to positions without biases": lambda: relative_to(encoder(biases=False)),
+    "encoder with keys of distances": lambda: relative_to(encoder(), queries=False),
+    "encoder with queries of distances": lambda: relative_to(encoder(), keys=False),
+    "encoder with a norm behind a projection": lambda: replacing(projected_encoder()),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
@@ -213,6 +238,15 @@ def test_what_a_graph_says_of_itself() -> None:
     assert block.cross is not None
     assert block.cross.sees == "source"
     assert single.blocks[0].cross is None
+
+
+def test_keys_keep_a_bias_that_scores_depend_on() -> None:
+    for graph, kept in (
+        (encoder(), False),
+        (relative_to(encoder(), queries=False), False),
+        (relative_to(encoder()), True),
+    ):
+        assert all((block.attention.key.bias is not None) == kept for block in rewrites.run(graph).blocks)
 
 
 def test_what_a_window_shows() -> None:
@@ -318,6 +352,26 @@ UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
     "rotary under a source": (lambda: attentions(encoder_decoder(), rotary=Rotary((1.0,))), "needs an encoder"),
     "a window on a source": (lambda: attentions(encoder_decoder(), window=4, distance_bias=None), "needs an encoder"),
     "a window of nothing": (lambda: windowed(decoder(), 0), "a window of 0 positions"),
+    "turned heads that know distances": (
+        lambda: attentions(relative_to(encoder()), rotary=Rotary((1.0,))),
+        "turns its heads",
+    ),
+    "a source at a distance": (lambda: relative_to(encoder_decoder()), "needs an encoder"),
+    "buckets of nothing": (lambda: relative_to(encoder(), False, False), "neither keys nor queries"),
+    "buckets of other distances": (
+        lambda: attentions(
+            relative_to(encoder()),
+            relative=Relative(Maker().tensor(LIMIT), Maker().tensor(HEADS, 9, HEAD_DIM), None),
+        ),
+        "shape",
+    ),
+    "distances of other heads": (
+        lambda: attentions(
+            relative_to(encoder()),
+            relative=Relative(Maker().tensor(2 * LIMIT), None, Maker().tensor(KV_HEADS, 9, HEAD_DIM)),
+        ),
+        "shape",
+    ),
     "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
     "a bias of other distances": (lambda: attentions(decoder(), distance_bias=Maker().tensor(HEADS, LIMIT)), "shape"),
     "a bias of other heads": (lambda: attentions(decoder(), distance_bias=Maker().tensor(3, 2 * LIMIT)), "shape"),
@@ -355,9 +409,16 @@ UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
     ),
     "no last norm": (lambda: only_encoder(norm=None), "a norm behind the last block"),
     "a last norm without a bias": (lambda: only_encoder(norm=Norm("layer", 1e-5, None, None)), "encoder's final norm"),
-    "a first norm that replaces": (
-        lambda: rewrites.run(encoder()).map(lambda each: replace(each, before=Maker().norm(), replaces=True)),
-        "embeddings whose norm is their own",
+    "distances in a window": (lambda: windowed(rewrites.run(relative_to(encoder())), 4), "to see all"),
+    "distances and a bias": (
+        lambda: attentions(rewrites.run(relative_to(encoder())), distance_bias=Maker().tensor(HEADS, 2 * LIMIT)),
+        "no bias beside them",
+    ),
+    "keys without the bias that distances need": (
+        lambda: rewrites.run(relative_to(encoder())).map_bodies(
+            lambda body: replace(body, key=replace(body.key, bias=None)) if isinstance(body, Attention) else body
+        ),
+        "a bias of keys just where",
     ),
     "a post-norm": (
         lambda: rewrites.run(decoder()).map(lambda each: replace(each, after=Maker().norm())),

@@ -165,6 +165,7 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
         tables=_only(stack.embeddings, block.tables),
         rotary=next((table.name for table in block.tables if table.name.startswith("rotary")), ""),
         distances=next((table for table in block.tables if table.name.startswith("distances")), None),
+        buckets=next((table.name for table in block.tables if table.name.startswith("buckets")), ""),
         sees=SEES,
         stack=stack.stack,
         width=stack.stack.width,

@@ -54,14 +54,21 @@ class Shape:
     epsilon: float
 
 
-def read_shape(fields: Fields, width: int = 768, heads: int = 12, inner: int = 3072, activation: str = "gelu") -> Shape:
+def read_shape(
+    fields: Fields,
+    width: int = 768,
+    heads: int = 12,
+    inner: int = 3072,
+    activation: str = "gelu",
+    epsilon: float = 1e-12,
+) -> Shape:
     """From BERT's fields, with a family's defaults."""
     shape = Shape(
         width=fields.integer("hidden_size", width, MAX_WIDTH),
         heads=fields.integer("num_attention_heads", heads, MAX_HEADS),
         inner=fields.integer("intermediate_size", inner, MAX_INNER),
         activation=fields.activation("hidden_act", activation),
-        epsilon=fields.epsilon("layer_norm_eps", 1e-12),
+        epsilon=fields.epsilon("layer_norm_eps", epsilon),
     )
     if shape.width % shape.heads:
         raise fields.fail("num_attention_heads", f"a divisor of hidden_size, which is {shape.width}")

@@ -1,8 +1,8 @@
 """Adds zeros for the biases that a checkpoint lacks and ones for the weights of norms, so that kernels need one way.
 
-Values get no bias, as the linear behind them has taken it in. Keys get one under rotary alone. Norms are filled where
-their results are kept: the norm of the embeddings, the last norm of an encoder, those that replace the residual stream,
-and those of a head. Kernels apply the other norms bare.
+Values get no bias, as the linear behind them has taken it in. Keys get one just where scores depend on it. Norms are
+filled where their results are kept: the norm of the embeddings, the last norm of an encoder, those that replace the
+residual stream, and those of a head. Kernels apply the other norms bare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def fill_biases(graph: Graph) -> Graph:
 
 def _fill(body: Attention | Mlp) -> Attention | Mlp:
     if isinstance(body, Attention):
-        key = body.key if body.rotary is None else _with_bias(body.key)
+        key = _with_bias(body.key) if body.bias_of_keys else body.key
         return replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out))
     gate = None if body.gate is None else _with_bias(body.gate)
     return replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate)

@@ -1,4 +1,7 @@
-"""Folds the scale of query . key into the query: s (q . k) = (s q) . k. A bias of distances is added after it."""
+"""Folds the scale of query . key into the query: s (q . k) = (s q) . k. A bias of distances is added after it.
+
+Queries of distances are scaled as the others are, and keys of distances meet queries that are scaled.
+"""
 
 from __future__ import annotations
 
@@ -20,4 +23,7 @@ def _fold(body: Attention | Mlp) -> Attention | Mlp:
         body.query.weight.map(lambda rows: rows * scale),
         bias.map(lambda rows: rows * scale) if bias is not None else None,
     )
-    return replace(body, query=query, scale=1.0)
+    relative = body.relative
+    if relative is not None and relative.queries is not None:
+        relative = replace(relative, queries=relative.queries.map(lambda rows: rows * scale))
+    return replace(body, query=query, scale=1.0, relative=relative)

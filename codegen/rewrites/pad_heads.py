@@ -1,4 +1,5 @@
 """Pads every head with zeros to whole panels of 16 dimensions: rows of query, key and value, and columns of `out`.
+Keys and queries of distances are padded likewise.
 
 Zero dimensions change neither query . key nor what `out` gives, and every head then starts on a panel. Under rotary
 each half of a head starts on a panel, so that kernels can turn one half by the other.
@@ -28,6 +29,7 @@ def _pad(body: Attention | Mlp) -> Attention | Mlp:
         key=_pad_outputs(body, body.key),
         value=_pad_outputs(body, body.value),
         out=replace(body.out, weight=_pad_inputs(body, body.out.weight)),
+        relative=body.relative and body.relative.map(lambda table: _pad_table(body, table)),
     )
 
 
@@ -61,6 +63,17 @@ def _pad_rows(attention: Attention, tensor: Tensor) -> Tensor:
         return result
 
     return Tensor((tensor.shape[0] // head_dim * padded, *tensor.shape[1:]), tensor.sources, rows)
+
+
+def _pad_table(attention: Attention, table: Tensor) -> Tensor:
+    """[heads, count, head_dim] -> [heads, count, padded_dims]."""
+
+    def rows(start: int, stop: int) -> Array:
+        result = np.zeros((stop - start, table.shape[1], attention.padded_dims))
+        result[:, :, _places(attention)] = table.rows(start, stop)
+        return result
+
+    return Tensor((*table.shape[:2], attention.padded_dims), table.sources, rows)
 
 
 def _pad_inputs(attention: Attention, weight: Tensor) -> Tensor:

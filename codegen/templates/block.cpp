@@ -11,9 +11,16 @@
   static constexpr float kEpsilon = GEN((each.sublayer.before.epsilon if each.sublayer.before else 0.0) | float32);
   static constexpr bool kReplaces = GEN(each.sublayer.replaces | lower);
 //% endmacro
+//% macro bias_type(body)
+//% if body.relative
+RelativeBias<CacheType, GEN(body.relative.count | round_up), GEN((body.relative.keys is not none) | lower), GEN((body.relative.queries is not none) | lower)>
+//%- else
+GEN("DistanceBias" if body.distance_bias else "NoBias")
+//%- endif
+//%- endmacro
 //% macro scheme(each, layout)
 //% set body = each.sublayer.body
-  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN("DistanceBias" if body.distance_bias else "NoBias"), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
+  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN(bias_type(body)), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
 //% endmacro
 // GEN(note)
 // From: GEN(units | sources)
@@ -69,7 +76,11 @@ GEN(arrays(each))
 //% for each in packed_block.sublayers
 //% if each.name == "attention"
   static_assert(CacheOf<GEN(unit.name)_attention::Scheme>::kHeadBytes * GEN(each.sublayer.body.kv_heads) == GEN(cache_bytes.attention));
-//% set bias = "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
+//% set relative = each.relative
+//% macro among(name)
+GEN(name if name in relative else "nullptr")
+//%- endmacro
+//% set bias = "{{" ~ among("relative_key_weight") ~ ", " ~ among("relative_key_scale") ~ ", " ~ among("relative_key_sum") ~ "}, " ~ among("relative_queries") ~ ", " ~ buckets ~ ", " ~ stack.limit ~ "}" if relative else "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, GEN(cache_before.attention), GEN(norm(each)),
           GEN(product("qkv")),

@@ -494,6 +494,10 @@ def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], 
         heads += f", a window of {body.window}"
     if body.distance_bias is not None:
         heads += f", {_distances(part)[id(body.distance_bias)][0]}"
+    if body.relative is not None:
+        tables = {"keys": body.relative.keys, "queries": body.relative.queries}
+        named = " and ".join(name for name, table in tables.items() if table is not None)
+        heads += f", {named} of {body.relative.count} distances"
     return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{part.length}, {body.width}]", heads)
 
 

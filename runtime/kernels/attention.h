@@ -19,11 +19,12 @@ enum class Sees { kPast, kAll, kSource };
 
 // What is added to scores: nothing, or a value by head and distance (T5, arXiv:1910.10683), in units of log2 e.
 struct NoBias {
-  static constexpr bool kNone = true;
+  static constexpr bool kNone = true, kRelative = false, kBiasedKeys = false;
   KAOKEN_MEMBER const float *row(int64_t, int64_t) const { return nullptr; }
+  KAOKEN_INLINE const float *behind(const float *, int) { return nullptr; }
 };
 struct DistanceBias {
-  static constexpr bool kNone = false;
+  static constexpr bool kNone = false, kRelative = false, kBiasedKeys = false;
   const float *table;  // [heads][stride]: of the distance from query to key, from -limit on
   int64_t stride;      // past the largest distance there is room for a page
   int64_t limit;
@@ -32,6 +33,8 @@ struct DistanceBias {
   KAOKEN_MEMBER const float *row(int64_t head, int64_t position) const {
     return table + head * stride + limit - position;
   }
+  // What the row `rows` behind a row adds.
+  KAOKEN_INLINE const float *behind(const float *bias, int rows) { return bias - rows; }
 };
 
 // How a row of queries, keys and values lies: Heads queries, then KvHeads keys, then as many values, of Dim floats
@@ -68,8 +71,8 @@ struct Scheme {
   static_assert(!kWindow || (Reach >= 0 && sees != Sees::kSource));
 };
 
-// The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and under
-// rotary keys, too. Otherwise softmax ignores the keys', and the values' is in the projection's.
+// The epilogue of the fused query, key and value product. The first Biased columns have a bias: queries, and keys where
+// scores depend on it. Otherwise softmax ignores the keys', and the values' is in the projection's.
 template <class Layout, int64_t Biased>
 struct StoreQueryKeyValue {
   float *out;  // [rows][kStride]
@@ -220,8 +223,8 @@ KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query,
   const Vec before = load(state.largest);
   for (int row = 0; row < Rows; ++row) {
     state.largest[row] =
-        scores_of<Scheme>(products + row * kPage, query_scales[row], page, Scheme::Bias::kNone ? nullptr : bias - row,
-                          seen, sees(row), state.largest[row], p + row * kPage);
+        scores_of<Scheme>(products + row * kPage, query_scales[row], page, Scheme::Bias::behind(bias, row), seen,
+                          sees(row), state.largest[row], p + row * kPage);
   }
   alignas(kAlignment) float shrink[kLanes];
   store(shrink, exp2(sub(before, load(state.largest))));

@@ -180,8 +180,8 @@ struct CacheInt8 {
     store_inputs<Dim / kLanes>(out, [&](int64_t i) { return input_of(load(q + i * kLanes), inverse, kZero); });
     return largest / 127.0f * kLog2E + reduce_add(poison);
   }
-  template <int64_t Dim>
-  KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const HeadPage<CacheInt8, Dim> &page, int64_t position) {
+  template <class Page>
+  KAOKEN_INLINE Vec score(const int32_t *sums, float scale, const Page &page, int64_t position) {
     const Ints offset = mul(broadcast_int(kZero - kInputOffset), load(page.key_sums() + position));
     return mul(to_float(sub(load(sums), offset)), mul(broadcast(scale), load(page.key_scales() + position)));
   }

@@ -1,7 +1,7 @@
 // x += out(attention(query, key, value of norm(x))).
 #pragma once
 
-#include "attention.h"
+#include "relative.h"
 #include "sublayers/product.h"
 
 namespace kaoken::KAOKEN_ISA {
@@ -19,8 +19,8 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   using Heads = typename Scheme::Layout;
   constexpr int64_t width = Traits::kWidth;
   const CacheOf<Scheme> cache(pass.cache, cache_before);
-  const StoreQueryKeyValue<Heads, Scheme::Rotary::kNone ? Heads::kKeys : Heads::kValues> store_qkv = {pass.qkv,
-                                                                                                      qkv.bias};
+  constexpr bool biased_keys = !Scheme::Rotary::kNone || Scheme::Bias::kBiasedKeys;
+  const StoreQueryKeyValue<Heads, biased_keys ? Heads::kValues : Heads::kKeys> store_qkv = {pass.qkv, qkv.bias};
 
   OwnRow<Qkv, width> row;
   const typename Qkv::Inputs x = entered<Traits>(pass, worker, row, norm);
@@ -47,7 +47,11 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   }
 
   wait_for_cache<Scheme>(pass, part);
-  attention<Scheme>(pass, part, cache, rotary, bias);
+  if constexpr (Scheme::Bias::kRelative) {
+    relative_attention<Scheme>(pass, part, cache, bias);
+  } else {
+    attention<Scheme>(pass, part, cache, rotary, bias);
+  }
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
   barrier(worker);
