@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.families import check_config, deberta_v2, read_graph
 from kaoken.codegen.graph import Graph
+from kaoken.codegen.isa import resolve, table
 from kaoken.codegen.packing import pack
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -27,6 +29,7 @@ from conftest import RecordError, bake_wanted, some_only_in_ci
 from evaluator import evaluate
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
+from native_kernels import processor_features
 from reference import LIMIT, relative_error
 
 LENGTHS = (1, 2, 9, 63, 64, 65, 140, 200)
@@ -260,6 +263,21 @@ def test_some_positions_have_the_bits_of_all(libraries: dict[str, Path]) -> None
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_every_isa_of_this_machine(dtype: str, directories: dict[str, Path], tmp_path: Path) -> None:
+    library = _core.Library(kaoken.bake(directories[TYPED], dtype=dtype, isa="portable", out=tmp_path / "model.so"))
+    graph, ids = read_graph(open_checkpoint(directories[TYPED])), np.array(texts_of(BASE)[0][-1])
+    expected = evaluate(graph, ids.tolist())
+    isas = resolve("portable", platform.machine(), make_types(dtype).used())
+    for isa in (isa for isa in isas if set(table()[isa].cpu) <= processor_features()):
+        session = library.session(1, 2, isa)
+        found = session.encode(np.array([len(ids)]), ids, None, False, None, None)
+        assert session.executed_isa == isa
+        assert found is not None
+        assert relative_error(expected, found) < (LIMIT if dtype == "float32" else TYPES[dtype])
+
+
+@pytest.mark.ci
 @names
 def test_outputs_equal_transformers(
     name: str, libraries: dict[str, Path], directories: dict[str, Path], record_error: RecordError
@@ -388,6 +406,11 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "no norm of the table": (UnsupportedModelError, {"norm_rel_ebd": "none"}, "'encoder.LayerNorm.*is no tensor of"),
     "a norm that is no word": (CheckpointError, {"norm_rel_ebd": None}, "norm_rel_ebd is None"),
     "heads of another size": (CheckpointError, {"attention_head_size": 24}, "attention_head_size is 24; expected 16"),
+    "a wide head": (
+        CheckpointError,
+        {"hidden_size": 1 << 16, "num_attention_heads": 1},
+        "num_attention_heads is 1; expected more, as heads have 256 dimensions at most",
+    ),
     "heads": (CheckpointError, {"num_attention_heads": 5}, "num_attention_heads is 5; expected a divisor"),
     "types": (CheckpointError, {"type_vocab_size": 2}, "lacks the tensor 'embeddings.token_type_embeddings.weight'"),
     "no number of types": (CheckpointError, {"type_vocab_size": -1}, "type_vocab_size is -1"),

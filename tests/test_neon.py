@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 from kaoken.codegen.isa import resolve
 from numpy.typing import NDArray
 
 import kaoken
+import test_deberta
 from conftest import Baked, Checkpoints, RecordError
 from emulation import (
     FAMILIES,
@@ -24,7 +27,9 @@ from emulation import (
     require_programs,
     run_logits,
 )
+from evaluator import evaluate
 from native_build import SOURCE, build_storyteller, call, configure, configure_native_tests, ninja
+from reference import relative_error
 
 pytestmark = pytest.mark.ci
 
@@ -128,6 +133,17 @@ def test_bake_follows_the_compiler(programs: Path, bundled_directory: Path, tmp_
     assert (ran, logits.tobytes()) == ("neon", expected.tobytes())
     with pytest.raises(kaoken.LibraryError, match="is for aarch64 and this machine is"):
         kaoken.load(library)
+
+
+@pytest.mark.usefixtures("cross_compiler")
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_distances_of_a_deberta(dtype: str, programs: Path, tmp_path: Path) -> None:
+    directory = test_deberta.write(tmp_path / "model", test_deberta.config_of("plain"))
+    library = kaoken.bake(directory, dtype=dtype, isa="neon", out=tmp_path / "deberta.so")
+    ran, found = run_logits([*QEMU, programs / "logits"], library, "neon", FAMILY_IDS)
+    assert ran == "neon"
+    expected = evaluate(read_graph(open_checkpoint(directory)), FAMILY_IDS)
+    assert relative_error(expected, found) < FAMILY_LIMITS[dtype]
 
 
 @pytest.mark.usefixtures("cross_compiler")

@@ -69,6 +69,8 @@ NAMES = post_norm.Names(
     "output.LayerNorm",
 )
 
+MAX_HEAD_DIM = 256  # four times what any has, as kernels keep a page of queries of distances on the stack
+
 TERMS = ("c2p", "p2c")  # pos_att_type: queries meet keys of distances, keys meet queries of distances
 
 
@@ -93,6 +95,8 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
 def _read_shape(fields: Fields) -> post_norm.Shape:
     shape = post_norm.read_shape(fields, 1536, 24, 6144, epsilon=1e-7)
     head_dim = shape.width // shape.heads
+    if head_dim > MAX_HEAD_DIM:
+        raise fields.fail("num_attention_heads", f"more, as heads have {MAX_HEAD_DIM} dimensions at most")
     if fields.get("attention_head_size", head_dim) != head_dim:
         raise fields.fail("attention_head_size", f"{head_dim}, which is hidden_size / num_attention_heads")
     return shape

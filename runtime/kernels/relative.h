@@ -44,52 +44,46 @@ struct RelativeBias {
 template <class Scheme>
 struct RowBlock {
   static constexpr int64_t kDim = Scheme::Layout::kDim;
+  static constexpr int64_t kRun = 2 * kPage - 1 + kAttentionRows - 1;
   using Step = typename Scheme::Cache::Step;
   alignas(kAlignment) typename Step::Input queries[kPage * kDim];  // zeros behind the last row
   float scales[kPage];
+  alignas(kAlignment) typename Step::Input run[kRun * kDim];  // queries of the distances that they have from a page
+  float run_scales[kRun];
   alignas(kAlignment) float bias[kPage * kPage];  // what is added to the scores of a page, [rows][kPage]
   int64_t position;                               // of the first
   int64_t rows;
 };
 
-// Rows of products that are made together at most: distances of a panel of keys, which rows of a page have in common.
-constexpr int64_t kRun = kPage + kLanes;
-static_assert(kRun % kAttentionRows == 0);
-
-// out[n] = Q[first + n] . 16 keys, times log2 e, for `count` of them.
-template <class Type, int64_t Dim, class Page>
-KAOKEN_INLINE void meet_keys(const float *table, int64_t first, int64_t count, const Page &page, int64_t key,
-                             float *out) {
-  using Step = typename Type::Step;
-  for (int64_t row = 0; row < count; row += kAttentionRows) {
-    alignas(kAlignment) typename Step::Input inputs[kAttentionRows * Dim];
-    alignas(kAlignment) typename Step::Element sums[kAttentionRows * kLanes];
-    float scales[kAttentionRows];
-    for (int64_t i = 0; i < kAttentionRows; ++i) {
-      const int64_t at = row + i < count ? first + row + i : first + count - 1;
-      scales[i] = Type::template query<Dim>(table + at * Dim, inputs + i * Dim);
-    }
-    tile<Step, kAttentionRows, 1>(inputs, Dim, page.keys + key * Dim, 0, Dim / Step::kStep, sums, kLanes, false);
-    for (int64_t i = 0; i < kAttentionRows; ++i) {
-      store(out + (row + i) * kLanes, Type::score(sums + i * kLanes, scales[i], page, key));
-    }
-  }
-}
-
-// bias[row][key] = Q[bucket] . key of the rows of a block and the `panels` first panels of a page's keys.
+// bias[row][key] = Q[bucket] . key of the rows of a block and the first panels of a page's keys.
 template <class Scheme, class Page>
 KAOKEN_INLINE void add_queries(RowBlock<Scheme> &block, const typename Scheme::Bias &relative, const float *table,
                                const Page &page, int64_t begin, int64_t panels) {
-  alignas(kAlignment) float met[kRun * kLanes];
+  using Type = typename Scheme::Cache;
+  using Step = typename Type::Step;
+  constexpr int64_t dim = Scheme::Layout::kDim;
+  const int64_t distance = begin - block.position;  // of the first row and key
+  const int32_t *nearest = relative.from(distance - block.rows + 1);
+  const int64_t first = nearest[0], count = relative.from(distance)[panels * kLanes - 1] - first + 1;
+  for (int64_t i = 0; i < count + kAttentionRows - 1; ++i) {  // a run that ends early is filled up
+    const int64_t bucket = first + (i < count ? i : count - 1);
+    block.run_scales[i] = Type::template query<dim>(table + bucket * dim, block.run + i * dim);
+  }
   for (int64_t key = 0; key < panels * kLanes; key += kLanes) {
-    const int64_t distance = begin + key - block.position;  // of the first row
-    const int32_t *of_last = relative.from(distance - block.rows + 1);
-    const int64_t first = of_last[0], count = relative.from(distance)[kLanes - 1] - first + 1;
-    meet_keys<typename Scheme::Cache, Scheme::Layout::kDim>(table, first, count, page, key, met);
+    alignas(kAlignment) float met[round_up(kPage + kLanes - 1, kAttentionRows) * kLanes];
+    const int64_t own = nearest[key] - first, end = relative.from(distance + key)[kLanes - 1] - first + 1;
+    for (int64_t i = own; i < end; i += kAttentionRows) {
+      alignas(kAlignment) typename Step::Element sums[kAttentionRows * kLanes];
+      tile<Step, kAttentionRows, 1>(block.run + i * dim, dim, page.keys + key * dim, 0, dim / Step::kStep, sums, kLanes,
+                                    false);
+      for (int64_t row = 0; row < kAttentionRows; ++row) {
+        store(met + (i - own + row) * kLanes, Type::score(sums + row * kLanes, block.run_scales[i + row], page, key));
+      }
+    }
     for (int64_t row = 0; row < block.rows; ++row) {
-      const int32_t *buckets = relative.from(distance - row);
+      const int32_t *buckets = relative.from(distance + key - row);
       float *bias = block.bias + row * kPage + key;
-      for (int64_t lane = 0; lane < kLanes; ++lane) bias[lane] = met[(buckets[lane] - first) * kLanes + lane];
+      for (int64_t lane = 0; lane < kLanes; ++lane) bias[lane] = met[(buckets[lane] - nearest[key]) * kLanes + lane];
     }
   }
 }
