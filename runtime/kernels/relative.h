@@ -1,10 +1,10 @@
 // Disentangled attention (DeBERTa, arXiv:2006.03654): scores with keys and queries that stand for distances.
 //
-// The score of query i and key j is q_i . k_j + q_i . K[b] + Q[b] . k_j, where b is the bucket of j - i. A page's keys
-// and a group of rows have few distances, and buckets never decrease with distance. So what a group meets is a run of
-// buckets: a product for the run, from which each score takes its own value. A worked example with rows 8 to 11 and
-// keys 0 to 63: distances -11 to 55, that is at most 67 of the K for each row, and for the 16 keys 0 to 15 distances
-// -11 to 7, that is 19 of the Q for each key.
+// The score of query i and key j is q_i . k_j + q_i . K[b] + Q[b] . k_j, where b is the bucket of j - i. Rows and keys
+// that lie together have few distances, and buckets never decrease with distance, so they meet a run of buckets: one
+// product for the run, from which each score takes its own value. A worked example: rows 8 to 15 and keys 0 to 63 have
+// the distances -15 to 55, so each row meets 71 of the K; rows 0 to 63 and keys 0 to 15 have the distances -63 to 15,
+// so each key meets 79 of the Q.
 #pragma once
 
 #include "attention.h"
