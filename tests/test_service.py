@@ -17,6 +17,8 @@ from native_build import SOURCE, bake_together
 from oracles import bert, sentence
 from test_texts import MODEL_CONFIGS
 
+pytestmark = pytest.mark.ci
+
 for package in ("fastapi", "orjson"):
     pytest.importorskip(package)
 testclient = pytest.importorskip("fastapi.testclient", exc_type=(ImportError, RuntimeError))

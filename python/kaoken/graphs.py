@@ -223,16 +223,16 @@ def run_with_notes(graph: Graph) -> tuple[Graph, dict[str, list[str]]]:
 
 def _slots(graph: Graph) -> Iterator[tuple[str, Op | None]]:
     """What a rewrite may change, by the name of its node; None where something can be and is not."""
-    for part in _parts(graph):
-        embeddings = part.stack.embeddings
-        yield part.name("tokens"), embeddings.tokens
-        yield part.name("positions"), embeddings.positions
-        yield part.name("types"), embeddings.types
-        yield part.name("ln_e"), embeddings.norm
-        yield part.name("projection"), embeddings.projection
-        for index, block in enumerate(part.stack.blocks):
-            yield from ((part.name(f"h.{index}.{name}"), op) for name, op in _block_slots(block))
-        yield part.name("ln_f"), part.stack.norm
+    for view in _views(graph):
+        embeddings = view.stack.embeddings
+        yield view.name("tokens"), embeddings.tokens
+        yield view.name("positions"), embeddings.positions
+        yield view.name("types"), embeddings.types
+        yield view.name("ln_e"), embeddings.norm
+        yield view.name("projection"), embeddings.projection
+        for index, block in enumerate(view.stack.blocks):
+            yield from ((view.name(f"h.{index}.{name}"), op) for name, op in _block_slots(block))
+        yield view.name("ln_f"), view.stack.norm
     if graph.head is not None:
         for index, layer in enumerate(graph.head.layers):
             yield f"layer_{index}", layer.linear
@@ -303,7 +303,7 @@ def _names(sources: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _View:
     """A stack to draw."""
 
     stack: Stack
@@ -319,33 +319,33 @@ class _Part:
         return lambda name: self.name(f"h.{index}.{name}")
 
 
-def _parts(graph: Graph) -> list[_Part]:
+def _views(graph: Graph) -> list[_View]:
     if graph.encoder is None or graph.decoder is None:
-        return [_Part(graph.stack)]
-    return [_Part(graph.encoder, "encoder", "S"), _Part(graph.decoder, "decoder")]
+        return [_View(graph.stack)]
+    return [_View(graph.encoder, "encoder", "S"), _View(graph.decoder, "decoder")]
 
 
 def graph_picture(graph: Graph, notes: dict[str, list[str]], title: str, all_blocks: bool = False) -> Picture:
     """The picture of a graph; T is the number of positions of a pass, S that of a source."""
     clusters: list[Cluster] = []
     edges: list[Edge] = []
-    for part in _parts(graph):
-        start, hidden = _draw_start(graph, part, notes, edges)
+    for view in _views(graph):
+        start, hidden = _draw_start(graph, view, notes, edges)
         clusters.append(Cluster("", tuple(start)))
-        for first, last in _runs(part, notes, all_blocks):
-            clusters.append(_block_cluster(part, notes, first, last))
-            hidden = _connect_block(part, first, hidden, edges)
-        clusters.append(Cluster("", tuple(_draw_end(graph, part, notes, hidden, edges))))
+        for first, last in _runs(view, notes, all_blocks):
+            clusters.append(_block_cluster(view, notes, first, last))
+            hidden = _connect_block(view, first, hidden, edges)
+        clusters.append(Cluster("", tuple(_draw_end(graph, view, notes, hidden, edges))))
     return Picture(title, tuple(clusters), tuple(edges))
 
 
-def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: list[Edge]) -> tuple[list[Node], str]:
+def _draw_start(graph: Graph, view: _View, notes: dict[str, list[str]], edges: list[Edge]) -> tuple[list[Node], str]:
     """The embeddings, and the name of what the first block reads."""
-    embeddings, name = part.stack.embeddings, part.name
+    embeddings, name = view.stack.embeddings, view.name
     tied = graph.tied and embeddings.tokens is graph.stack.embeddings.tokens
     tokens = [*_tensor_lines(embeddings.tokens), *(("the head's own matrix",) if tied else ())]
     nodes = [
-        Node(name("ids"), f"ids [{part.length}]", kind="end"),
+        Node(name("ids"), f"ids [{view.length}]", kind="end"),
         _node(notes, name("tokens"), "Gather tokens", *tokens),
     ]
     edges.append((name("ids"), name("tokens")))
@@ -355,30 +355,30 @@ def _draw_start(graph: Graph, part: _Part, notes: dict[str, list[str]], edges: l
         nodes.append(_node(notes, added[-1], "Slice positions", *_tensor_lines(embeddings.positions)))
     if embeddings.types is not None:
         added.append(name("types"))
-        nodes.append(Node(name("type_ids"), f"token types [{part.length}]", kind="end"))
+        nodes.append(Node(name("type_ids"), f"token types [{view.length}]", kind="end"))
         nodes.append(_node(notes, added[-1], "Gather types", *_tensor_lines(embeddings.types)))
         edges.append((name("type_ids"), name("types")))
     hidden = added[0]
     if len(added) > 1:
         hidden = name("embedded")
-        nodes.append(Node(hidden, f"Add -> [{part.length}, {embeddings.width}]"))
+        nodes.append(Node(hidden, f"Add -> [{view.length}, {embeddings.width}]"))
         edges += [(each, hidden) for each in added]
     if embeddings.norm is not None:
         nodes.append(_norm_node(notes, name("ln_e"), embeddings.norm))
         edges.append((hidden, name("ln_e")))
         hidden = name("ln_e")
     if embeddings.projection is not None:
-        title = f"Linear projection -> [{part.length}, {part.stack.width}]"
+        title = f"Linear projection -> [{view.length}, {view.stack.width}]"
         nodes.append(_node(notes, name("projection"), title, *_tensor_lines(embeddings.projection)))
         edges.append((hidden, name("projection")))
         hidden = name("projection")
-    for each, bias in _distances(part).values():
+    for each, bias in _distances(view).values():
         nodes.append(Node(name(each), f"Bias by distance {each}", tuple(_tensor_lines(bias))))
     return nodes, hidden
 
 
-def _draw_head(head: Head, part: _Part, notes: dict[str, list[str]], chain: list[str]) -> Iterator[Node]:
-    rows = "1" if head.pooling else part.length
+def _draw_head(head: Head, view: _View, notes: dict[str, list[str]], chain: list[str]) -> Iterator[Node]:
+    rows = "1" if head.pooling else view.length
 
     def linear(name: str, op: Linear) -> Node:
         chain.append(name)
@@ -386,7 +386,7 @@ def _draw_head(head: Head, part: _Part, notes: dict[str, list[str]], chain: list
 
     if head.pooling:
         chain.append("pool")
-        yield Node("pool", f"Pool {', '.join(head.pooling)} -> [1, {len(head.pooling) * part.stack.width}]")
+        yield Node("pool", f"Pool {', '.join(head.pooling)} -> [1, {len(head.pooling) * view.stack.width}]")
     for index, layer in enumerate(head.layers):
         yield linear(f"layer_{index}", layer.linear)
         if layer.activation is not None:
@@ -402,48 +402,48 @@ def _draw_head(head: Head, part: _Part, notes: dict[str, list[str]], chain: list
         yield Node("normalize", "Normalize")
     what = "vectors" if head.output is None else "logits"
     chain.append(what)
-    yield Node(what, f"{what} [{rows}, {head.width_of(part.stack.width)}]", kind="end")
+    yield Node(what, f"{what} [{rows}, {head.width_of(view.stack.width)}]", kind="end")
 
 
-def _distances(part: _Part) -> dict[int, tuple[str, Tensor]]:
+def _distances(view: _View) -> dict[int, tuple[str, Tensor]]:
     """The name of each table of biases by distance and the table, which blocks may share, by the table's id."""
     found: dict[int, tuple[str, Tensor]] = {}
-    for sublayer in part.stack.sublayers:
+    for sublayer in view.stack.sublayers:
         bias = sublayer.body.distance_bias if isinstance(sublayer.body, Attention) else None
         if bias is not None:
             found.setdefault(id(bias), (f"distances_{len(found)}", bias))
     return found
 
 
-def _draw_end(graph: Graph, part: _Part, notes: dict[str, list[str]], hidden: str, edges: list[Edge]) -> Iterator[Node]:
+def _draw_end(graph: Graph, view: _View, notes: dict[str, list[str]], hidden: str, edges: list[Edge]) -> Iterator[Node]:
     """What is behind the last block: a decoder's logits, an encoder's outputs."""
-    norm, name = part.stack.norm, part.name
+    norm, name = view.stack.norm, view.name
     chain = [hidden]
     if norm is not None:
         chain.append(name("ln_f"))
         yield _norm_node(notes, name("ln_f"), norm)
-    if graph.head is not None and part.stack is graph.stack:
-        yield from _draw_head(graph.head, part, notes, chain)
+    if graph.head is not None and view.stack is graph.stack:
+        yield from _draw_head(graph.head, view, notes, chain)
     else:
         chain.append(name("vectors"))
-        yield Node(name("vectors"), f"vectors [{part.length}, {part.stack.width}]", kind="end")
+        yield Node(name("vectors"), f"vectors [{view.length}, {view.stack.width}]", kind="end")
     edges += pairwise(chain)
 
 
-def _runs(part: _Part, notes: dict[str, list[str]], all_blocks: bool) -> list[tuple[int, int]]:
+def _runs(view: _View, notes: dict[str, list[str]], all_blocks: bool) -> list[tuple[int, int]]:
     """[first, last] of each run of blocks that would look alike."""
     runs: list[tuple[int, int]] = []
-    for index in range(len(part.stack.blocks)):
-        if not all_blocks and index and _alike(part, notes, index) == _alike(part, notes, index - 1):
+    for index in range(len(view.stack.blocks)):
+        if not all_blocks and index and _alike(view, notes, index) == _alike(view, notes, index - 1):
             runs[-1] = (runs[-1][0], index)
         else:
             runs.append((index, index))
     return runs
 
 
-def _alike(part: _Part, notes: dict[str, list[str]], index: int) -> list[tuple[str, ...]]:
+def _alike(view: _View, notes: dict[str, list[str]], index: int) -> list[tuple[str, ...]]:
     """What a block's nodes say, whichever block it is."""
-    nodes = _block_nodes(part, notes, index)
+    nodes = _block_nodes(view, notes, index)
     return [tuple(_anonymous(line, index) for line in (node.title, *node.lines)) for node in nodes]
 
 
@@ -451,36 +451,36 @@ def _anonymous(line: str, index: int) -> str:
     return line.replace(f"h.{index}.", "h.*.")
 
 
-def _block_cluster(part: _Part, notes: dict[str, list[str]], first: int, last: int) -> Cluster:
-    attention, mlp = part.stack.blocks[first].attention, part.stack.blocks[first].mlp
+def _block_cluster(view: _View, notes: dict[str, list[str]], first: int, last: int) -> Cluster:
+    attention, mlp = view.stack.blocks[first].attention, view.stack.blocks[first].mlp
     sizes = f"{attention.heads} heads of {attention.head_dim}, n_inner {mlp.inner}"
-    nodes, owner = tuple(_block_nodes(part, notes, first)), f"{part.owner} " if part.owner else ""
+    nodes, owner = tuple(_block_nodes(view, notes, first)), f"{view.owner} " if view.owner else ""
     if first == last:
         return Cluster(f"{owner}block {first}: {sizes}", nodes)
     nodes = tuple(replace(node, lines=tuple(_anonymous(line, first) for line in node.lines)) for node in nodes)
     return Cluster(f"{owner}blocks {first} to {last}, x {last - first + 1}: {sizes}", nodes)
 
 
-def _block_nodes(part: _Part, notes: dict[str, list[str]], index: int) -> Iterator[Node]:
-    name = part.namer(index)
-    for number, sublayer in enumerate(part.stack.blocks[index].sublayers, 1):
+def _block_nodes(view: _View, notes: dict[str, list[str]], index: int) -> Iterator[Node]:
+    name = view.namer(index)
+    for number, sublayer in enumerate(view.stack.blocks[index].sublayers, 1):
         body = sublayer.body
         if sublayer.before is not None:
             kept = ("goes on as the stream",) if sublayer.replaces else ()
             yield _norm_node(notes, name(f"ln_{number}"), sublayer.before, *kept)
         for own, linear in body.linears.items():
             if own in ("out", "down"):
-                yield _inner_node(part, notes, name, body)
+                yield _inner_node(view, notes, name, body)
             own = _part_name(body, own)
-            length = "S" if own in ("cross_key", "cross_value") else part.length
+            length = "S" if own in ("cross_key", "cross_value") else view.length
             title = f"Linear {own} -> [{length}, {linear.weight.shape[0]}]"
             yield _node(notes, name(own), title, *_tensor_lines(linear))
-        yield Node(name(f"add_{number}"), f"Add -> [{part.length}, {part.stack.width}]")
+        yield Node(name(f"add_{number}"), f"Add -> [{view.length}, {view.stack.width}]")
         if sublayer.after is not None:
             yield _norm_node(notes, name(f"post_ln_{number}"), sublayer.after)
 
 
-def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], str], body: Attention | Mlp) -> Node:
+def _inner_node(view: _View, notes: dict[str, list[str]], name: Callable[[str], str], body: Attention | Mlp) -> Node:
     """What is between the linears of a body."""
     if isinstance(body, Mlp):
         gated = "" if body.gate is None else " of the gate, times mlp_in"
@@ -493,24 +493,24 @@ def _inner_node(part: _Part, notes: dict[str, list[str]], name: Callable[[str], 
     if body.window is not None:
         heads += f", a window of {body.window}"
     if body.distance_bias is not None:
-        heads += f", {_distances(part)[id(body.distance_bias)][0]}"
+        heads += f", {_distances(view)[id(body.distance_bias)][0]}"
     if body.relative is not None:
         tables = {"keys": body.relative.keys, "queries": body.relative.queries}
         named = " and ".join(name for name, table in tables.items() if table is not None)
         heads += f", {named} of {body.relative.count} distances"
-    return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{part.length}, {body.width}]", heads)
+    return _node(notes, name(_part_name(body, "attention")), f"Attention -> [{view.length}, {body.width}]", heads)
 
 
-def _connect_block(part: _Part, index: int, hidden: str, edges: list[Edge]) -> str:
+def _connect_block(view: _View, index: int, hidden: str, edges: list[Edge]) -> str:
     """Adds the edges of a block that reads `hidden`; returns what the next one reads."""
-    name = part.namer(index)
-    for number, sublayer in enumerate(part.stack.blocks[index].sublayers, 1):
+    name = view.namer(index)
+    for number, sublayer in enumerate(view.stack.blocks[index].sublayers, 1):
         body, read = sublayer.body, hidden
         if sublayer.before is not None:
             read = name(f"ln_{number}")
             edges.append((hidden, read))
         stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
-        edges += _attention_edges(part, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
+        edges += _attention_edges(view, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
         out = _part_name(body, list(body.linears)[-1])
         edges += [(name(out), add), (stream, add)]
         if isinstance(body, Mlp) and body.gate is not None:
@@ -526,7 +526,7 @@ def _mlp_edges(name: Callable[[str], str], read: str) -> Iterator[Edge]:
     return pairwise((read, name("mlp_in"), name("activation"), name("mlp_out")))
 
 
-def _attention_edges(part: _Part, name: Callable[[str], str], body: Attention, read: str) -> Iterator[Edge]:
+def _attention_edges(view: _View, name: Callable[[str], str], body: Attention, read: str) -> Iterator[Edge]:
     """A source is the encoder's outputs, which keys and values alone read."""
     query, key, value, attention, out = (
         name(_part_name(body, each)) for each in ("query", "key", "value", "attention", "out")
@@ -535,7 +535,7 @@ def _attention_edges(part: _Part, name: Callable[[str], str], body: Attention, r
         yield "encoder.vectors" if body.sees == "source" and linear != query else read, linear
         yield linear, attention
     if body.distance_bias is not None:
-        yield part.name(_distances(part)[id(body.distance_bias)][0]), attention
+        yield view.name(_distances(view)[id(body.distance_bias)][0]), attention
     yield attention, out
 
 
