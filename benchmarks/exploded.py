@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kaoken.codegen.emit.units import shard_text
-from kaoken.codegen.exploded import EXPLODED_LIMIT, Shard, explode
+from kaoken.codegen.emit.units import strip_file_text
+from kaoken.codegen.exploded import EXPLODED_LIMIT, StripFile, explode
 from kaoken.codegen.isa import resolve, table
 from kaoken.codegen.layout import pack_float32, round_up
 from kaoken.codegen.memory import EXPLODED_SHARD
@@ -133,7 +133,7 @@ def _compile(directory: Path, library: Path, isa: str, weights: NDArray[np.float
     shards = explode("exploded", (), padded, EXPLODED_SHARD)
     (directory / "driver.cpp").write_text(_driver(shards, padded), encoding="utf-8")
     for shard in shards:
-        (directory / f"{shard.name}.cpp").write_text(shard_text("bench", shard), encoding="utf-8")
+        (directory / f"{shard.name}.cpp").write_text(strip_file_text("bench", shard), encoding="utf-8")
     took = [_object(directory / f"{shard.name}.cpp", isa, EXPLODED_FLAGS) for shard in shards]
     driver = _object(directory / "driver.cpp", isa, EXPLODED_FLAGS)
     objects = [directory / f"{name}.o" for name in ["driver", *(shard.name for shard in shards)]]
@@ -150,7 +150,7 @@ def _compile(directory: Path, library: Path, isa: str, weights: NDArray[np.float
     }
 
 
-def _driver(shards: tuple[Shard, ...], padded: NDArray[np.float32]) -> str:
+def _driver(shards: tuple[StripFile, ...], padded: NDArray[np.float32]) -> str:
     strips = [strip for shard in shards for strip in shard.strips]
     return DRIVER % {
         "declarations": "\n".join(f"void {strip.name}(const float *x, float *sums);" for strip in strips),

@@ -69,7 +69,7 @@ class Strip:
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
+class StripFile:
     """Strips that share a generated file."""
 
     name: str
@@ -81,14 +81,14 @@ class Shard:
         return sum(strip.memory for strip in self.strips)
 
 
-def explode(name: str, sources: tuple[str, ...], weights: Weights, shard_limit: int) -> tuple[Shard, ...]:
-    """The matrix in shards. A compiler needs at most `shard_limit` bytes for a shard of more than one strip."""
+def explode(name: str, sources: tuple[str, ...], weights: Weights, strip_file_limit: int) -> tuple[StripFile, ...]:
+    """The matrix in files. A compiler needs at most `strip_file_limit` bytes for a file of more than one strip."""
     groups: list[list[Strip]] = []
     for strip in _strips(name, weights):
-        if not groups or sum(each.memory for each in groups[-1]) + strip.memory > shard_limit:
+        if not groups or sum(each.memory for each in groups[-1]) + strip.memory > strip_file_limit:
             groups.append([])
         groups[-1].append(strip)
-    return tuple(Shard(f"{name}_{index}", sources, tuple(group)) for index, group in enumerate(groups))
+    return tuple(StripFile(f"{name}_{index}", sources, tuple(group)) for index, group in enumerate(groups))
 
 
 def _strips(name: str, weights: Weights) -> list[Strip]:

@@ -116,7 +116,7 @@ def pack_int4(weight: NDArray[np.floating]) -> Parts:
     return packed, panels(scale, 1).reshape(-1, scale.shape[1], PANEL), sums.astype(np.float32)
 
 
-class Part(NamedTuple):
+class ArrayType(NamedTuple):
     """One array of a packer's result."""
 
     name: str  # behind the matrix's own
@@ -133,7 +133,7 @@ class MatrixType(NamedTuple):
 
     kind: str  # the C++ type of kinds.h
     pack: Callable[[NDArray[np.floating]], Parts]
-    parts: tuple[Part, ...]  # what that returns, the weights first
+    arrays: tuple[ArrayType, ...]  # what that returns, the weights first
     step: int  # K is rounded up to a multiple of it
     input_bytes: int  # of one input
     product: str  # the type whose products its kernels make, which tells what an ISA helps (cmake/isas.json)
@@ -143,12 +143,12 @@ class MatrixType(NamedTuple):
     @property
     def weight_bytes(self) -> float:
         """Of one weight, with its part of what it shares with others of its output."""
-        return sum(part.itemsize / part.share for part in self.parts if part.share)
+        return sum(array.itemsize / array.share for array in self.arrays if array.share)
 
     def packed_sizes(self, rows: int, depth: int) -> tuple[int, ...]:
-        """How many values each part has, for [rows, depth]."""
+        """How many values each array has, for [rows, depth]."""
         outputs, padded = round_up(rows), round_up(depth, self.step)
-        return tuple(outputs * (padded // part.share if part.share else 1) for part in self.parts)
+        return tuple(outputs * (padded // array.share if array.share else 1) for array in self.arrays)
 
     def row_bytes(self, depth: int) -> int:
         """Of a row of `depth` inputs: whole lines."""
@@ -156,12 +156,16 @@ class MatrixType(NamedTuple):
 
 
 MATRIX_TYPES = {
-    "float32": MatrixType("Float32", pack_float32, (Part("weight", "f4", 1),), 1, 4, "float32", cache_bytes=(4, 0)),
-    "bfloat16": MatrixType("BFloat16", pack_bfloat16, (Part("weight", "u2", 1),), 2, 2, "bfloat16", cache_bytes=(2, 0)),
+    "float32": MatrixType(
+        "Float32", pack_float32, (ArrayType("weight", "f4", 1),), 1, 4, "float32", cache_bytes=(4, 0)
+    ),
+    "bfloat16": MatrixType(
+        "BFloat16", pack_bfloat16, (ArrayType("weight", "u2", 1),), 2, 2, "bfloat16", cache_bytes=(2, 0)
+    ),
     "int8": MatrixType(
         kind="Int8",
         pack=pack_int8,
-        parts=(Part("weight", "i1", 1), Part("scale", "f4", None), Part("sum", "i4", None)),
+        arrays=(ArrayType("weight", "i1", 1), ArrayType("scale", "f4", None), ArrayType("sum", "i4", None)),
         step=4,
         input_bytes=1,
         product="int8",
@@ -171,7 +175,7 @@ MATRIX_TYPES = {
     "int4": MatrixType(
         kind="Int4",
         pack=pack_int4,
-        parts=(Part("weight", "u1", 2), Part("scale", "f2", GROUP), Part("sum", "f4", None)),
+        arrays=(ArrayType("weight", "u1", 2), ArrayType("scale", "f2", GROUP), ArrayType("sum", "f4", None)),
         step=GROUP,
         input_bytes=1,
         product="int8",

@@ -50,7 +50,7 @@ class MemoryBudget:
         return min(GROUP_LIMIT, (self.cap - COMPILER_BASE) // COMPILER_PER_SOURCE_BYTE)
 
     @property
-    def shard_limit(self) -> int:
+    def strip_file_limit(self) -> int:
         """The most bytes that a compiler may need for one file of exploded weights, beside the kernels."""
         return min(EXPLODED_SHARD, self.cap - COMPILER_BASE)
 

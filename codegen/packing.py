@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .dtypes import HEAD, TOKENS, Types
 from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
-from .exploded import EXPLODED_LIMIT, Shard, Strip, Weights, explode
+from .exploded import EXPLODED_LIMIT, Strip, StripFile, Weights, explode
 from .graph import (
     Array,
     Attention,
@@ -84,7 +84,7 @@ class Matrix:
     rows: int
     depth: int
     arrays: tuple[Packed, ...]
-    shards: tuple[Shard, ...] = ()  # its code, where it is exploded and has no arrays
+    strip_files: tuple[StripFile, ...] = ()  # its code, where it is exploded and has no arrays
     first: int = 0  # the panel with which workers begin
     panels: int | None = None  # that they divide first; None: all
     together: int = 1  # panels that stay with one worker
@@ -96,7 +96,7 @@ class Matrix:
 
     @property
     def strips(self) -> tuple[Strip, ...]:
-        return tuple(strip for shard in self.shards for strip in shard.strips)
+        return tuple(strip for file in self.strip_files for strip in file.strips)
 
     @property
     def input_bytes(self) -> int:
@@ -272,10 +272,10 @@ def _each_once(matrices: Iterable[Matrix]) -> list[Matrix]:
     return list({id(matrix): matrix for matrix in matrices}.values())
 
 
-def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = None) -> PackedModel:
+def pack(graph: Graph, types: Types, blob_limit: int, strip_file_limit: int | None = None) -> PackedModel:
     """Packs the graph into blobs of at most `blob_limit` bytes.
 
-    With a `shard_limit` the float32 matrices of blocks that have at most EXPLODED_LIMIT nonzero weights are exploded.
+    With a `strip_file_limit` float32 matrices of blocks with at most EXPLODED_LIMIT nonzero weights are exploded.
 
     Raises BuildError where a single matrix of a block is larger than `blob_limit`, InputError for an override that
     matches nothing or where nothing can be exploded, and UnsupportedModelError for a matrix too deep for its type.
@@ -283,9 +283,9 @@ def pack(graph: Graph, types: Types, blob_limit: int, shard_limit: int | None = 
     types.check(_matrix_names(graph))
     tables: dict[int, Table] = {}  # by the tensor
     head = None if graph.head is None else _pack_head(graph, graph.head, tables, types, blob_limit)
-    stacks = tuple(_pack_stack(graph, stack, tables, types, blob_limit, shard_limit) for stack in graph.stacks)
-    if shard_limit is not None and not any(
-        matrix.shards for stack in stacks for block in stack.blocks for matrix in block.matrices
+    stacks = tuple(_pack_stack(graph, stack, tables, types, blob_limit, strip_file_limit) for stack in graph.stacks)
+    if strip_file_limit is not None and not any(
+        matrix.strip_files for stack in stacks for block in stack.blocks for matrix in block.matrices
     ):
         raise InputError(
             f"kernels='exploded' is for float32 matrices of at most {EXPLODED_LIMIT} weights that are not zero, and no "
@@ -312,7 +312,7 @@ def _pack_head(graph: Graph, head: Head, tables: dict[int, Table], types: Types,
 
 
 def _pack_stack(
-    graph: Graph, stack: Stack, tables: dict[int, Table], types: Types, blob_limit: int, shard_limit: int | None
+    graph: Graph, stack: Stack, tables: dict[int, Table], types: Types, blob_limit: int, strip_file_limit: int | None
 ) -> PackedStack:
     prefix = "encoder_" if stack is graph.encoder and graph.decoder is not None else ""
     embeddings = stack.embeddings
@@ -349,7 +349,7 @@ def _pack_stack(
             shared,
             types,
             blob_limit,
-            shard_limit,
+            strip_file_limit,
         )
         for index, block in enumerate(stack.blocks)
     )
@@ -490,7 +490,7 @@ def _pack_block(
     shared: _Shared,
     types: Types,
     blob_limit: int,
-    shard_limit: int | None = None,
+    strip_file_limit: int | None = None,
 ) -> PackedBlock:
     arrays: list[Packed] = []  # that the block reads
     own: list[Packed] = []  # those that no block before it has
@@ -504,7 +504,7 @@ def _pack_block(
         key = _key(name, weights)
         if key not in shared.matrices:
             dtype, source = _common_type(types, linears), " + ".join(dict.fromkeys(linear.name for linear in linears))
-            exploded = _exploded(unit, name, source, join(*weights), dtype, shard_limit if may_explode else None)
+            exploded = _exploded(unit, name, source, join(*weights), dtype, strip_file_limit if may_explode else None)
             shared.matrices[key] = replace(exploded or _matrix(name, source, join(*weights), dtype), **order)
             own.extend(shared.matrices[key].arrays)
         arrays.extend(shared.matrices[key].arrays)
@@ -647,7 +647,7 @@ def _table(name: str, source: str, tensor: Tensor, dtype: str, blob_limit: int) 
     rows, width = tensor.shape
     count = round_up(rows) // PANEL
     kind = MATRIX_TYPES[dtype]
-    per_slice = max(1, blob_limit // (kind.packed_sizes(PANEL, width)[0] * kind.parts[0].itemsize))
+    per_slice = max(1, blob_limit // (kind.packed_sizes(PANEL, width)[0] * kind.arrays[0].itemsize))
     slice_rows = -(-count // -(-count // per_slice)) * PANEL
     starts = range(0, rows, slice_rows)
     slices = [_slice(tensor, start, min(rows, start + slice_rows)) for start in starts]
@@ -669,24 +669,26 @@ def _matrix(name: str, source: str, tensor: Tensor, dtype: str) -> Matrix:
             f"{' + '.join(tensor.sources)}: sums of {depth} {dtype} products could pass int32; at most "
             f"{kind.most_inputs}: give this matrix another type"
         )
-    parts = _Parts(tensor, kind.pack)
+    packed = _Arrays(tensor, kind.pack)
     arrays = (
-        Packed(f"{name}_{part.name}", tensor.sources, part.type, size, parts.reader(index))
-        for index, (part, size) in enumerate(zip(kind.parts, kind.packed_sizes(rows, depth), strict=True))
+        Packed(f"{name}_{array.name}", tensor.sources, array.type, size, packed.reader(index))
+        for index, (array, size) in enumerate(zip(kind.arrays, kind.packed_sizes(rows, depth), strict=True))
     )
     return Matrix(name, source, dtype, rows, depth, tuple(arrays))
 
 
-def _exploded(unit: str, name: str, source: str, tensor: Tensor, dtype: str, shard_limit: int | None) -> Matrix | None:
+def _exploded(
+    unit: str, name: str, source: str, tensor: Tensor, dtype: str, strip_file_limit: int | None
+) -> Matrix | None:
     """The matrix as code, where that is asked for and it is small enough."""
-    if shard_limit is None or dtype != "float32":
+    if strip_file_limit is None or dtype != "float32":
         return None
     weights = _few_weights(tensor)
     if weights is None:
         return None
-    shards = explode(f"{unit}_{name}", tensor.sources, weights, shard_limit)
+    files = explode(f"{unit}_{name}", tensor.sources, weights, strip_file_limit)
     rows, depth = tensor.shape
-    return Matrix(name, source, dtype, rows, depth, (), shards)
+    return Matrix(name, source, dtype, rows, depth, (), files)
 
 
 def _few_weights(tensor: Tensor) -> Weights | None:
@@ -703,7 +705,7 @@ def _few_weights(tensor: Tensor) -> Weights | None:
     return weights
 
 
-class _Parts:
+class _Arrays:
     """The arrays that a matrix is packed into, a piece at a time.
 
     The weights come first in a blob; their scales and sums, which are small, are kept from the same pass.
@@ -716,7 +718,7 @@ class _Parts:
 
     def reader(self, index: int) -> Callable[[], Iterator[Values]]:
         """What yields the pieces of the array at `index` of the packer's result."""
-        return self._weights if index == 0 else lambda: self._part(index - 1)
+        return self._weights if index == 0 else lambda: self._small_array(index - 1)
 
     def _weights(self) -> Iterator[Values]:
         small = []
@@ -726,7 +728,7 @@ class _Parts:
             yield _checked(self._tensor, weights)
         self._small = small
 
-    def _part(self, index: int) -> Iterator[Values]:
+    def _small_array(self, index: int) -> Iterator[Values]:
         if not self._small:
             for _ in self._weights():
                 pass

@@ -16,7 +16,7 @@ from . import rewrites, tokenizer
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
-from .emit.units import Source
+from .emit.units import CodeFile
 from .families import read_graph, sentence
 from .families.fields import ACTIVATIONS
 from .files import write_if_changed
@@ -58,16 +58,16 @@ class Baked:
     options: Options
     texts_read: dict[str, Any]  # how an encoder's texts are prepared and its outputs used, for the description
 
-    def code(self) -> Iterator[Source]:
+    def code(self) -> Iterator[CodeFile]:
         """Files compiled once for each ISA, and the header they share."""
         yield from model_texts(self.options.name, self.packed)
         yield from unit_texts(self.options.name, self.packed)
 
-    def weights(self) -> Iterator[tuple[Source, Blob]]:
+    def weights(self) -> Iterator[tuple[CodeFile, Blob]]:
         """Files compiled once, each with the blob that it embeds."""
         return weights_texts(self.options.name, self.packed)
 
-    def library(self) -> Source:
+    def library(self) -> CodeFile:
         """The file that ties them together."""
         options = self.options
         isas = tuple(table()[name] for name in options.isas)
@@ -162,8 +162,8 @@ def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
     graph = rewrites.run(read_graph(checkpoint))
-    shard_limit = options.budget.shard_limit if options.kernels == "exploded" else None
-    packed = pack(graph, options.types, options.budget.blob_limit, shard_limit)
+    strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
+    packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
     return Baked(checkpoint, packed, options, _texts_read(checkpoint) if graph.kind == "encoder" else {})
 
 

@@ -379,7 +379,7 @@ def test_every_type_has_a_row() -> None:
 def test_a_packer_returns_what_its_row_says(dtype: str) -> None:
     row = MATRIX_TYPES[dtype]
     arrays = row.pack(np.ones((17, 33)))
-    assert [array.dtype.str[1:] for array in arrays] == [part.type for part in row.parts]
+    assert [array.dtype.str[1:] for array in arrays] == [array.type for array in row.arrays]
     assert tuple(array.size for array in arrays) == row.packed_sizes(17, 33)
 
 

@@ -111,9 +111,9 @@ def count(text: str, pattern: str) -> int:
     return len(re.findall(pattern, text))
 
 
-def strips_of(weights: NDArray[np.floating], shard_limit: int = 1 << 30) -> list[Strip]:
-    shards = explode("m", (), weights.astype(np.float32), shard_limit)
-    return [strip for shard in shards for strip in shard.strips]
+def strips_of(weights: NDArray[np.floating], strip_file_limit: int = 1 << 30) -> list[Strip]:
+    files = explode("m", (), weights.astype(np.float32), strip_file_limit)
+    return [strip for file in files for strip in file.strips]
 
 
 def test_strips() -> None:
@@ -150,10 +150,10 @@ def test_shards_stay_under_their_limit() -> None:
     weights[::16, 0] = 0
     whole = explode("m", (), weights, 1 << 40)
     limit = 2 * max(strip.memory for strip in whole[0].strips)
-    shards = explode("m", (), weights, limit)
+    files = explode("m", (), weights, limit)
     assert len(whole) == 1
-    assert len(shards) == 20
-    assert all(shard.memory <= limit for shard in shards)
+    assert len(files) == 20
+    assert all(file.memory <= limit for file in files)
 
 
 def test_the_golden_exploded_text() -> None:
@@ -161,10 +161,10 @@ def test_the_golden_exploded_text() -> None:
     weights = np.zeros((32, 2), np.float32)
     weights[:16] = np.arange(1, 33, dtype=np.float32).reshape(16, 2) / 8
     weights[17, 1], weights[30, 0] = -0.5, 3
-    from kaoken.codegen.emit.units import shard_text
+    from kaoken.codegen.emit.units import strip_file_text
 
-    (shard,) = explode("block_00_up", ("h.0.mlp.c_fc.weight",), weights, 1 << 30)
-    assert shard_text("toy", shard) == (GOLDEN / "block_00_up_0.cpp.txt").read_text(encoding="utf-8")
+    (file,) = explode("block_00_up", ("h.0.mlp.c_fc.weight",), weights, 1 << 30)
+    assert strip_file_text("toy", file) == (GOLDEN / "block_00_up_0.cpp.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.ci

@@ -116,7 +116,7 @@ int64_t time_attention(int64_t threads, int64_t batch, int64_t count, int64_t pa
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
     for (int64_t i = 0; i < copies; ++i) {
       const Cache cache(pass.cache, i * heads * Cache::kHeadBytes);
-      const HeadPart part = head_part<heads>(worker);
+      const HeadShare part = head_share<heads>(worker);
       extend_cache<Attention>(pass, part, cache, {});
       wait_for_cache<Attention>(pass, part);
       attention<Attention>(pass, part, cache, {}, {});

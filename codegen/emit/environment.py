@@ -81,12 +81,12 @@ def unit_sources(units: list[Unit]) -> str:
 
 def kind(matrix: Matrix) -> str:
     """The C++ type that multiplies by a matrix (runtime/kernels/kinds.h)."""
-    return "Exploded" if matrix.shards else MATRIX_TYPES[matrix.dtype].kind
+    return "Exploded" if matrix.strip_files else MATRIX_TYPES[matrix.dtype].kind
 
 
 def value(matrix: Matrix) -> str:
     """The initializer of a matrix of that type."""
-    if matrix.shards:
+    if matrix.strip_files:
         return f"{{{matrix.name}_strips, {len(matrix.strips)}}}"
     return f"{{{names(matrix.arrays)}}}"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..exploded import Shard
+from ..exploded import StripFile
 from ..graph import Attention, Graph, Head, Norm
 from ..isa import ISA
 from ..layout import MATRIX_TYPES, PANEL, round_up
@@ -27,7 +27,7 @@ PASS_ROWS = 256  # of a decoder's pass
 
 
 @dataclass(frozen=True)
-class Source:
+class CodeFile:
     """One generated file."""
 
     name: str
@@ -40,40 +40,40 @@ class Source:
         return len(self.text) if self.memory is None else self.memory // COMPILER_PER_SOURCE_BYTE
 
 
-def model_texts(name: str, packed: PackedModel) -> Iterator[Source]:
+def model_texts(name: str, packed: PackedModel) -> Iterator[CodeFile]:
     """The header that the units share and the schedule of a pass."""
     for file in ("model.h", "model.cpp"):
-        yield Source(file, _render(file, name, packed))
+        yield CodeFile(file, _render(file, name, packed))
 
 
-def unit_texts(name: str, packed: PackedModel) -> Iterator[Source]:
+def unit_texts(name: str, packed: PackedModel) -> Iterator[CodeFile]:
     """The code of each stack's embeddings, of its blocks and of what it ends with; compiled once for each ISA."""
-    written: set[str] = set()  # shards, which blocks may share
+    written: set[str] = set()  # files, which blocks may share
     for stack in packed.stacks:
-        yield Source(f"{stack.embeddings.name}.cpp", _embeddings_text(name, packed, stack))
+        yield CodeFile(f"{stack.embeddings.name}.cpp", _embeddings_text(name, packed, stack))
         for index, block in enumerate(stack.blocks):
-            yield Source(f"{block.unit.name}.cpp", _block_text(name, packed, stack, index))
-            for shard in (shard for matrix in block.matrices for shard in matrix.shards):
-                if shard.name not in written:
-                    written.add(shard.name)
-                    yield Source(f"{shard.name}.cpp", shard_text(name, shard), shard.memory)
+            yield CodeFile(f"{block.unit.name}.cpp", _block_text(name, packed, stack, index))
+            for file in (file for matrix in block.matrices for file in matrix.strip_files):
+                if file.name not in written:
+                    written.add(file.name)
+                    yield CodeFile(f"{file.name}.cpp", strip_file_text(name, file), file.memory)
         if stack.outputs is not None:
             text = _render("outputs.cpp", name, packed, unit=stack.outputs, stack=stack, norm=_norm_of(stack))
-            yield Source(f"{stack.outputs.name}.cpp", text)
+            yield CodeFile(f"{stack.outputs.name}.cpp", text)
     if packed.head is not None:
-        yield Source("head.cpp", _head_text(name, packed, packed.head))
+        yield CodeFile("head.cpp", _head_text(name, packed, packed.head))
 
 
-def weights_texts(name: str, packed: PackedModel) -> Iterator[tuple[Source, Blob]]:
+def weights_texts(name: str, packed: PackedModel) -> Iterator[tuple[CodeFile, Blob]]:
     """For each blob, the file that embeds it; compiled once."""
     for unit in packed.units:
         for blob in unit.blobs:
-            yield Source(f"{blob.name}_weights.cpp", _render("weights.cpp", name, packed, blob=blob)), blob
+            yield CodeFile(f"{blob.name}_weights.cpp", _render("weights.cpp", name, packed, blob=blob)), blob
 
 
 def library_text(
     name: str, packed: PackedModel, isas: tuple[ISA, ...], known: tuple[ISA, ...], version: str, tokenizer_size: int
-) -> Source:
+) -> CodeFile:
     """What the model is, for the C ABI; compiled once, with the flags of no ISA. Of the `known` ISAs it has `isas`."""
     graph = packed.graph
     blocks = [block for stack in graph.stacks for block in stack.blocks]
@@ -107,7 +107,7 @@ def library_text(
         ),
         reads=READS.get("".join(head.pooling), "kAll"),
     )
-    return Source("library.cpp", text)
+    return CodeFile("library.cpp", text)
 
 
 def _embeddings_text(name: str, packed: PackedModel, stack: PackedStack) -> str:
@@ -186,18 +186,18 @@ def _behind(packed: PackedModel, stack: PackedStack, index: int) -> Matrix | Non
     return packed.head.matrices[0] if packed.head and packed.head.matrices else None
 
 
-def shard_text(name: str, shard: Shard) -> str:
+def strip_file_text(name: str, file: StripFile) -> str:
     """Some strips of an exploded matrix; compiled once for each ISA."""
     template = environment().get_template("exploded.cpp")
-    return _trimmed(template.render(name=name, note=NOTE, shard=shard, panel=PANEL))
+    return _trimmed(template.render(name=name, note=NOTE, file=file, panel=PANEL))
 
 
 def _nexts(name: str, packed: PackedModel, matrices: list[Matrix]) -> dict[str, str]:
     """For each matrix but the last, where a worker will go on reading in the one behind it."""
-    return {matrix.name: _own_part(name, packed, behind) for matrix, behind in pairwise(matrices)}
+    return {matrix.name: _own_share(name, packed, behind) for matrix, behind in pairwise(matrices)}
 
 
-def _own_part(name: str, packed: PackedModel, matrix: Matrix) -> str:
+def _own_share(name: str, packed: PackedModel, matrix: Matrix) -> str:
     place = packed.places.get(id(matrix.arrays[0])) if matrix.arrays else None
     if place is None:
         return "nullptr"  # its weights are code, or literals
@@ -206,7 +206,7 @@ def _own_part(name: str, packed: PackedModel, matrix: Matrix) -> str:
     panels = count if matrix.panels is None else matrix.panels
     panel_bytes = matrix.arrays[0].nbytes // count
     begin = f"kaoken_{name}_{blob.name} + {offset + panel_bytes * matrix.first}"
-    return f"own_part(worker, {begin}, {panels // matrix.together}, {panel_bytes * matrix.together})"
+    return f"own_share(worker, {begin}, {panels // matrix.together}, {panel_bytes * matrix.together})"
 
 
 def _head_text(name: str, packed: PackedModel, packed_head: PackedHead) -> str:

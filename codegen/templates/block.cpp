@@ -65,7 +65,7 @@ GEN(arrays(tables))
 GEN(arrays(each))
 //% endfor
 //% for matrix in packed_block.matrices
-//% if matrix.shards
+//% if matrix.strip_files
   static constexpr Strip GEN(matrix.name)_strips[] = {
 //% for strip in matrix.strips
       {GEN(strip.name), GEN(strip.first), GEN(strip.panels)},

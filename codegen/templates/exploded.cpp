@@ -1,10 +1,10 @@
 // GEN(note)
-// From: GEN(shard.sources | comment)
+// From: GEN(file.sources | comment)
 
 #include "linear.h"
 
 namespace kaoken::KAOKEN_ISA::model_GEN(name) {
-//% for strip in shard.strips
+//% for strip in file.strips
 
 // Outputs GEN(strip.first * panel) to GEN((strip.first + strip.panels) * panel - 1), by GEN(strip.nonzeros) weights.
 void GEN(strip.name)(const float *__restrict x, float *__restrict sums) {

@@ -83,13 +83,13 @@ struct StoreQueryKeyValue {
   }
 };
 
-// The part of that product in columns [begin, end): workers divide its panels, and with them its heads.
+// The columns of that product in [begin, end): workers divide its panels, and with them its heads.
 template <class Kind, int64_t Depth, class Epilogue>
 KAOKEN_INLINE void project(int64_t begin, int64_t end, const Worker &worker, const typename Kind::Inputs &x,
                            int64_t rows, const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next) {
-  const Share own = share((end - begin) / kLanes, worker);
+  const Share mine = share((end - begin) / kLanes, worker);
   const int64_t first = begin / kLanes;
-  multiply<Kind, Depth>(x, rows, w, {first + own.begin, first + own.end}, epilogue, next);
+  multiply<Kind, Depth>(x, rows, w, {first + mine.begin, first + mine.end}, epilogue, next);
 }
 
 template <class Layout, class Kind, int64_t Depth, class Epilogue>
@@ -110,12 +110,12 @@ KAOKEN_INLINE void project_keys_and_values(const Worker &worker, const typename 
 
 // The groups that a worker attends with: its own from their projection on, so that nobody waits, where they come out
 // even; else all of them in turns with `worker`.
-struct HeadPart {
+struct HeadShare {
   Share groups;
   Worker worker;
 };
 template <int64_t Groups>
-KAOKEN_INLINE HeadPart head_part(const Worker &worker) {
+KAOKEN_INLINE HeadShare head_share(const Worker &worker) {
   if (Groups % worker.count) return {{0, Groups}, worker};
   return {share(Groups, worker), {0, 1, worker.team}};
 }
@@ -459,15 +459,15 @@ using CacheOf = BlockCache<typename Scheme::Cache, Scheme::Layout::kGroups, Sche
 // where it has groups of its own, or where each sequence has one new position and no group has several heads; so it
 // needs no barrier before that.
 template <class Scheme>
-void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> &cache,
+void extend_cache(const Pass &pass, const HeadShare &own, const CacheOf<Scheme> &cache,
                   const typename Scheme::Rotary &rotary) {
   using Layout = typename Scheme::Layout;
   constexpr int64_t step = Scheme::Cache::Step::kStep, stride = Layout::kStride, dim = Layout::kDim;
-  Turns turns(part.worker);
+  Turns turns(own.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
     const int32_t *pages = pages_of<Scheme>(sequence);
-    for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
+    for (int64_t group = own.groups.begin; group < own.groups.end; ++group) {
       if (!turns.mine()) continue;
       float *keys = pass.qkv + sequence.row * stride + Layout::kKeys + group * dim;
       const float *values = keys + Layout::kValues - Layout::kKeys;
@@ -495,11 +495,11 @@ void extend_cache(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> 
 
 // Waits until the cache has what this worker attends to, where others write it.
 template <class Scheme>
-KAOKEN_INLINE void wait_for_cache(const Pass &pass, const HeadPart &part) {
-  if (pass.batch.rows > pass.batch.count || Scheme::Layout::kShared > 1) barrier(part.worker);
+KAOKEN_INLINE void wait_for_cache(const Pass &pass, const HeadShare &own) {
+  if (pass.batch.rows > pass.batch.count || Scheme::Layout::kShared > 1) barrier(own.worker);
 }
 
-// In the last block, behind extend_cache(): the rows that no logits are asked of have done their part. Moves to the
+// In the last block, behind extend_cache(): the rows that no logits are asked of have done their work. Moves to the
 // front what remains: hidden rows, the inputs of a matrix of Kind with `Depth` inputs, and queries, where they are
 // there already. Makes `pass`, this worker's own copy, one of the outputs.
 template <class Layout, class Kind, int64_t Depth, int64_t HiddenWidth>
@@ -525,16 +525,16 @@ KAOKEN_INLINE void keep_outputs(Pass &pass, const Worker &worker) {
 // The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
 // that the longer ones at the end of a prompt are spread over all.
 template <class Scheme>
-void attention(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> &cache,
+void attention(const Pass &pass, const HeadShare &own, const CacheOf<Scheme> &cache,
                const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
   using Layout = typename Scheme::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
-  Turns turns(part.worker);
+  Turns turns(own.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
     const int64_t begin = sequence.past, end = begin + sequence.count;
     const int64_t row = sequence.row - begin;  // of position 0
-    for (int64_t head = part.groups.begin * shared; head < part.groups.end * shared; ++head) {
+    for (int64_t head = own.groups.begin * shared; head < own.groups.end * shared; ++head) {
       const float *query = pass.qkv + row * stride + head * dim;
       float *out = pass.attended + row * width + head * dim;
       for (int64_t group = begin / kAttentionRows * kAttentionRows; group < end; group += kAttentionRows) {

@@ -101,8 +101,8 @@ KAOKEN_INLINE void head_layer(Pass &pass, const Worker &worker, const Product<Ki
   barrier(worker);
   exchange_rows(pass);
   if constexpr (!Norm::kNone) {
-    const Share part = share(pass.batch.rows, worker);
-    for (int64_t row = part.begin; row < part.end; ++row) {
+    const Share mine = share(pass.batch.rows, worker);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
       float *x = pass.hidden + row * stride;
       Norm::template apply<Width>(x, x, epsilon, norm.weight, norm.bias);
     }
@@ -114,8 +114,8 @@ KAOKEN_INLINE void head_layer(Pass &pass, const Worker &worker, const Product<Ki
 template <int64_t Width, bool Normalize>
 KAOKEN_INLINE void store_rows(const Pass &pass, const Worker &worker) {
   constexpr int64_t stride = round_up(Width, kLanes);
-  const Share part = share(pass.batch.rows, worker);
-  for (int64_t row = part.begin; row < part.end; ++row) {
+  const Share mine = share(pass.batch.rows, worker);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
     const float *x = pass.hidden + row * stride;
     float *to = pass.output + row * Width;
     if constexpr (Normalize) {

@@ -27,8 +27,8 @@ KAOKEN_INLINE typename Kind::Inputs fill_rows(const Pass &pass, const Worker &wo
     return {own.values, &own.scale};
   }
   auto *values = static_cast<typename Kind::Input *>(pass.inputs);
-  const Share part = share(rows, worker);
-  for (int64_t row = part.begin; row < part.end; ++row) {
+  const Share mine = share(rows, worker);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
     fill(row, values + row * own.kStride, pass.input_scales + row);
   }
   barrier(worker);
@@ -60,8 +60,8 @@ KAOKEN_INLINE typename Kind::Inputs replaced(const Pass &pass, const Worker &wor
                                              const NormVectors &norm) {
   constexpr int64_t stride = round_up(Width, kLanes);
   auto *inputs = static_cast<typename Kind::Input *>(pass.inputs);
-  const Share part = share(pass.batch.rows, worker);
-  for (int64_t row = part.begin; row < part.end; ++row) {
+  const Share mine = share(pass.batch.rows, worker);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
     float *hidden = pass.hidden + row * stride;
     Norm::template apply<Width>(hidden, hidden, epsilon, norm.weight, norm.bias);
     if constexpr (!Kind::kFloatInputs) {

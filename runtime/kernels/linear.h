@@ -14,7 +14,7 @@ KAOKEN_INLINE const char *panel_address(const typename Kind::Matrix &w, int64_t 
 }
 
 // Where a worker will begin to read a matrix of so many panels: what linear() calls `next`.
-KAOKEN_INLINE const char *own_part(const Worker &worker, const char *weights, int64_t panels, int64_t panel_bytes) {
+KAOKEN_INLINE const char *own_share(const Worker &worker, const char *weights, int64_t panels, int64_t panel_bytes) {
   return weights + share(panels, worker).begin * panel_bytes;
 }
 
@@ -76,8 +76,8 @@ KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Inputs &x, 
   if constexpr (Kind::kExploded) {
     run_strips<Kind, Depth>(worker, x, rows, w, epilogue);
   } else {
-    const Share part = share(Panels / Together, worker);
-    multiply<Kind, Depth>(x, rows, w, {part.begin * Together, part.end * Together}, epilogue, next);
+    const Share mine = share(Panels / Together, worker);
+    multiply<Kind, Depth>(x, rows, w, {mine.begin * Together, mine.end * Together}, epilogue, next);
   }
 }
 

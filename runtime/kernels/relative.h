@@ -172,16 +172,16 @@ void attend_block(RowBlock<Scheme> &block, const float *query, int64_t query_str
 // The queries of pass.qkv and the cache -> pass.attended, as attention() does. Workers that share heads take turns at
 // blocks of rows.
 template <class Scheme>
-void relative_attention(const Pass &pass, const HeadPart &part, const CacheOf<Scheme> &cache,
+void relative_attention(const Pass &pass, const HeadShare &own, const CacheOf<Scheme> &cache,
                         const typename Scheme::Bias &relative) {
   static_assert(Scheme::kSees == Sees::kAll && !Scheme::kWindow && Scheme::Rotary::kNone);
   using Layout = typename Scheme::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
-  Turns turns(part.worker);
+  Turns turns(own.worker);
   RowBlock<Scheme> block;
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
-    for (int64_t head = part.groups.begin * shared; head < part.groups.end * shared; ++head) {
+    for (int64_t head = own.groups.begin * shared; head < own.groups.end * shared; ++head) {
       for (int64_t first = 0; first < sequence.count; first += kPage) {
         if (!turns.mine()) continue;
         const int64_t left = sequence.count - first, row = sequence.row + first;

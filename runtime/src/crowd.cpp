@@ -31,8 +31,8 @@ int64_t clock_now() {
 void Crowd::observe(int64_t now, int64_t elapsed, int64_t computed, int64_t preemptions) {
   if (elapsed <= 0 || observing_.exchange(true, std::memory_order_acquire)) return;
   const bool disturbed = preemptions * kSlice >= elapsed;
-  const double part = disturbed ? std::min(1.0, static_cast<double>(computed) / static_cast<double>(elapsed)) : 1.0;
-  computing_ += (part - computing_) * static_cast<double>(elapsed) / static_cast<double>(elapsed + kMemory);
+  const double fraction = disturbed ? std::min(1.0, static_cast<double>(computed) / static_cast<double>(elapsed)) : 1.0;
+  computing_ += (fraction - computing_) * static_cast<double>(elapsed) / static_cast<double>(elapsed + kMemory);
   if (computing_ < kEnough) {
     const int64_t pause = std::max(pause_, kShortest);
     since_ = now + pause;

@@ -92,7 +92,7 @@ struct Attention {
     pass.qkv = qkv;
     pass.cache = {cache, kPage * kCacheBytes};
     pass.attended = attended;
-    const HeadPart part = head_part<Heads>(alone);
+    const HeadShare part = head_share<Heads>(alone);
     extend_cache<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {});
     attention<Scheme>(pass, part, CacheOf<Scheme>(pass.cache, 0), {}, bias);
   }

@@ -71,7 +71,7 @@ def importance(model: Any, batches: Iterable[Batch], criterion: str = "surgeon")
 
 
 class _Sums:
-    """Sums over tokens and sequences of what Importance has the means of, by (part, layer)."""
+    """Sums over tokens and sequences of what Importance has the means of, by (branch, layer)."""
 
     def __init__(self, model: Any, criterion: str) -> None:
         self.model, self.sizes, self.criterion = model, gpt2.blocks(model), criterion
@@ -87,8 +87,8 @@ class _Sums:
         self.model.zero_grad()
         with torch.no_grad():
             for layer, pair in enumerate(gpt2.branches(self.model)):
-                for part, matrix in enumerate(pair):
-                    self._add_branch((part, layer), matrix, *written[matrix])
+                for branch, matrix in enumerate(pair):
+                    self._add_branch((branch, layer), matrix, *written[matrix])
                 turned = 1 - torch.cosine_similarity(read[2 * layer], read[2 * layer + 2], dim=-1)
                 self._sum(("layer", layer), turned.sum())
             self._score("channels", sum(x * x.grad for x in read))
@@ -116,10 +116,10 @@ class _Sums:
         means = {key: (value / self.tokens).cpu().numpy() for key, value in self.sums.items()}
         if self.criterion == "surgeon":
             for layer, pair in enumerate(gpt2.branches(self.model)):
-                for part, matrix in enumerate(pair):
-                    weight, size = _stacked(matrix), 1 if part else self.sizes[layer][1]
-                    moments, gradients = (means[name, part, layer] for name in ("moments", "gradients"))
-                    means[part, layer] = surgeon(moments, gradients, weight, size)
+                for branch, matrix in enumerate(pair):
+                    weight, size = _stacked(matrix), 1 if branch else self.sizes[layer][1]
+                    moments, gradients = (means[name, branch, layer] for name in ("moments", "gradients"))
+                    means[branch, layer] = surgeon(moments, gradients, weight, size)
         return Importance(
             gpt2.whole(self.model),
             tuple(means[0, layer] for layer in layers),
@@ -205,7 +205,7 @@ class _Unit:
     """What is removed at once: a head, or neurons that fill a panel of the packed kernels."""
 
     layer: int
-    part: int  # 0 for heads, 1 for neurons
+    branch: int  # 0 for heads, 1 for neurons
     indices: tuple[int, ...]
     score: float
     parameters: int
@@ -227,9 +227,9 @@ def choose(
     if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers < count:
         raise InputError(f"layers is {layers}; expected a number below {count}, as many as there are: remove fewer")
     cut = _without_layers(importance, layers)
-    for part, share in enumerate((heads, mlp)):
-        units = [unit for unit in _units(importance, cut) if unit.part == part]
-        budget = share * sum(len(block.neurons if part else block.heads) for block in cut.blocks) + 1e-9
+    for branch, share in enumerate((heads, mlp)):
+        units = [unit for unit in _units(importance, cut) if unit.branch == branch]
+        budget = share * sum(len(block.neurons if branch else block.heads) for block in cut.blocks) + 1e-9
         cut = _remove(cut, _affordable(sorted(units, key=lambda unit: unit.score / len(unit.indices)), budget))
     return replace(cut, channels=_kept_channels(importance.channels, width))
 
@@ -257,7 +257,7 @@ def target(model: Any, importance: Importance, parameters: float = 0.5) -> gpt2.
 
 
 def _units(importance: Importance, cut: gpt2.Cut) -> list[_Unit]:
-    """All that may go from the blocks of a cut; within a block and part, in ascending order of importance."""
+    """All that may go from the blocks of a cut; within a block and branch, in ascending order of importance."""
     width = len(cut.channels)
     found = []
     for block in cut.blocks:
@@ -281,7 +281,7 @@ def _affordable(units: Sequence[_Unit], budget: float) -> list[_Unit]:
 
 
 def _remove(cut: gpt2.Cut, units: Iterable[_Unit]) -> gpt2.Cut:
-    gone = {(unit.layer, unit.part, index) for unit in units for index in unit.indices}
+    gone = {(unit.layer, unit.branch, index) for unit in units for index in unit.indices}
     blocks = []
     for block in cut.blocks:
         kept = [at for at, head in enumerate(block.heads) if (block.layer, 0, head) not in gone]
@@ -319,13 +319,13 @@ def carve(model: Any, cut: gpt2.Cut, importance: Importance) -> gpt2.GPT2LMHeadM
     for block, new in zip(cut.blocks, gpt2.branches(carved), strict=True):
         columns = gpt2.attended(block, gpt2.blocks(model)[block.layer][1])
         old = gpt2.branches(model)[block.layer]
-        for part, kept in enumerate((columns, list(block.neurons))):
+        for branch, kept in enumerate((columns, list(block.neurons))):
             fitted = torch.from_numpy(
-                _fit(importance.moments[block.layer][part], _stacked(old[part])[:, channels], kept)
+                _fit(importance.moments[block.layer][branch], _stacked(old[branch])[:, channels], kept)
             )
             with torch.no_grad():
-                new[part].weight.copy_(fitted[:-1])
-                new[part].bias.copy_(fitted[-1])
+                new[branch].weight.copy_(fitted[:-1])
+                new[branch].bias.copy_(fitted[-1])
     return carved
 
 

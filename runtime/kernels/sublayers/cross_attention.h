@@ -19,9 +19,9 @@ KAOKEN_INLINE void cross_attention(Pass &pass, const Worker &worker, int64_t cac
   linear<Query, Traits::kWidth, Heads::kStride / kPanel, Heads::kDim / kPanel * Heads::kShared>(
       worker, x, pass.batch.rows, query.matrix, StoreQueryKeyValue<Heads, Heads::kStride>{pass.qkv, query.bias},
       query.next);
-  const HeadPart part = Query::kExploded ? HeadPart{{0, Heads::kGroups}, worker} : head_part<Heads::kGroups>(worker);
-  barrier(part.worker);
-  attention<Scheme>(pass, part, CacheOf<Scheme>(pass.source, cache_before), {}, {});
+  const HeadShare own = Query::kExploded ? HeadShare{{0, Heads::kGroups}, worker} : head_share<Heads::kGroups>(worker);
+  barrier(own.worker);
+  attention<Scheme>(pass, own, CacheOf<Scheme>(pass.source, cache_before), {}, {});
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, Traits::kWidth>(pass, worker, pass.attended, out);
   barrier(worker);

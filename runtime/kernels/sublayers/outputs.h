@@ -9,8 +9,8 @@ namespace kaoken::KAOKEN_ISA {
 template <class Norm, int64_t Width>
 KAOKEN_INLINE void store_outputs(const Pass &pass, const Worker &worker, float epsilon, const NormVectors &norm) {
   constexpr int64_t stride = round_up(Width, kLanes);
-  const Share part = share(pass.batch.rows, worker);
-  for (int64_t row = part.begin; row < part.end; ++row) {
+  const Share mine = share(pass.batch.rows, worker);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
     alignas(kAlignment) float normed[stride];
     Norm::template apply<Width>(pass.hidden + row * stride, normed, epsilon, norm.weight, norm.bias);
     __builtin_memcpy(pass.output + row * Width, normed, Width * sizeof *normed);
@@ -21,8 +21,8 @@ KAOKEN_INLINE void store_outputs(const Pass &pass, const Worker &worker, float e
 template <class Norm, int64_t Width>
 KAOKEN_INLINE void norm_outputs(const Pass &pass, const Worker &worker, float epsilon, const NormVectors &norm) {
   constexpr int64_t stride = round_up(Width, kLanes);
-  const Share part = share(pass.batch.rows, worker);
-  for (int64_t row = part.begin; row < part.end; ++row) {
+  const Share mine = share(pass.batch.rows, worker);
+  for (int64_t row = mine.begin; row < mine.end; ++row) {
     float *hidden = pass.hidden + row * stride;
     Norm::template apply<Width>(hidden, hidden, epsilon, norm.weight, norm.bias);
   }

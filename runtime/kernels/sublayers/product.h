@@ -6,7 +6,7 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// A matrix, its bias, and where a worker goes on reading behind its part of it, or null.
+// A matrix, its bias, and where a worker goes on reading behind its share of it, or null.
 template <class Kind>
 struct Product {
   typename Kind::Matrix matrix;

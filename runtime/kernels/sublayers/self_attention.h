@@ -25,7 +25,7 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   OwnRow<Qkv, width> row;
   const typename Qkv::Inputs x = entered<Traits>(pass, worker, row, norm);
   // The strips of code are in no order of heads, so their workers wait for each other.
-  const HeadPart part = Qkv::kExploded ? HeadPart{{0, Heads::kGroups}, worker} : head_part<Heads::kGroups>(worker);
+  const HeadShare own = Qkv::kExploded ? HeadShare{{0, Heads::kGroups}, worker} : head_share<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
     linear<Qkv, width, Heads::kStride / kPanel>(worker, x, pass.batch.rows, qkv.matrix, store_qkv);
   } else {
@@ -34,23 +34,23 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
       project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
     }
   }
-  barrier(part.worker);
-  extend_cache<Scheme>(pass, part, cache, rotary);
+  barrier(own.worker);
+  extend_cache<Scheme>(pass, own, cache, rotary);
 
   if constexpr (Traits::kLast) {
     if (pass.outputs.rows == 0) return false;
     keep_outputs<Heads, Qkv, width, round_up(width, kPanel)>(pass, worker);
     if constexpr (!Qkv::kExploded) {
       project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
-      barrier(part.worker);
+      barrier(own.worker);
     }
   }
 
-  wait_for_cache<Scheme>(pass, part);
+  wait_for_cache<Scheme>(pass, own);
   if constexpr (Scheme::Bias::kRelative) {
-    relative_attention<Scheme>(pass, part, cache, bias);
+    relative_attention<Scheme>(pass, own, cache, bias);
   } else {
-    attention<Scheme>(pass, part, cache, rotary, bias);
+    attention<Scheme>(pass, own, cache, rotary, bias);
   }
   barrier(worker);
   add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
