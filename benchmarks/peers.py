@@ -21,7 +21,7 @@ from benchmarks.preparing import cache_root, prepare
 from benchmarks.rows import LONG, ROWS, SHORT, Row, rows_of
 from benchmarks.summary import summarize
 
-SETTLE = 0.1  # seconds before each turn, in which the threads of the engine before stop spinning
+SETTLE = 0.4  # seconds before each turn, in which the threads of the engine before stop spinning (OpenMP: 0.2)
 
 Say = Callable[[str], None]
 
