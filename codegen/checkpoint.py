@@ -38,7 +38,7 @@ VOCAB, MERGES = "vocab.json", "merges.txt"
 _TOKENIZER_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_PARTS = (VOCAB, MERGES, _TOKENIZER_CONFIG, _SPECIAL, "added_tokens.json")
 WORDPIECE = "vocab.txt"  # which takes the place of the first two
-SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model")  # of which none is made
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "spm.model")  # of which none is made
 
 # Of sentence-transformers: which modules a model has, how it is used, and how its transformer reads texts.
 MODULES = "modules.json"
@@ -238,8 +238,8 @@ def watched_names(checkpoint: Checkpoint, root: Path) -> list[str]:
 def conversion_line(model: str, directory: str) -> str:
     """The shell line that turns pickled weights into safetensors in `directory`, tokenizer included."""
     code = (
-        f"import transformers as t; m, d = {model!r}, {directory!r}; "
-        "t.AutoModelForCausalLM.from_pretrained(m).save_pretrained(d, safe_serialization=True); "
+        f"import transformers as t; m, d = {model!r}, {directory!r}; c = t.AutoConfig.from_pretrained(m); "
+        "getattr(t, (c.architectures or ['AutoModel'])[0]).from_pretrained(m).save_pretrained(d); "
         "t.AutoTokenizer.from_pretrained(m).save_pretrained(d)"
     )
     return f"python -c {shlex.quote(code)}"

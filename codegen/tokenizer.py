@@ -43,7 +43,7 @@ def tokenizer_json(
     added_tokens = _added_tokens(vocab, config, special, added, roles)
     # The library would number those that the vocabulary lacks by itself, whatever their ids.
     vocab = {**vocab, **{content: index for content, (index, _) in added_tokens.items()}}
-    _check_ids(vocab)
+    _check_ids(vocab, "vocab.json")
     try:
         model = models.BPE(dict(vocab), list(_merges(merges)))
     except Exception as error:  # tokenizers raises bare Exception
@@ -74,8 +74,13 @@ def wordpiece_json(
     roles = _roles(config, special, _MPNET if "<s>" in words and "[CLS]" not in words else _BERT)
     added_tokens = _added_tokens(words, config, special, added, roles)
     words |= {content: index for content, (index, _) in added_tokens.items()}
+    _check_ids(words, "vocab.txt")
     separator, first = (_known(roles, role, words, "vocab.txt") for role in ("sep_token", "cls_token"))
-    tokenizer = Tokenizer(models.WordPiece(words, unk_token=_known(roles, "unk_token", words, "vocab.txt")[0]))
+    unknown = _known(roles, "unk_token", words, "vocab.txt")[0]
+    try:
+        tokenizer = Tokenizer(models.WordPiece(words, unk_token=unknown))
+    except Exception as error:  # tokenizers raises bare Exception, and TypeError for lone surrogates
+        raise CheckpointError(f"vocab.txt and the added tokens cannot be used ({error}): {_AGAIN}") from error
     options = _bert_normalizer(config)
     tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, **{"lowercase": True, **options})
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -279,11 +284,11 @@ def _added_tokens(
     return dict(sorted(tokens.items(), key=lambda item: item[1][0]))
 
 
-def _check_ids(vocab: Mapping[str, Any]) -> None:
+def _check_ids(vocab: Mapping[str, Any], file: str) -> None:
     ids = set(vocab.values()) if all(type(token) is int for token in vocab.values()) else set()
     if not vocab or len(ids) != len(vocab) or not 0 <= min(ids) <= max(ids) < 1 << 24:
         raise CheckpointError(
-            "vocab.json and the files of added tokens must give each token an id of its own, a whole number from 0 to "
+            f"{file} and the files of added tokens must give each token an id of its own, a whole number from 0 to "
             f"{(1 << 24) - 1}: {_AGAIN}"
         )
 

@@ -205,6 +205,25 @@ def test_who_leaves_may_be_interrupted() -> None:
         assert pool.submit(gatherer.run, Call(texts_of([6]), 1), model).result(PATIENCE)[0, 0] == 6
 
 
+def test_a_call_within_a_call_is_computed_at_once() -> None:
+    """A signal handler may call the model whose call it interrupts."""
+    gatherer = Gatherer()
+
+    def outer(texts: Texts, outputs: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        inner = gatherer.run(Call(texts_of([5]), 1), lambda texts, outputs: vectors_of(texts))
+        np.testing.assert_array_equal(inner, [[5, 1]])
+        return vectors_of(texts)
+
+    found = in_thread(lambda: gatherer.run(Call(texts_of([1, 2]), 1), outer))
+    np.testing.assert_array_equal(found, [[3, 2]])
+    np.testing.assert_array_equal(gatherer.run(Call(texts_of([7]), 1), outer), [[7, 1]])
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    """What a call gives, which may hang."""
+    return ThreadPoolExecutor(1).submit(call).result(PATIENCE)
+
+
 def test_callers_that_come_again_are_expected() -> None:
     """Sixteen that call in a loop share nearly every call, rather than two groups taking turns."""
     gatherer, model = Gatherer(), Slow()

@@ -295,7 +295,7 @@ def test_functions_of_labels(load: Any, directories: dict[str, Path], read: Any)
     np.testing.assert_allclose(scores("multi", function_to_apply="none"), sorted(logits["multi"])[::-1], atol=1e-4)
     np.testing.assert_allclose(scores("sigmoid")[:1], sigmoids["sigmoid"], atol=1e-5)
     np.testing.assert_allclose(scores("labels")[0], softmax(logits["labels"]).max(), atol=1e-5)
-    with pytest.raises(kaoken.InputError, match="'relu' makes no scores"):
+    with pytest.raises(kaoken.InputError, match="function_to_apply is 'relu': expected one of"):
         load("labels").classify("x", function_to_apply="relu")
 
 
@@ -414,6 +414,9 @@ def test_entities_of_groups(load: Any) -> None:
         model.tag("x", "last")
     with pytest.raises(kaoken.InputError, match="the model reads one text"):
         model.tag([("a", "b")])
+    for ids in ([1, 2], {"input_ids": [[1, 2]]}):
+        with pytest.raises(kaoken.InputError, match="of token ids use logits"):
+            model.tag(ids)
 
 
 # Masked tokens
@@ -430,6 +433,7 @@ def test_masks_are_filled(load: Any, directories: dict[str, Path], read: Any) ->
     for each in found:
         assert each["token_str"] == sentence.WORDS[each["token"]]
     assert model.fill_mask([text]) == [found]
+    assert model.fill_mask(iter([text] * 70)) == [found] * 70
     assert model.fill_mask(ids) == found
     assert model.fill_mask([ids]) == [found]
     assert [each["token"] for each in model.fill_mask(text, targets=["lives", "london"])] == sorted(

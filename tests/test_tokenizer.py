@@ -227,7 +227,14 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
+@pytest.mark.parametrize("added", ['{"x": -1}', '{"x": 1099511627776}', '{"x": 5}', '{"\\ud800": 700}'])
+def test_added_tokens_of_wordpiece_are_checked(added: str, tmp_path: Path) -> None:
+    (write_wordpiece(tmp_path) / "added_tokens.json").write_text(added, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt and the"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "spm.model"])
 def test_sentencepiece_alone_is_refused_with_the_line_that_converts_it(name: str, tmp_path: Path) -> None:
     (bert.write(tmp_path, bert.TINY) / name).write_bytes(b"model")
     with pytest.raises(CheckpointError) as caught:

@@ -15,11 +15,11 @@ from .weights import Weights
 
 MAX_LABELS = 1 << 16
 
-# A classifier's function, as torch's modules are named in the configs of rerankers.
-_FUNCTIONS = {
-    "torch.nn.modules.linear.Identity": "none",
-    "torch.nn.modules.activation.Sigmoid": "sigmoid",
-    "torch.nn.modules.activation.Softmax": "softmax",
+# What makes scores of a classifier's logits, as torch's modules are named in the configs of rerankers.
+SCORES = {
+    f"{package}.{name}": function
+    for name, function in {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}.items()
+    for package in ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation", "torch.nn.modules.linear")
 }
 
 Read = tuple[Head, Task]
@@ -143,9 +143,9 @@ def _score_function(fields: Fields) -> str | None:
     named = old if named is None else named
     if named is None:
         return None
-    if not isinstance(named, str) or named not in _FUNCTIONS:
+    if not isinstance(named, str) or named not in SCORES:
         raise UnsupportedModelError(
             f"{fields.where}: the activation function of scores is {str(named)[:80]!r}; expected one of "
-            f"{', '.join(_FUNCTIONS)}: choose a checkpoint with one of these"
+            f"{', '.join(SCORES)}: choose a checkpoint with one of these"
         )
-    return _FUNCTIONS[named]
+    return SCORES[named]

@@ -16,6 +16,7 @@ from ..checkpoint import CONFIG, SENTENCE_CONFIG, WEIGHTS, Checkpoint, Module, S
 from ..errors import CheckpointError, UnsupportedModelError
 from ..graph import Graph, Head, Layer, Task, verify
 from .fields import MAX_POSITIONS, MAX_WIDTH, Fields, names
+from .heads import SCORES
 from .weights import Weights
 
 _OWN = re.compile(r"sentence_transformers\.(models|(base|sentence_transformer)\.modules)(\.\w+)?\.(\w+)")
@@ -45,9 +46,7 @@ _ACTIVATIONS: dict[str, str | None] = {
     for package in ("torch.nn", "torch.nn.modules", "torch.nn.modules.activation")
 }
 _IDENTITY = ("torch.nn.Identity", "torch.nn.modules.Identity", "torch.nn.modules.linear.Identity")
-_SIGMOID = ("torch.nn.Sigmoid", "torch.nn.modules.Sigmoid", "torch.nn.modules.activation.Sigmoid")
 _ACTIVATIONS |= dict.fromkeys(_IDENTITY)
-_SCORES = dict.fromkeys(_IDENTITY, "none") | dict.fromkeys(_SIGMOID, "sigmoid")
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _LAYER_NORM_EPSILON = 1e-5  # torch's default, which the module LayerNorm has
@@ -249,7 +248,7 @@ def _score_function(sentence: Sentence) -> str | None:
     """What makes scores of a cross-encoder's logits, where the file beside modules.json says it."""
     if sentence.config.get("activation_fn") is None:
         return None
-    return Fields(sentence.config, str(sentence.file.parent / SENTENCE_CONFIG)).choice("activation_fn", "", _SCORES)
+    return Fields(sentence.config, str(sentence.file.parent / SENTENCE_CONFIG)).choice("activation_fn", "", SCORES)
 
 
 def _transformer(checkpoint: Checkpoint, sentence: Sentence) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,7 +46,7 @@ class BakedClassifier(BakedEncoder):
         are other wrong arguments.
         """
         count = None if top_k is None else integer("top_k", top_k, minimum=1)
-        apply = self.config.function if function_to_apply is None else function_to_apply
+        apply = _function("function_to_apply", function_to_apply, self.config.function)
         logits = self._all_logits(texts, token_type_ids, batch_size, show_progress_bar)
         scores = applied(logits, apply)
         if count == 1:
@@ -73,7 +73,7 @@ class BakedClassifier(BakedEncoder):
         activation: "sigmoid", "softmax" or "none"; by default as the checkpoint says, else sigmoid for one output and
             none for several.
         """
-        apply = self.config.score_function if activation is None else activation
+        apply = _function("activation", activation, self.config.score_function)
         scores = applied(self._all_logits(pairs, token_type_ids, batch_size, show_progress_bar, cut=True), apply)
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
         return np.asarray(scores[0]) if is_one_text(pairs) else scores
@@ -97,7 +97,7 @@ class BakedClassifier(BakedEncoder):
             raise InputError(
                 f"the model {self.info.name} has {self.config.output_width} outputs, and ranking takes one: use score"
             )
-        if not isinstance(query, str) or isinstance(documents, str):
+        if not isinstance(query, str) or isinstance(documents, (str, Mapping)):
             raise InputError("rank takes one query, a str, and a list of documents")
         count = None if top_k is None else integer("top_k", top_k, minimum=1)
         texts = list(documents)
@@ -140,14 +140,19 @@ class BakedClassifier(BakedEncoder):
         return gathered(parts(), count_of(given), self.config.output_width)
 
 
+def _function(argument: str, given: str | None, own: str) -> str:
+    """What makes scores of logits: what is given, or the model's own."""
+    if given is not None and given not in FUNCTIONS:
+        raise InputError(f"{argument} is {given!r}: expected one of {', '.join(FUNCTIONS)}")
+    return own if given is None else given
+
+
 def applied(logits: NDArray[np.float32], function: str) -> NDArray[np.float32]:
-    """Scores [texts, labels] of logits. Raises InputError for an unknown function."""
+    """Scores [texts, labels] of logits, by one of FUNCTIONS."""
     if function == "softmax":
         exponentials = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(-1, keepdims=True), np.float32)
     if function == "sigmoid":
         with np.errstate(over="ignore"):
             return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-    if function == "none":
-        return logits
-    raise InputError(f"{function!r} makes no scores of logits: expected one of {', '.join(FUNCTIONS)}")
+    return logits

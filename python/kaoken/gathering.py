@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
+from threading import get_ident
 from weakref import WeakSet
 
 import numpy as np
@@ -89,6 +90,7 @@ class Call:
     outputs: Vectors | None = None  # [rows, width]; where they are to be written, or None for a new array
     done: bool = False
     error: Exception | None = None
+    thread: int = 0  # the caller's
     turn: SimpleQueue[None] = field(default_factory=SimpleQueue)  # something comes where the caller has to look again
 
     def finish(self, outputs: Vectors | None, error: Exception | None = None) -> None:
@@ -121,6 +123,10 @@ class Gatherer:
 
     def run(self, call: Call, compute: Compute) -> Vectors:
         """Outputs [rows, width] of a call's texts. Raises what `compute` raises of these texts alone."""
+        call.thread = get_ident()
+        leader = self._leader.get("leader")
+        if leader is not None and leader.thread == call.thread:  # a signal handler in the leader's call, or a finalizer
+            return compute(call.texts, call.outputs)
         try:
             self._waiting[call] = None
             while not call.done:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from kaoken.arguments import Sequences, TokenIds, integer
 from kaoken.classification import applied
-from kaoken.encoder import BakedEncoder, is_flat, is_texts, refuse_pairs
+from kaoken.encoder import BakedEncoder, batches, is_flat, is_texts, refuse_pairs
 from kaoken.errors import InputError, KaokenError
 
 Filling: TypeAlias = dict[str, Any]
+
+TEXTS_AT_ONCE = 32
 
 
 class BakedMaskedLM(BakedEncoder):
@@ -37,29 +39,33 @@ class BakedMaskedLM(BakedEncoder):
         masked = self._mask_id()
         count = integer("top_k", top_k, minimum=1)
         chosen = None if targets is None else self._target_ids(targets)
-        sequences, types = self._read(texts)
-        rows = sequences.split(sequences.ids)
-        places = [np.flatnonzero(row == masked) for row in rows]
-        for index, found in enumerate(places):
-            if not len(found):
-                raise InputError(f"text {index} has no mask: write {self.mask_token} where a word is missing")
-        counts = np.array([len(found) for found in places], np.int64)
-        logits = self._encode(sequences, types, False, counts, np.concatenate(places).astype(np.int64))
-        filled = [
-            self._fill(row, found, applied(part, "softmax"), count, chosen)
-            for row, found, part in zip(rows, places, np.split(logits, np.cumsum(counts)[:-1]), strict=True)
-        ]
+        filled: list[Any] = []
+        for sequences, types in self._read(texts):
+            rows = sequences.split(sequences.ids)
+            places = [np.flatnonzero(row == masked) for row in rows]
+            for index, found in enumerate(places, len(filled)):
+                if not len(found):
+                    raise InputError(f"text {index} has no mask: write {self.mask_token} where a word is missing")
+            counts = np.array([len(found) for found in places], np.int64)
+            logits = self._encode(sequences, types, False, counts, np.concatenate(places).astype(np.int64))
+            each_logits = np.split(logits, np.cumsum(counts)[:-1])
+            filled += [
+                self._fill(row, found, applied(own, "softmax"), count, chosen)
+                for row, found, own in zip(rows, places, each_logits, strict=True)
+            ]
+        if not filled:
+            raise InputError("there are no texts: pass at least one")
         return filled[0] if isinstance(texts, str) or (not is_texts(texts) and is_flat(texts)) else filled
 
-    def _read(self, texts: Any) -> tuple[Sequences, NDArray[np.int64] | None]:
+    def _read(self, texts: Any) -> Iterator[tuple[Sequences, NDArray[np.int64] | None]]:
+        """Some at a time, as the logits of a mask are as many as the vocabulary."""
         if not is_texts(texts):
             sequences = self._texts(texts, None)
-            return sequences, self._types(texts, None, None, sequences)
-        given = [texts] if isinstance(texts, str) else list(texts)
-        refuse_pairs(given)
-        if not given:
-            raise InputError("there are no texts: pass at least one")
-        return self._sequences(self._reader.read(given))
+            yield sequences, self._types(texts, None, None, sequences)
+            return
+        for batch in batches([texts] if isinstance(texts, str) else texts, TEXTS_AT_ONCE):
+            refuse_pairs(batch)
+            yield self._sequences(self._reader.read(batch))
 
     def _mask_id(self) -> int:
         token = self.mask_token

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kaoken.arguments import integer
 from kaoken.classification import applied
-from kaoken.encoder import BATCH_SIZE, BakedEncoder, batches, count_of, refuse_pairs
+from kaoken.encoder import BATCH_SIZE, BakedEncoder, batches, count_of, is_texts, refuse_pairs
 from kaoken.errors import InputError
 from kaoken.progress import Bar
 
@@ -55,6 +55,8 @@ class BakedTokenClassifier(BakedEncoder):
             raise InputError(
                 f"aggregation_strategy is {aggregation_strategy!r}: expected one of {', '.join(STRATEGIES)}"
             )
+        if not is_texts(texts):
+            raise InputError("tag takes texts, as entities are places in them: of token ids use logits")
         size = integer("batch_size", batch_size, minimum=1)
         given = [texts] if isinstance(texts, str) else texts
         found: list[list[Entity]] = []

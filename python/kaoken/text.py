@@ -69,6 +69,8 @@ class TextReader:
             for index, text in enumerate(texts):
                 check_text(text, index)
             raise
+        except Exception as error:  # tokenizers raises bare Exception
+            raise KaokenError(f"the model's tokenizer cannot read these texts ({error}): bake a sound one") from error
 
 
 def check_text(text: Any, index: int) -> None:

@@ -230,6 +230,7 @@ void Session::encode(const kaoken_texts &texts) {
   const auto code = for_decoder ? choice_.code.encode : choice_.code.forward;
   const int64_t *ids = texts.ids, *types = texts.types;
   const int64_t most = std::min(kTextRows, pass_rows_);
+  sequences_.clear(), outputs_.clear();  // of a call that memory ended
   int64_t pages = 0;
   Pass pass = lay_out();
   pass.cache = pass.encoder;
