@@ -41,8 +41,7 @@ from .heads import Read
 from .weights import Weights
 
 TITLE = "a DeBERTa"
-CLASSES = heads.architectures("DebertaV2")
-ARCHITECTURES = CLASSES
+ARCHITECTURES = heads.architectures("DebertaV2")
 ALIASES: dict[str, str] = {}
 OFF = post_norm.OFF | names("conv_kernel_size")
 HARMLESS = post_norm.HARMLESS | names(
@@ -296,4 +295,4 @@ def _read_head(fields: Fields, weights: Weights, shape: post_norm.Shape, tokens:
             raise fields.fail("pooler_hidden_size", f"{width}, which is hidden_size")
         return Layer(weights.linear("pooler.dense", width, width), fields.activation("pooler_hidden_act", "gelu"))
 
-    return heads.read_head(fields, heads.readers(CLASSES, fields, weights, width, masked, pooler))
+    return heads.read_head(fields, heads.readers(ARCHITECTURES, fields, weights, width, masked, pooler))

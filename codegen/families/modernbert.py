@@ -19,13 +19,7 @@ from .rotary import MAX_VALUE, read_rotary
 from .weights import Weights
 
 TITLE = "a ModernBERT"
-ARCHITECTURES = (
-    "ModernBertModel",
-    "ModernBertForMaskedLM",
-    "ModernBertForSequenceClassification",
-    "ModernBertForTokenClassification",
-    "ModernBertForQuestionAnswering",
-)
+ARCHITECTURES = heads.architectures("ModernBert")
 ALIASES: dict[str, str] = {}
 OFF = names("rope_scaling")
 HARMLESS = names(

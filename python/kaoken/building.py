@@ -11,14 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from kaoken import errors
 from kaoken.errors import BuildError, KaokenError
+from kaoken.progress import make_bar
 
 NINJA_STATUS = "[kaoken %f/%t] "
 
@@ -36,7 +35,7 @@ class Progress:
     def __init__(self, name: str, enabled: bool | None) -> None:
         self._name = name
         self._silent = enabled is False
-        self._bar = _bar() if (sys.stderr.isatty() if enabled is None else enabled) else None
+        self._bar = make_bar(1, "step") if (sys.stderr.isatty() if enabled is None else enabled) else None
         self.say("waiting to start")
 
     def say(self, what: str) -> None:
@@ -66,14 +65,6 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _bar() -> Any:
-    try:
-        tqdm = import_module("tqdm").tqdm
-    except ImportError:
-        return None
-    return tqdm(total=1, unit="step", dynamic_ncols=True, leave=False)
 
 
 class _Terminated(BaseException):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kaoken.arguments import TokenIds, integer
-from kaoken.encoder import BATCH_SIZE, BakedEncoder, batches, count_of, gathered, is_texts
+from kaoken.encoder import BATCH_SIZE, BakedEncoder, count_of, gathered, is_texts
 from kaoken.errors import InputError
-from kaoken.progress import Bar
 from kaoken.text import Text, is_one_text
 
 Label: TypeAlias = dict[str, Any]  # label: str, score: float
@@ -128,16 +127,9 @@ class BakedClassifier(BakedEncoder):
         if token_type_ids is not None:
             raise InputError("token_type_ids go with ids; texts have those that the tokenizer gives: leave them out")
         given = [texts] if is_one_text(texts) else texts
-        size = integer("batch_size", batch_size, minimum=1)
         reader = self._cutting_reader if cut else self._reader
-
-        def parts() -> Iterator[NDArray[np.float32]]:
-            with Bar(count_of(given), "text", bool(show_progress_bar)) as bar:
-                for batch in batches(given, size):
-                    yield self._encode(*self._sequences(reader.read(batch)))
-                    bar.advance(len(batch))
-
-        return gathered(parts(), count_of(given), self.config.output_width)
+        passes = self._passes(given, count_of(given), batch_size, show_progress_bar, reader, pairs=True)
+        return gathered((outputs for _, _, outputs in passes), count_of(given), self.config.output_width)
 
 
 def _function(argument: str, given: str | None, own: str) -> str:

@@ -152,7 +152,6 @@ class BakedEncoder(BakedModel):
             kept = vectors[:, :dimension]
             return _normalized(kept) if normalize_embeddings else kept
 
-        size = integer("batch_size", batch_size, minimum=1)
         if not is_texts(texts):
             if prompt or prompt_name is not None:
                 raise InputError("a prompt stands in front of texts: leave it out, or pass texts in place of ids")
@@ -160,8 +159,10 @@ class BakedEncoder(BakedModel):
         given: Any = [texts] if isinstance(texts, str) else texts
         found = self._prompt(prompt_name, prompt)
         prompted = (_with_prompt(found, text) for text in given) if found else given
-        parts = (finish(part) for part in self._outputs(prompted, size, bool(show_progress_bar), count_of(given)))
-        vectors = gathered(parts, count_of(given), len(range(self.config.output_width)[:dimension]))
+        total = count_of(given)
+        passes = self._passes(prompted, total, batch_size, show_progress_bar, self._cutting_reader, pairs=False)
+        finished = (finish(outputs) for _, _, outputs in passes)
+        vectors = gathered(finished, total, len(range(self.config.output_width)[:dimension]))
         return vectors[0] if isinstance(texts, str) else vectors
 
     def _vectors_of_ids(
@@ -171,14 +172,24 @@ class BakedEncoder(BakedModel):
         vectors = finish(self._encode(texts, self._types(ids, None, None, texts)))
         return vectors[0] if is_flat(ids) else vectors
 
-    def _outputs(
-        self, texts: Iterable[Any], size: int, show_progress_bar: bool, total: int | None
-    ) -> Iterator[NDArray[np.float32]]:
-        """What the head makes of texts, [up to size, outputs], one after another."""
-        with Bar(total, "text", show_progress_bar) as bar:
-            for batch in batches(texts, size):
-                refuse_pairs(batch)
-                yield self._encode(*self._sequences(self._cutting_reader.read(batch)))
+    def _passes(
+        self,
+        texts: Iterable[Any],
+        total: int | None,
+        size: Any,
+        show_progress_bar: bool | None,
+        reader: TextReader,
+        *,
+        pairs: bool,
+        offsets: bool = False,
+    ) -> Iterator[tuple[list[Any], list[Encoding], NDArray[np.float32]]]:
+        """`size` texts at a time: these, what the tokenizer makes of them, and what the head makes of that."""
+        with Bar(total, "text", bool(show_progress_bar)) as bar:
+            for batch in batches(texts, integer("batch_size", size, minimum=1)):
+                if not pairs:
+                    refuse_pairs(batch)
+                read = reader.read(batch, offsets)
+                yield batch, read, self._encode(*self._sequences(read))
                 bar.advance(len(batch))
 
     def _sequences(self, read: Sequence[Encoding]) -> tuple[Sequences, NDArray[np.int64] | None]:

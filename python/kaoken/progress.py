@@ -7,17 +7,20 @@ from types import TracebackType
 from typing import Any
 
 
+def make_bar(total: int | None, unit: str) -> Any:
+    """tqdm's, None where it is not installed."""
+    try:
+        tqdm = import_module("tqdm").tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False)
+
+
 class Bar:
     """Counts what is done of a total; nothing where it is off or tqdm is not installed."""
 
     def __init__(self, total: int | None, unit: str, enabled: bool) -> None:
-        self._bar: Any = None
-        if enabled:
-            try:
-                tqdm = import_module("tqdm").tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False)
+        self._bar = make_bar(total, unit) if enabled else None
 
     def advance(self, count: int) -> None:
         if self._bar is not None:

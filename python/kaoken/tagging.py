@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kaoken.arguments import integer
 from kaoken.classification import applied
-from kaoken.encoder import BATCH_SIZE, BakedEncoder, batches, count_of, is_texts, refuse_pairs
+from kaoken.encoder import BATCH_SIZE, BakedEncoder, count_of, is_texts
 from kaoken.errors import InputError
-from kaoken.progress import Bar
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -57,19 +55,17 @@ class BakedTokenClassifier(BakedEncoder):
             )
         if not is_texts(texts):
             raise InputError("tag takes texts, as entities are places in them: of token ids use logits")
-        size = integer("batch_size", batch_size, minimum=1)
         given = [texts] if isinstance(texts, str) else texts
         found: list[list[Entity]] = []
-        with Bar(count_of(given), "text", bool(show_progress_bar)) as bar:
-            for batch in batches(given, size):
-                refuse_pairs(batch)
-                read = self._reader.read(batch, offsets=True)
-                sequences, types = self._sequences(read)
-                scores = sequences.split(applied(self._encode(sequences, types), "softmax"))
-                for text, tokens, rows in zip(batch, read, scores, strict=True):
-                    entities = self._aggregate(list(self._tokens(text, tokens, rows)), aggregation_strategy)
-                    found.append([each for each in entities if _label_of(each) not in ignore_labels])
-                bar.advance(len(batch))
+        passes = self._passes(
+            given, count_of(given), batch_size, show_progress_bar, self._reader, pairs=False, offsets=True
+        )
+        for batch, read, logits in passes:
+            ends = np.cumsum([len(tokens) for tokens in read])
+            scores = np.split(applied(logits, "softmax"), ends[:-1])
+            for text, tokens, rows in zip(batch, read, scores, strict=True):
+                entities = self._aggregate(list(self._tokens(text, tokens, rows)), aggregation_strategy)
+                found.append([each for each in entities if _label_of(each) not in ignore_labels])
         return found[0] if isinstance(texts, str) else found
 
     def _tokens(self, text: str, read: Encoding, scores: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
