@@ -204,7 +204,7 @@ def outputs(graph: Graph) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_every_pass_keeps_what_the_graph_computes(name: str) -> None:
+def test_every_rewrite_keeps_what_the_graph_computes(name: str) -> None:
     graph = GRAPHS[name]()
     verify(graph)
     expected = outputs(graph)
@@ -217,7 +217,7 @@ def test_every_pass_keeps_what_the_graph_computes(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("rewrite", rewrites.PIPELINE, ids=lambda each: each.__name__)
-def test_a_pass_alone_keeps_what_the_graph_computes(name: str, rewrite: Callable[[Graph], Graph]) -> None:
+def test_a_rewrite_alone_keeps_what_the_graph_computes(name: str, rewrite: Callable[[Graph], Graph]) -> None:
     """Whatever the order: each holds by itself."""
     graph = GRAPHS[name]()
     np.testing.assert_allclose(outputs(rewrite(graph)), outputs(graph), rtol=0, atol=1e-11)
