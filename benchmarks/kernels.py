@@ -32,7 +32,10 @@ def kernel_table() -> dict[str, list[str]]:
     """The dtypes of kernels.inc: {"matrix": [...], "cache": [...]}."""
     text = (ROOT / "runtime" / "kernels" / "kernels.inc").read_text(encoding="utf-8")
     return {
-        kind: re.findall(rf"^KAOKEN_{kind.upper()}\(\w+, (\w+)\)", text, re.MULTILINE) for kind in ("matrix", "cache")
+        kind: [
+            name.replace("_", "-") for name in re.findall(rf"^KAOKEN_{kind.upper()}\(\w+, (\w+)\)", text, re.MULTILINE)
+        ]
+        for kind in ("matrix", "cache")
     }
 
 
@@ -94,7 +97,7 @@ def _linear(
 ) -> dict[str, Any]:
     size = depth * outputs * _BYTES[dtype]
     copies = 1 if rows > 8 else max(1, round(STREAM_BYTES / size))
-    function = f"linear_{dtype}_{depth}_{outputs}"
+    function = f"linear_{dtype}_{depth}_{outputs}".replace("-", "_")
     timed = library.time(function, threads, rows, copies, passes=passes, result=ctypes.c_int64)
     name = f"linear {depth}x{outputs}"
     return _record(name, dtype, rows, timed.seconds, copies, timed.amount, 2.0 * depth * outputs * rows)

@@ -14,8 +14,10 @@ CHOICES = {
     "float32": ("float32", "float32", "float32"),
     "bfloat16": ("bfloat16", "bfloat16", "bfloat16"),
     "int8": ("int8", "int8", "int8"),
+    "int8-g32": ("int8-g32", "int8-g32", "int8"),
     "int4": ("int4", "int8", "int8"),  # an int8 head costs the least accuracy for what it saves
     "int4-all": ("int4", "int4", "int8"),
+    "int4-min": ("int4-min", "int8", "int8"),
 }
 DTYPES = tuple(CHOICES)
 TENSOR_DTYPES = tuple(dict.fromkeys(blocks for blocks, _, _ in CHOICES.values()))
@@ -38,9 +40,10 @@ _OTHER_NAMES = {
     "float64": "float32 (there is no float64)",
     "i8": "int8",
     "qint8": "int8",
-    "q8_0": "int8",
+    "q8_0": "int8-g32",
     "i4": "int4",
     "q4_0": "int4",
+    "q4_1": "int4-min",
 }
 
 

@@ -568,7 +568,7 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
         if sublayer.replaces:
             _require(_complete(before), where, "a weight and a bias of norms whose results are kept")
         else:
-            _require(before is None or before.bare, where, "norms without weight and bias")
+            _require(before is None or before.bias is None, where, "norms without a bias")
         if isinstance(body, Attention):
             _check_attention(body, where)
         biases = [linear.bias for name, linear in body.linears.items() if name not in ("key", "value")]

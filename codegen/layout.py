@@ -5,11 +5,16 @@ registers take in a line and one dot instruction all of it:
 
     float32   [N / 16][K][16]
     bfloat16  [N / 16][K / 2][16][2]
-    int8      [N / 16][K / 4][16][4]        with float32 scales [N] and int32 sums of weights [N]
+    int8      [N / 16][K / 4][16][4]        with float32 scales [N]
+    int8-g32  [N / 16][K / 4][16][4]        with float16 scales [N / 16][K / 32][16]
     int4      [N / 16][K / 32][4][16][4]    pairs of nibbles: k = 4 line + i low, k = 16 + 4 line + i high; with float16
-                                            scales [N / 16][K / 32][16] and float32 sums of scaled weights [N]
+                                            scales [N / 16][K / 32][16]
+    int4-min  the same                      with float16 scales and minima [N / 16][K / 32][2][16]
 
-N and K are rounded up with zeros.
+Integers are stored as unsigned, 128 or 8 more than they are; those of int4-min are as they are. N and K are rounded up
+with zeros.
+
+A row of 8-bit inputs is signed bytes in groups of k, and behind them a float32 scale and an int32 for each group.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ Array = NDArray[np.float64]
 Parts = tuple[NDArray[Any], ...]  # a packer's result: weights first, then what belongs to them
 
 PANEL = 16  # kPanel of runtime/include/kaoken/pass.h
-GROUP = 32  # values of k that share an int4 scale: kGroup of runtime/kernels/int4_tile.h
+GROUP = 32  # values of k that share a scale of an output, where k has groups: kGroup of runtime/kernels/kinds.h
+ROW_GROUP = 64  # values of k that share a scale of an int8 matrix's inputs: Int8::kGroup of the same
+ROW_GROUP_BYTES = 8  # of a scale and what goes with it: GroupScale of runtime/kernels/group_tile.h
 LINE = 64  # bytes
-INT32_INPUTS = ((1 << 31) - 1) // (255 * 127)  # the most k whose int8 products fit an int32 sum
 
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 
@@ -43,7 +49,7 @@ def pad(array: NDArray[np.floating], rows: int, columns: int) -> Array:
     return padded
 
 
-def panels(array: NDArray[np.generic], step: int) -> NDArray[np.generic]:
+def panels(array: NDArray[Any], step: int) -> NDArray[Any]:
     """[N, K], multiples of 16 and `step` -> [N / 16, K / step, 16, step]."""
     split = array.reshape(-1, PANEL, array.shape[1] // step, step)
     return np.ascontiguousarray(split.transpose(0, 2, 1, 3))
@@ -70,9 +76,34 @@ def quantize_int8(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArr
 
 
 def pack_int8(weight: NDArray[np.floating]) -> Parts:
-    """The panels of [N, K], scales and sums."""
+    """The panels of [N, K], and scales."""
     integers, scale = quantize_int8(pad(weight, PANEL, 4))
-    return panels(integers, 4), scale, integers.sum(axis=1, dtype=np.int32)
+    return _unsigned_panels(integers), scale
+
+
+def _unsigned_panels(integers: NDArray[np.int8]) -> NDArray[Any]:
+    return panels(integers.view(np.uint8) ^ np.uint8(128), 4)
+
+
+def quantize_int8_groups(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """[N, K], K a multiple of 32 -> integers [N, K] in [-127, 127] and scales [N, K / 32].
+
+    The largest of each group is at 127, as in GGUF's Q8_0. Scales are rounded to float16 first.
+    """
+    groups = weight.reshape(weight.shape[0], -1, GROUP)
+    integers, scale = _round_groups(groups, _half(np.abs(groups).max(axis=2) / 127), -127, 127)
+    return integers.reshape(weight.shape), scale
+
+
+def pack_int8_groups(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K], and scales."""
+    integers, scale = quantize_int8_groups(pad(weight, PANEL, GROUP))
+    return _unsigned_panels(integers), _group_panels(scale)
+
+
+def _group_panels(scale: NDArray[np.float16]) -> NDArray[Any]:
+    """[N, groups] -> [N / 16, groups, 16]."""
+    return panels(scale, 1).reshape(-1, scale.shape[1], PANEL)
 
 
 def quantize_int4(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -83,7 +114,7 @@ def quantize_int4(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArr
     """
     groups = weight.reshape(weight.shape[0], -1, GROUP)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)[..., 0]
-    tried = [_round_groups(groups, _half(scale)) for scale in (np.abs(extreme) / 7, extreme / -8)]
+    tried = [_round_groups(groups, _half(scale), -8, 7) for scale in (np.abs(extreme) / 7, extreme / -8)]
     with np.errstate(invalid="ignore"):  # a scale past float16 is infinite, which packing refuses
         errors = [((q * scale[..., None].astype(np.float64) - groups) ** 2).sum(axis=2) for q, scale in tried]
     second = errors[1] < errors[0]
@@ -99,21 +130,47 @@ def _half(scale: Array) -> NDArray[np.float16]:
 
 
 def _round_groups(
-    groups: NDArray[np.floating], scale: NDArray[np.float16]
+    groups: NDArray[np.floating], scale: NDArray[np.float16], low: int, high: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     divisor = np.where(scale == 0, np.inf, scale.astype(np.float64))
-    return np.clip(np.rint(groups / divisor[..., None]), -8, 7).astype(np.int8), scale
+    return np.clip(np.rint(groups / divisor[..., None]), low, high).astype(np.int8), scale
 
 
 def pack_int4(weight: NDArray[np.floating]) -> Parts:
-    """The panels of [N, K], scales and sums."""
+    """The panels of [N, K], and scales."""
     integers, scale = quantize_int4(pad(weight, PANEL, GROUP))
-    sums = (integers.reshape(*scale.shape, GROUP).sum(axis=2) * scale.astype(np.float64)).sum(axis=1)
+    return _nibble_panels(integers + np.int8(8)), _group_panels(scale)
+
+
+def _nibble_panels(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Integers [N, K] in [0, 15] as pairs."""
     # [N / 16][group][output][half][line][i] -> [N / 16][group][half][line][output][i]
-    split = panels(integers, GROUP).reshape(-1, scale.shape[1], PANEL, 2, 4, 4).transpose(0, 1, 3, 4, 2, 5)
-    nibbles = split.astype(np.uint8) & 15
-    packed = np.ascontiguousarray(nibbles[:, :, 0] | nibbles[:, :, 1] << 4)
-    return packed, panels(scale, 1).reshape(-1, scale.shape[1], PANEL), sums.astype(np.float32)
+    groups = integers.shape[1] // GROUP
+    split = panels(integers.view(np.uint8), GROUP).reshape(-1, groups, PANEL, 2, 4, 4).transpose(0, 1, 3, 4, 2, 5)
+    return np.ascontiguousarray(split[:, :, 0] | split[:, :, 1] << 4)
+
+
+def quantize_int4_min(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """[N, K], K a multiple of 32 -> integers [N, K] in [0, 15], and scales and minima [N, K / 32, 2].
+
+    A weight is scale * integer + minimum, the least and the largest of a group at 0 and 15, as in GGUF's Q4_1. Both
+    are rounded to float16 first, and values are rounded against what remains.
+    """
+    groups = weight.reshape(weight.shape[0], -1, GROUP)
+    least, most = groups.min(axis=2), groups.max(axis=2)
+    scale, minimum = _half((most - least) / 15), _half(least)
+    with np.errstate(invalid="ignore"):  # an infinite minimum, which packing refuses
+        centred = groups - minimum[..., None].astype(np.float64)
+        integers, _ = _round_groups(centred, scale, 0, 15)
+    return integers.reshape(weight.shape), np.stack([scale, minimum], axis=2)
+
+
+def pack_int4_min(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K], and scales with minima."""
+    integers, both = quantize_int4_min(pad(weight, PANEL, GROUP))
+    # [N, groups, 2] -> [N / 16, groups, 2, 16]
+    split = both.reshape(-1, PANEL, both.shape[1], 2).transpose(0, 2, 3, 1)
+    return _nibble_panels(integers), np.ascontiguousarray(split)
 
 
 class ArrayType(NamedTuple):
@@ -122,6 +179,7 @@ class ArrayType(NamedTuple):
     name: str  # behind the matrix's own
     type: str  # NumPy's name of it, a key of C_TYPES
     share: int | None  # how many k of an output share a value; None: all of them
+    values: int = 1  # that they share
 
     @property
     def itemsize(self) -> int:
@@ -137,22 +195,23 @@ class MatrixType(NamedTuple):
     step: int  # K is rounded up to a multiple of it
     input_bytes: int  # of one input
     product: str  # the type whose products its kernels make, which tells what an ISA helps (cmake/isas.json)
-    most_inputs: int | None = None  # the most k whose sums fit; None: any number
+    row_group: int | None = None  # of 8-bit inputs: how many k share a scale
     cache_bytes: tuple[int, int] = (0, 0)  # in a KV cache, if it is one's type: of a value, and of a head beside them
 
     @property
     def weight_bytes(self) -> float:
         """Of one weight, with its part of what it shares with others of its output."""
-        return sum(array.itemsize / array.share for array in self.arrays if array.share)
+        return sum(array.itemsize * array.values / array.share for array in self.arrays if array.share)
 
     def packed_sizes(self, rows: int, depth: int) -> tuple[int, ...]:
         """How many values each array has, for [rows, depth]."""
         outputs, padded = round_up(rows), round_up(depth, self.step)
-        return tuple(outputs * (padded // array.share if array.share else 1) for array in self.arrays)
+        return tuple(outputs * (array.values * padded // array.share if array.share else 1) for array in self.arrays)
 
     def row_bytes(self, depth: int) -> int:
         """Of a row of `depth` inputs: whole lines."""
-        return round_up(depth * self.input_bytes, LINE)
+        scales = 0 if self.row_group is None else -(-depth // self.row_group) * ROW_GROUP_BYTES
+        return round_up(depth * self.input_bytes, LINE) + round_up(scales, LINE)
 
 
 MATRIX_TYPES = {
@@ -165,20 +224,39 @@ MATRIX_TYPES = {
     "int8": MatrixType(
         kind="Int8",
         pack=pack_int8,
-        arrays=(ArrayType("weight", "i1", 1), ArrayType("scale", "f4", None), ArrayType("sum", "i4", None)),
+        arrays=(ArrayType("weight", "u1", 1), ArrayType("scale", "f4", None)),
         step=4,
         input_bytes=1,
         product="int8",
-        most_inputs=INT32_INPUTS,
+        row_group=ROW_GROUP,
         cache_bytes=(1, 12),
+    ),
+    "int8-g32": MatrixType(
+        kind="Int8Groups",
+        pack=pack_int8_groups,
+        arrays=(ArrayType("weight", "u1", 1), ArrayType("scale", "f2", GROUP)),
+        step=GROUP,
+        input_bytes=1,
+        product="int8",
+        row_group=GROUP,
     ),
     "int4": MatrixType(
         kind="Int4",
         pack=pack_int4,
-        arrays=(ArrayType("weight", "u1", 2), ArrayType("scale", "f2", GROUP), ArrayType("sum", "f4", None)),
+        arrays=(ArrayType("weight", "u1", 2), ArrayType("scale", "f2", GROUP)),
         step=GROUP,
         input_bytes=1,
         product="int8",
+        row_group=GROUP,
+    ),
+    "int4-min": MatrixType(
+        kind="Int4Min",
+        pack=pack_int4_min,
+        arrays=(ArrayType("weight", "u1", 2), ArrayType("scale", "f2", GROUP, 2)),
+        step=GROUP,
+        input_bytes=1,
+        product="int8",
+        row_group=GROUP,
     ),
 }
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import HEAD, TOKENS, Types
-from .errors import BuildError, CheckpointError, InputError, UnsupportedModelError
+from .errors import BuildError, CheckpointError, InputError
 from .exploded import EXPLODED_LIMIT, Strip, StripFile, Weights, explode
 from .graph import (
     Array,
@@ -160,7 +160,7 @@ class PackedSublayer:
     sublayer: Sublayer
     products: dict[str, Matrix]
     key_value: Matrix | None = None  # what a cross attention reads the source with, once
-    norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first
+    norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first of them
     relative: tuple[str, ...] = ()  # those of keys and queries of distances: weights, scales, sums, queries
 
 
@@ -278,7 +278,7 @@ def pack(graph: Graph, types: Types, blob_limit: int, strip_file_limit: int | No
     With a `strip_file_limit` float32 matrices of blocks with at most EXPLODED_LIMIT nonzero weights are exploded.
 
     Raises BuildError where a single matrix of a block is larger than `blob_limit`, InputError for an override that
-    matches nothing or where nothing can be exploded, and UnsupportedModelError for a matrix too deep for its type.
+    matches nothing or where nothing can be exploded.
     """
     types.check(_matrix_names(graph))
     tables: dict[int, Table] = {}  # by the tensor
@@ -529,7 +529,7 @@ def _pack_block(
         body, key_value = sublayer.body, None
         relative: list[Packed] = []
         name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
-        norm = norm_of(name, sublayer.before) if sublayer.replaces else []
+        norm = norm_of(name, sublayer.before)
         if isinstance(body, Mlp):
             ups = [body.up] if body.gate is None else [body.gate, body.up]
             products = {"up": product("up", ups, _side_by_side, body.gate is None, together=len(ups))}
@@ -664,11 +664,6 @@ def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
 def _matrix(name: str, source: str, tensor: Tensor, dtype: str) -> Matrix:
     rows, depth = tensor.shape
     kind = MATRIX_TYPES[dtype]
-    if kind.most_inputs is not None and depth > kind.most_inputs:
-        raise UnsupportedModelError(
-            f"{' + '.join(tensor.sources)}: sums of {depth} {dtype} products could pass int32; at most "
-            f"{kind.most_inputs}: give this matrix another type"
-        )
     packed = _Arrays(tensor, kind.pack)
     arrays = (
         Packed(f"{name}_{array.name}", tensor.sources, array.type, size, packed.reader(index))

@@ -161,7 +161,7 @@ def config_of(graph: Graph) -> dict[str, Any]:
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory)
-    graph = rewrites.run(read_graph(checkpoint))
+    graph = rewrites.run(read_graph(checkpoint), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
     return Baked(checkpoint, packed, options, _texts_read(checkpoint) if graph.kind == "encoder" else {})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kaoken.codegen.dtypes import DTYPES
 
 import toys
 from configurations import CONFIGURATIONS
@@ -30,8 +31,6 @@ RecordPerplexity = Callable[[str, float, float], None]
 
 ERRORS = pytest.StashKey[dict[str, dict[str, float]]]()
 PERPLEXITIES = pytest.StashKey[list[str]]()
-
-DTYPES = ("float32", "bfloat16", "int8", "int4", "int4-all")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,7 +22,15 @@ REQUIRED = os.environ.get("KAOKEN_REQUIRE_QEMU") == "1"  # continuous integratio
 IDS = list(b"ROMEO:\nWhat is the matter with you, sir? I am a little the worse for it, and so are all")
 
 # The largest difference from the float64 oracle on the weights as they were trained, of max(1, largest logit).
-LIMITS = {"float32": 1e-4, "bfloat16": 0.02, "int8": 0.02, "int4": 0.2, "int4-all": 0.2}
+LIMITS = {
+    "float32": 1e-4,
+    "bfloat16": 0.02,
+    "int8": 0.02,
+    "int8-g32": 0.02,
+    "int4": 0.2,
+    "int4-all": 0.2,
+    "int4-min": 0.2,
+}
 
 
 # Of a BERT, of one with a head and of a T5, what each library gives of these ids, which are the T5's source as well.

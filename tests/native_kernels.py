@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from kaoken.codegen.isa import resolve, table
-from kaoken.codegen.layout import pack_float32, pad_columns, round_up
+from kaoken.codegen.layout import LINE, MATRIX_TYPES, pack_float32, pad_columns, round_up
 from numpy.typing import NDArray
 
 from native_build import SOURCE, ninja
@@ -24,7 +24,7 @@ ISAS = resolve("portable")
 BEST = resolve("native")[-1]
 REGISTRY = SOURCE / "runtime" / "kernels" / "kernels.inc"
 UNIT = 2.0**-24  # the largest relative error of one float32 rounding
-ROW_SCALE = np.dtype([("scale", "f4"), ("zero", "i4")])  # RowScale of pass.h
+GROUP_SCALE = np.dtype([("scale", "f4"), ("offset", "i4")])  # GroupScale of group_tile.h
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -112,32 +112,37 @@ class Linear:
     side: Side = "end"
 
     def _function(self, name: str) -> Any:
-        return getattr(self.library, f"{name}_{self.dtype}_{self.depth}_{self.outputs}")
+        return getattr(self.library, f"{name}_{self.dtype.replace('-', '_')}_{self.depth}_{self.outputs}")
 
     @property
     def row_bytes(self) -> int:
         """Of a row of inputs."""
         return int(self._function("row_bytes")())
 
-    def convert(self, x: Values) -> tuple[Values, Values]:
-        """Rows of floats [rows][depth] -> the kernel's inputs [rows][row_bytes] as bytes, and their scales."""
+    def convert(self, x: Values) -> Values:
+        """Rows of floats [rows][depth] -> the kernel's inputs [rows][row_bytes] as bytes."""
         rows = guarded(pad_rows(x), self.side)
         inputs = guarded(np.zeros((len(x), self.row_bytes), np.uint8), self.side, writable=True)
-        scales = guarded(np.zeros(len(x), ROW_SCALE), self.side, writable=True)
-        self._function("convert")(pointer(rows), ctypes.c_int64(len(x)), pointer(inputs), pointer(scales))
-        return inputs, scales
+        self._function("convert")(pointer(rows), ctypes.c_int64(len(x)), pointer(inputs))
+        return inputs
+
+    def scales(self, inputs: Values) -> Values:
+        """The scales of such inputs in 8 bits, [rows][groups]; writing to them changes the inputs."""
+        begin = round_up(self.depth, LINE)
+        groups = -(-self.depth // (MATRIX_TYPES[self.dtype].row_group or 1))
+        return inputs[:, begin:].view(GROUP_SCALE)[:, :groups]
 
     def multiply(
-        self, inputs: Values, scales: Values, arrays: Iterable[Values], bias: Values | None = None, workers: int = 1
+        self, inputs: Values, arrays: Iterable[Values], bias: Values | None = None, workers: int = 1
     ) -> Values:
         """inputs [rows][row_bytes] by a packed matrix, plus bias [outputs] -> [rows][outputs]."""
         width = round_up(self.outputs)
         padded = np.zeros(width, np.float32)
         padded[: self.outputs] = 0 if bias is None else bias
-        read = [guarded(array, self.side) for array in (inputs, scales, padded, *arrays)]
+        read = [guarded(array, self.side) for array in (inputs, padded, *arrays)]
         y = output((len(inputs), width), self.side)
-        matrix = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in read[3:]))
+        matrix = (ctypes.c_void_p * 2)(*(array.ctypes.data for array in read[2:]))
         rows = ctypes.c_int64(len(inputs))
-        self._function("linear")(workers, *map(pointer, read[:2]), rows, matrix, pointer(read[2]), pointer(y))
+        self._function("linear")(workers, pointer(read[0]), rows, matrix, pointer(read[1]), pointer(y))
         assert not np.isnan(y[:, : self.outputs]).any(), "not every output was written"
         return y[:, : self.outputs].copy()

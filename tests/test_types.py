@@ -27,12 +27,14 @@ TYPES = {
     "int8": "DTYPE int8",
     "int4": "DTYPE int4",
     "int4-all": "DTYPE int4-all",
+    "int8-g32": "DTYPE int8-g32",
+    "int4-min": "DTYPE int4-min",
     "float32, cache bfloat16": "CACHE_DTYPE bfloat16",
     "float32, cache int8": "CACHE_DTYPE int8",
     "mixed, cache float32": "DTYPE int4 CACHE_DTYPE float32 "
     "TENSOR_DTYPES h.*.attn.c_attn=bfloat16 h.*.mlp.c_fc=float32 h.*.mlp.c_proj=int8",
 }
-ONLY_IN_CI = {"int4", "float32, cache bfloat16", "float32, cache int8"}
+ONLY_IN_CI = {"int4", "int8-g32", "int4-min", "float32, cache bfloat16", "float32, cache int8"}
 
 types = pytest.mark.parametrize(
     "types", [pytest.param(types, marks=pytest.mark.ci) if types in ONLY_IN_CI else types for types in TYPES]

@@ -31,36 +31,42 @@ struct Weights<BFloat16> {
 
 template <>
 struct Weights<Int8> {
-  Buffer<int8_t> values;
+  Buffer<uint8_t> values;
   Buffer<float> scales;
-  Buffer<int32_t> sums;
-  Weights(int64_t depth, int64_t panels)
-      : values(panels * kLanes * 4 * Int8::steps(depth)), scales(panels * kLanes), sums(panels * kLanes) {
+  Weights(int64_t depth, int64_t panels) : values(panels * Int8::panel_bytes(depth)), scales(panels * kLanes) {
     Random random;
     random.fill(values);
     random.fill(scales);
-    random.fill(sums);
   }
-  Int8::Matrix matrix() const { return {values.data, scales.data, sums.data}; }
-  int64_t bytes() const { return values.bytes() + scales.bytes() + sums.bytes(); }
+  Int8::Matrix matrix() const { return {values.data, scales.data}; }
+  int64_t bytes() const { return values.bytes() + scales.bytes(); }
 };
 
-template <>
-struct Weights<Int4> {
+// Of a kind with scales of groups.
+template <class Kind>
+struct GroupedWeights {
   Buffer<uint8_t> values;
   Buffer<uint16_t> scales;
-  Buffer<float> sums;
-  Weights(int64_t depth, int64_t panels)
-      : values(panels * Int4::groups(depth) * kGroupBytes),
-        scales(panels * Int4::groups(depth) * kLanes),
-        sums(panels * kLanes) {
+  GroupedWeights(int64_t depth, int64_t panels)
+      : values(panels * Kind::panel_bytes(depth)), scales(panels * Kind::Scales::stride(depth)) {
     Random random;
     random.fill(values);
     random.fill(scales);
-    random.fill(sums);
   }
-  Int4::Matrix matrix() const { return {values.data, scales.data, sums.data}; }
-  int64_t bytes() const { return values.bytes() + scales.bytes() + sums.bytes(); }
+  typename Kind::Matrix matrix() const { return {values.data, scales.data}; }
+  int64_t bytes() const { return values.bytes() + scales.bytes(); }
+};
+template <>
+struct Weights<Int8Groups> : GroupedWeights<Int8Groups> {
+  using GroupedWeights::GroupedWeights;
+};
+template <>
+struct Weights<Int4> : GroupedWeights<Int4> {
+  using GroupedWeights::GroupedWeights;
+};
+template <>
+struct Weights<Int4Min> : GroupedWeights<Int4Min> {
+  using GroupedWeights::GroupedWeights;
 };
 
 // y = x W^T for each of `copies` matrices in turn; each pass is over all of them. Returns the bytes of one.
@@ -73,17 +79,14 @@ int64_t time_linear(int64_t threads, int64_t rows, int64_t copies, int64_t passe
 
   Buffer<float> x(rows * round_up(Depth, kLanes)), out(rows * width), bias(width);
   Buffer<typename Kind::Input> inputs(rows * stride);
-  Buffer<RowScale> scales(rows);
   Random().fill(x);
   for (int64_t row = 0; row < rows; ++row) {
-    Kind::template convert<Depth>(x.data + row * round_up(Depth, kLanes), inputs.data + row * stride,
-                                  scales.data + row);
+    Kind::template convert<Depth>(x.data + row * round_up(Depth, kLanes), inputs.data + row * stride);
   }
-  const typename Kind::Inputs all = {inputs.data, scales.data};
   const Store<Unchanged, width> epilogue = {out.data, bias.data};
   time_passes(threads, passes, seconds, [&](int64_t, const Worker &worker) {
     for (int64_t i = 0; i < copies; ++i) {
-      linear<Kind, Depth, panels>(worker, all, rows, weights[i].matrix(), epilogue);
+      linear<Kind, Depth, panels>(worker, inputs.data, rows, weights[i].matrix(), epilogue);
       barrier(worker);
     }
   });

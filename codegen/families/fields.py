@@ -54,7 +54,8 @@ OFF = names(
 # Fields of any family that change no logit.
 HARMLESS = names(
     # Training, storage and bookkeeping.
-    "_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation",
+    "_attn_implementation _attn_implementation_autoset _commit_hash _model_name_or_path _name_or_path architectures",
+    "attn_implementation",
     "author created_date dropout dtype finetuning_task gradient_checkpointing initializer_range license model_type",
     "name_or_path prefix tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version use_bfloat16",
     # The form of the outputs, and a chunking of the MLP that changes no result.

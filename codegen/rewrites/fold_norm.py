@@ -5,36 +5,51 @@ This holds where nothing else reads the norm. So a norm stays as it is
 - at the end of an encoder, as every cross attention and the caller read it;
 - at the end of a decoder whose head is tied, as the head's weight is also the token table.
 Where attention sees the source, the norm goes into the query alone, as keys and values do not read it.
+
+A matrix may keep its columns as they are, as in some types another factor for each would cost accuracy. Then the norm
+keeps its weight, and its bias alone is folded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from ..graph import Array, Attention, Graph, Linear, Norm, Stack, Sublayer, Tensor, matvec, merge_sources
 
+Keeps = Callable[[Linear], bool]
 
-def fold_norm(graph: Graph) -> Graph:
-    """Norms that only a body, a head or a projection reads have no weight and no bias."""
-    folded = graph.map(_fold_before).map_stacks(_fold_embeddings)
+
+def fold_norm(graph: Graph, keeps: Keeps = lambda linear: False) -> Graph:
+    """Norms that only a body, a head or a projection reads have no bias and, unless one of those `keeps` its columns,
+    no weight."""
+    folded = graph.map(partial(_fold_before, keeps)).map_stacks(_fold_embeddings)
     decoder, head = folded.decoder, folded.head
     if decoder is None or decoder.norm is None or head is None or head.output is None or head.layers or folded.tied:
         return folded
-    head = replace(head, output=_fold(decoder.norm, head.output))
-    return replace(folded, decoder=replace(decoder, norm=_bare(decoder.norm)), head=head)
+    norm, (output,) = _divide(decoder.norm, [head.output], keeps)
+    return replace(folded, decoder=replace(decoder, norm=norm), head=replace(head, output=output))
 
 
-def _fold_before(sublayer: Sublayer) -> Sublayer:
+def _fold_before(keeps: Keeps, sublayer: Sublayer) -> Sublayer:
     norm, body = sublayer.before, sublayer.body
     if norm is None or sublayer.replaces:
         return sublayer
-    if isinstance(body, Attention):
-        query, key, value = (_fold(norm, linear) for linear in (body.query, body.key, body.value))
-        if body.sees == "source":
-            key, value = body.key, body.value
-        return replace(sublayer, body=replace(body, query=query, key=key, value=value), before=_bare(norm))
-    gate = None if body.gate is None else _fold(norm, body.gate)
-    return replace(sublayer, body=replace(body, up=_fold(norm, body.up), gate=gate), before=_bare(norm))
+    names = [name for name in body.linears if name not in ("out", "down")]
+    if isinstance(body, Attention) and body.sees == "source":
+        names = ["query"]
+    norm, linears = _divide(norm, [body.linears[name] for name in names], keeps)
+    changes: dict[str, Any] = dict(zip(names, linears, strict=True))
+    return replace(sublayer, body=replace(body, **changes), before=norm)
+
+
+def _divide(norm: Norm, linears: list[Linear], keeps: Keeps) -> tuple[Norm, list[Linear]]:
+    """What stays of the norm, and the linears with the rest of it."""
+    if norm.weight is None or not any(map(keeps, linears)):
+        return _bare(norm), [_fold(norm, linear) for linear in linears]
+    return replace(norm, bias=None), [_fold_bias(norm.bias, linear) for linear in linears]
 
 
 def _fold_embeddings(stack: Stack) -> Stack:

@@ -22,9 +22,9 @@ GEN(arrays(unit))
   constexpr int64_t slice_panels = GEN(table.slice_rows // panel);
   OwnRow<head_type, GEN(depth)> row;
 //% if graph.decoder
-  const head_type::Inputs x = normed<GEN(norms[norm.kind])>(pass, worker, row, GEN(norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
+  const head_type::Input *x = normed<GEN(norms[norm.kind])>(pass, worker, row, GEN(norm.epsilon | float32), GEN(ln_f_weight), GEN(ln_f_bias));
 //% else
-  const head_type::Inputs x = converted(pass, worker, row, pass.hidden);
+  const head_type::Input *x = converted(pass, worker, row, pass.hidden);
 //% endif
 //% for slice in table.slices
   linear<head_type, GEN(depth), GEN((slice.rows | round_up) // panel)>(

@@ -85,7 +85,7 @@ struct StoreQueryKeyValue {
 
 // The columns of that product in [begin, end): workers divide its panels, and with them its heads.
 template <class Kind, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void project(int64_t begin, int64_t end, const Worker &worker, const typename Kind::Inputs &x,
+KAOKEN_INLINE void project(int64_t begin, int64_t end, const Worker &worker, const typename Kind::Input *x,
                            int64_t rows, const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next) {
   const Share mine = share((end - begin) / kLanes, worker);
   const int64_t first = begin / kLanes;
@@ -93,13 +93,13 @@ KAOKEN_INLINE void project(int64_t begin, int64_t end, const Worker &worker, con
 }
 
 template <class Layout, class Kind, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void project_queries(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+KAOKEN_INLINE void project_queries(const Worker &worker, const typename Kind::Input *x, int64_t rows,
                                    const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next) {
   project<Kind, Depth>(0, Layout::kKeys, worker, x, rows, w, epilogue, next);
 }
 
 template <class Layout, class Kind, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void project_keys_and_values(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+KAOKEN_INLINE void project_keys_and_values(const Worker &worker, const typename Kind::Input *x, int64_t rows,
                                            const typename Kind::Matrix &w, const Epilogue &epilogue) {
   constexpr int64_t keys = Layout::kKeys / kLanes, values = Layout::kValues / kLanes;
   const char *value = panel_address<Kind, Depth>(w, values + share(values - keys, worker).begin);
@@ -516,7 +516,6 @@ KAOKEN_INLINE void keep_outputs(Pass &pass, const Worker &worker) {
     __builtin_memcpy(pass.qkv + to * Layout::kStride, pass.qkv + row * Layout::kStride,
                      Layout::kKeys * sizeof *pass.qkv);
     __builtin_memcpy(inputs + to * input_bytes, inputs + row * input_bytes, input_bytes);
-    pass.input_scales[to] = pass.input_scales[row];
   }
   barrier(worker);
   pass.batch = pass.outputs;

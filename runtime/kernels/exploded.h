@@ -38,14 +38,14 @@ KAOKEN_INLINE void next_chains() { __asm__ volatile("" ::: "memory"); }
 // What linear() of linear.h does with them; workers divide the strips, and a strip's code serves all rows before the
 // next is fetched.
 template <class Kind, int64_t Depth, class Epilogue>
-void run_strips(const Worker &worker, const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
+void run_strips(const Worker &worker, const typename Kind::Input *x, int64_t rows, const typename Kind::Matrix &w,
                 const Epilogue &epilogue) {
   alignas(kAlignment) float sums[kStripPanels * kLanes];
   const Share strips = share(w.count, worker);
   for (int64_t i = strips.begin; i < strips.end; ++i) {
     const Strip &strip = w.strips[i];
     for (int64_t row = 0; row < rows; ++row) {
-      strip.run(x.values + row * Kind::row_stride(Depth), sums);
+      strip.run(x + row * Kind::row_stride(Depth), sums);
       for (int64_t p = 0; p < strip.panels; ++p) epilogue(row, strip.first + p, load(sums + p * kLanes));
     }
   }

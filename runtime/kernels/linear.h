@@ -20,16 +20,16 @@ KAOKEN_INLINE const char *own_share(const Worker &worker, const char *weights, i
 
 // One row against the panels, `Panels` at a time while that many are left, then one at a time.
 template <class Kind, int Panels, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void stream_panels(const typename Kind::Inputs &x, const typename Kind::Matrix &w, Share panels,
+KAOKEN_INLINE void stream_panels(const typename Kind::Input *x, const typename Kind::Matrix &w, Share panels,
                                  const Epilogue &epilogue, const char *next) {
   alignas(kAlignment) typename Kind::Element sums[Panels * kLanes];
   int64_t panel = panels.begin;
   for (; panel + Panels <= panels.end; panel += Panels) {
     const bool more = panel + Panels < panels.end;
-    Kind::template stream<Panels>(x.values, w, panel, Depth, sums,
+    Kind::template stream<Panels>(x, w, panel, Depth, sums,
                                   more ? panel_address<Kind, Depth>(w, panel + Panels) : next);
     for (int64_t p = 0; p < Panels; ++p) {
-      epilogue(0, panel + p, Kind::finish(sums + p * kLanes, x, 0, w, panel + p));
+      epilogue(0, panel + p, Kind::finish(sums + p * kLanes, w, panel + p));
     }
   }
   if constexpr (Panels > 1) stream_panels<Kind, 1, Depth>(x, w, {panel, panels.end}, epilogue, next);
@@ -37,7 +37,7 @@ KAOKEN_INLINE void stream_panels(const typename Kind::Inputs &x, const typename 
 
 // The same for many rows: the weights of a few panels serve a block of rows before the next are read.
 template <class Kind, int Panels, int64_t Depth, class Epilogue>
-KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w,
+KAOKEN_INLINE void block_panels(const typename Kind::Input *x, int64_t rows, const typename Kind::Matrix &w,
                                 Share panels, const Epilogue &epilogue, const char *next) {
   alignas(kAlignment) typename Kind::Element sums[kRowBlock * Panels * kLanes];
   int64_t panel = panels.begin;
@@ -45,11 +45,11 @@ KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, co
     const char *after = panel + Panels < panels.end ? panel_address<Kind, Depth>(w, panel + Panels) : next;
     for (int64_t first = 0; first < rows; first += kRowBlock) {
       const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
-      Kind::template block<Panels>(x.values + first * Kind::row_stride(Depth), count, w, panel, Depth, sums,
+      Kind::template block<Panels>(x + first * Kind::row_stride(Depth), count, w, panel, Depth, sums,
                                    first == 0 ? after : nullptr);
       for (int64_t i = 0; i < count * Panels; ++i) {
         const int64_t row = first + i / Panels, at = panel + i % Panels;
-        epilogue(row, at, Kind::finish(sums + i * kLanes, x, row, w, at));
+        epilogue(row, at, Kind::finish(sums + i * kLanes, w, at));
       }
     }
   }
@@ -59,7 +59,7 @@ KAOKEN_INLINE void block_panels(const typename Kind::Inputs &x, int64_t rows, co
 // x: [rows][Depth padded]. The epilogue is called once for each row and panel with the 16 finished sums. `next` is what
 // this worker will read after the panels, or null.
 template <class Kind, int64_t Depth, class Epilogue>
-void multiply(const typename Kind::Inputs &x, int64_t rows, const typename Kind::Matrix &w, Share panels,
+void multiply(const typename Kind::Input *x, int64_t rows, const typename Kind::Matrix &w, Share panels,
               const Epilogue &epilogue, const char *next) {
   if (rows == 1) {
     stream_panels<Kind, Kind::kStreamPanels, Depth>(x, w, panels, epilogue, next);
@@ -71,7 +71,7 @@ void multiply(const typename Kind::Inputs &x, int64_t rows, const typename Kind:
 // The same with all of a matrix of any kind, [Panels] panels that workers divide, Together at a time; the caller puts a
 // barrier behind it.
 template <class Kind, int64_t Depth, int64_t Panels, int64_t Together = 1, class Epilogue>
-KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Inputs &x, int64_t rows,
+KAOKEN_INLINE void linear(const Worker &worker, const typename Kind::Input *x, int64_t rows,
                           const typename Kind::Matrix &w, const Epilogue &epilogue, const char *next = nullptr) {
   if constexpr (Kind::kExploded) {
     run_strips<Kind, Depth>(worker, x, rows, w, epilogue);

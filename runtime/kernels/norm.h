@@ -6,9 +6,9 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// y = (x - mean) / sqrt(variance + epsilon) over Width values, then * weight + bias where they are not null (codegen
-// folds them away wherever it can). x, y, weight and bias are padded with zeros to whole vectors; so is the result. A
-// variance beyond float32 makes the whole row NaN: divided by its root, every value would be 0 and look sound.
+// y = (x - mean) / sqrt(variance + epsilon) over Width values, then * weight + bias where they are not null; a bias
+// comes with a weight. x, y, weight and bias are padded with zeros to whole vectors; so is the result. A variance
+// beyond float32 makes the whole row NaN: divided by its root, every value would be 0 and look sound.
 template <int64_t Width>
 KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
   constexpr int64_t padded = round_up(Width, kLanes);
@@ -34,7 +34,7 @@ KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const flo
 
   for (int64_t i = 0; i < padded; i += kLanes) {
     Vec normed = mul(select_first(Width - i, sub(load(x + i), mean), zero), scale);
-    if (weight) normed = fma(normed, load(weight + i), load(bias + i));
+    if (weight) normed = bias ? fma(normed, load(weight + i), load(bias + i)) : mul(normed, load(weight + i));
     store(y + i, normed);
   }
 }

@@ -41,6 +41,7 @@ struct BFloat16Step {
   KAOKEN_INLINE Vec multiply(Pairs x, Pairs w, Vec sum) { return dot(x, w, sum); }
 };
 
+// Of the KV cache: unsigned inputs less kInputOffset.
 struct Int8Step {
   using Input = uint8_t;
   using Weight = int8_t;
@@ -72,11 +73,14 @@ KAOKEN_INLINE void multiply_row(Spread x, const Weights *w, Sum *sums, Indices<P
   ((sums[P] = Step::multiply(x, w[P], sums[P])), ...);
 }
 
-// Lines to prefetch while a tile runs: for its step i and panel p the one at first + p * panel_stride + i * 64. So
-// memory is busy even where one matrix ends and the next begins.
+// Lines to prefetch while a tile runs, so that memory is busy even where one matrix ends and the next begins: at each
+// step i that `mask` has no bit of, and for panel p, the one at first + p * panel_stride + (i >> shift) * 64. Where
+// several tiles share weights, a mask spreads the lines over all of them: memory takes only so many at a time.
 struct Ahead {
   const char *first;
   int64_t panel_stride;  // bytes
+  int64_t mask = 0;      // 2^shift - 1
+  int shift = 0;
 };
 struct NothingAhead {};
 
@@ -86,7 +90,8 @@ KAOKEN_INLINE void prefetch_line(const char *line) {
 }
 template <int... P>
 KAOKEN_INLINE void prefetch(const Ahead &ahead, int64_t i, Indices<P...>) {
-  (prefetch_line(ahead.first + P * ahead.panel_stride + i * 64), ...);
+  if (i & ahead.mask) return;
+  (prefetch_line(ahead.first + P * ahead.panel_stride + (i >> ahead.shift) * 64), ...);
 }
 template <int... P>
 KAOKEN_INLINE void prefetch(NothingAhead, int64_t, Indices<P...>) {}
@@ -123,19 +128,13 @@ __attribute__((noinline)) void tile(const typename Step::Input *x, int64_t x_str
   store_tile<Panels>(sums, out, out_stride, UpTo<Rows * Panels>());
 }
 
-// The largest tile of at most `rows` rows, out of Rows, Rows / 2, ... 1; returns its rows.
-template <class Step, int Rows, int Panels, class Prefetched>
-KAOKEN_INLINE int64_t largest_tile(int64_t rows, const typename Step::Input *x, int64_t x_stride,
-                                   const typename Step::Weight *w, int64_t w_stride, int64_t steps,
-                                   typename Step::Element *out, int64_t out_stride, bool resume,
-                                   const Prefetched &ahead) {
+// Calls tile.run<R>() with the largest R of Rows, Rows / 2, ... 1 that is at most `rows`; returns it.
+template <int Rows, class Tile>
+KAOKEN_INLINE int64_t run_largest(int64_t rows, const Tile &tile) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) {
-      return largest_tile<Step, Rows / 2, Panels>(rows, x, x_stride, w, w_stride, steps, out, out_stride, resume,
-                                                  ahead);
-    }
+    if (rows < Rows) return run_largest<Rows / 2>(rows, tile);
   }
-  tile<Step, Rows, Panels>(x, x_stride, w, w_stride, steps, out, out_stride, resume, ahead);
+  tile.template run<Rows>();
   return Rows;
 }
 

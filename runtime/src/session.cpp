@@ -16,7 +16,7 @@ namespace {
 // Bytes of scratch for each row of a pass.
 int64_t scratch_bytes(const Model &model) {
   const int64_t floats = model.hidden_width + model.qkv_width + model.attention_width + model.inner_width;
-  return floats * static_cast<int64_t>(sizeof(float)) + model.input_bytes + static_cast<int64_t>(sizeof(RowScale));
+  return floats * static_cast<int64_t>(sizeof(float)) + model.input_bytes;
 }
 
 bool has_decoder(const Model &model) { return model.info.kind != KAOKEN_ENCODER; }
@@ -416,7 +416,6 @@ Pass Session::lay_out() const {
   pass.qkv = pass.hidden + pass_rows_ * model_.hidden_width;
   pass.attended = pass.qkv + pass_rows_ * model_.qkv_width;
   pass.inner = pass.attended + pass_rows_ * model_.attention_width;
-  pass.input_scales = reinterpret_cast<RowScale *>(pass.inner + pass_rows_ * model_.inner_width);
   return pass;
 }
 

@@ -51,7 +51,6 @@ int64_t count_waits(Run run, const Expected &expected) {
   std::vector<int32_t> ids(rows), types(rows);
   const size_t floats = rows * (kWidth + 3 * kWidth + kWidth + kInner + kInner + kVocabulary) + 64;
   std::vector<float> memory(floats + 2 * cache);
-  std::vector<kaoken::RowScale> scales(rows);
   auto *next = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
   const auto take = [&next](size_t count) {
     float *taken = next;
@@ -84,7 +83,6 @@ int64_t count_waits(Run run, const Expected &expected) {
   pass.cache = {take(cache), page_bytes};
   pass.source = {take(cache), page_bytes};
   pass.output = take(rows * kVocabulary);
-  pass.input_scales = scales.data();
   waits = 0;
   run(pass, {0, expected.workers, nullptr});
   return waits;

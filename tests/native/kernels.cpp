@@ -46,8 +46,8 @@ struct Pointer {
 // A matrix of any kind from the arrays that codegen/layout.py packs it into.
 template <class Matrix>
 Matrix make_matrix(const void *const *arrays) {
-  if constexpr (sizeof(Matrix) >= 3 * sizeof(void *)) {
-    return {Pointer{arrays[0]}, Pointer{arrays[1]}, Pointer{arrays[2]}};
+  if constexpr (sizeof(Matrix) >= 2 * sizeof(void *)) {
+    return {Pointer{arrays[0]}, Pointer{arrays[1]}};
   } else {
     return {Pointer{arrays[0]}};
   }
@@ -60,17 +60,17 @@ struct Linear {
   static constexpr int64_t kWidth = round_up(Outputs, kLanes);
   static constexpr int64_t kStride = Kind::row_stride(Depth);
 
-  static void convert(const float *x, int64_t rows, Input *inputs, RowScale *scales) {
+  static void convert(const float *x, int64_t rows, Input *inputs) {
     for (int64_t row = 0; row < rows; ++row) {
-      Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs + row * kStride, scales + row);
+      Kind::template convert<Depth>(x + row * round_up(Depth, kLanes), inputs + row * kStride);
     }
   }
 
   // As `workers` threads would, one after the other.
-  static void multiply(int workers, const Input *inputs, const RowScale *scales, int64_t rows,
-                       const void *const *arrays, const float *bias, float *y) {
+  static void multiply(int workers, const Input *inputs, int64_t rows, const void *const *arrays, const float *bias,
+                       float *y) {
     for (int index = 0; index < workers; ++index) {
-      linear<Kind, Depth, kWidth / kLanes>({index, workers, nullptr}, {inputs, scales}, rows,
+      linear<Kind, Depth, kWidth / kLanes>({index, workers, nullptr}, inputs, rows,
                                            make_matrix<typename Kind::Matrix>(arrays),
                                            Store<Unchanged, kWidth>{y, bias});
     }
@@ -133,20 +133,18 @@ struct Single {
     map(x, y, count, [](Vec v) { return name##_activation::apply(v); });   \
   }
 
-// convert_*: rows of floats, padded to whole vectors, -> inputs [rows][row_bytes_*] and their scales [rows].
+// convert_*: rows of floats, padded to whole vectors, -> inputs [rows][row_bytes_*].
 // linear_*: inputs and a matrix's arrays -> y [rows][outputs padded], the bias added.
-#define LINEAR(kind, dtype, depth, outputs)                                                                         \
-  EXPORT int64_t row_bytes_##dtype##_##depth##_##outputs() {                                                        \
-    return kind::row_stride(depth) * static_cast<int64_t>(sizeof(kind::Input));                                     \
-  }                                                                                                                 \
-  EXPORT void convert_##dtype##_##depth##_##outputs(const float *x, int64_t rows, void *inputs, RowScale *scales) { \
-    Linear<kind, depth, outputs>::convert(x, rows, static_cast<kind::Input *>(inputs), scales);                     \
-  }                                                                                                                 \
-  EXPORT void linear_##dtype##_##depth##_##outputs(int workers, const void *inputs, const RowScale *scales,         \
-                                                   int64_t rows, const void *const *arrays, const float *bias,      \
-                                                   float *y) {                                                      \
-    Linear<kind, depth, outputs>::multiply(workers, static_cast<const kind::Input *>(inputs), scales, rows, arrays, \
-                                           bias, y);                                                                \
+#define LINEAR(kind, dtype, depth, outputs)                                                                           \
+  EXPORT int64_t row_bytes_##dtype##_##depth##_##outputs() {                                                          \
+    return kind::row_stride(depth) * static_cast<int64_t>(sizeof(kind::Input));                                       \
+  }                                                                                                                   \
+  EXPORT void convert_##dtype##_##depth##_##outputs(const float *x, int64_t rows, void *inputs) {                     \
+    Linear<kind, depth, outputs>::convert(x, rows, static_cast<kind::Input *>(inputs));                               \
+  }                                                                                                                   \
+  EXPORT void linear_##dtype##_##depth##_##outputs(int workers, const void *inputs, int64_t rows,                     \
+                                                   const void *const *arrays, const float *bias, float *y) {          \
+    Linear<kind, depth, outputs>::multiply(workers, static_cast<const kind::Input *>(inputs), rows, arrays, bias, y); \
   }
 #define KAOKEN_MATRIX(kind, dtype) \
   LINEAR(kind, dtype, 1, 1)        \
@@ -209,6 +207,7 @@ struct Single {
 
 // What 8-bit inputs are stored less: 128 where the ISA multiplies signed bytes.
 EXPORT int input_offset() { return kInputOffset; }
+EXPORT int weight_zero() { return kWeightZero; }
 
 #define LAYER_NORM(width)                                                                                           \
   EXPORT void layer_norm_##width(const float *x, float *y, float epsilon, const float *weight, const float *bias) { \
@@ -233,13 +232,13 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
 
 // The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.
 EXPORT void logits(const float *x, int64_t rows, const float *w, float *out) {
-  linear<Float32, 33, 2>(alone, {x, nullptr}, rows, {w}, StoreLogits<17>{out, 0, nullptr});
+  linear<Float32, 33, 2>(alone, x, rows, {w}, StoreLogits<17>{out, 0, nullptr});
 }
 
 EXPORT void mlp(const float *x, int64_t rows, const float *w_in, const float *b_in, const float *w_out,
                 const float *b_out, float *inner, float *hidden) {
-  linear<Float32, 36, 6>(alone, {x, nullptr}, rows, {w_in}, Store<gelu_tanh_activation, 96>{inner, b_in});
-  linear<Float32, 83, 3>(alone, {inner, nullptr}, rows, {w_out}, AddResidual<48>{hidden, b_out});
+  linear<Float32, 36, 6>(alone, x, rows, {w_in}, Store<gelu_tanh_activation, 96>{inner, b_in});
+  linear<Float32, 83, 3>(alone, inner, rows, {w_out}, AddResidual<48>{hidden, b_out});
 }
 
 // What choosing a token does to a row, as `workers` threads would, one after the other.

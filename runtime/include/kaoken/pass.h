@@ -15,12 +15,6 @@ constexpr int64_t kPage = 64;         // positions of a page of the cache, which
 constexpr int64_t kSampleBlock = 64;  // logits whose largest and whose sum of weights are kept, when choosing a token
 constexpr int64_t kAlignment = 64;    // bytes: blobs, arena buffers and their rows start on a cache line
 
-// How a row of 8-bit inputs stands for floats: value = scale * (input - zero).
-struct RowScale {
-  float scale;
-  int32_t zero;
-};
-
 // New positions of one sequence, in consecutive rows of every buffer of a pass.
 struct Sequence {
   int64_t row;            // of the first of them
@@ -49,21 +43,20 @@ struct Cache {
 // padded with zeros to a multiple of kPanel floats.
 struct Pass {
   Batch batch;
-  Batch outputs;           // what remains behind the last block's keys and values: the rows that outputs are asked of
-  const int64_t *kept;     // [outputs.rows]: where each of them was in `batch`, ascending
-  const int32_t *ids;      // [batch.rows], checked against the vocabulary
-  const int32_t *types;    // [batch.rows] token types, of models that have them
-  float *hidden;           // [rows][width]: the residual stream
-  float *qkv;              // [rows]: queries, keys and values of the sublayer at work
-  float *attended;         // [rows][n_head * head_dim]
-  float *inner;            // [rows][n_inner]
-  void *inputs;            // [rows]: what the next linear reads, in its own type
-  RowScale *input_scales;  // [rows]
-  Cache cache;             // of the sequences; an encoder's holds one block at a time
-  Cache source;            // what the blocks of a decoder attend to of their sources
-  Cache encoder;           // where the runtime keeps an encoder's
-  float *output;           // [outputs.rows, or of a head that pools outputs.count][output_width]
-  bool hidden_states;      // of an encoder with a head: `output` is what the head would read, [outputs.rows][width]
+  Batch outputs;         // what remains behind the last block's keys and values: the rows that outputs are asked of
+  const int64_t *kept;   // [outputs.rows]: where each of them was in `batch`, ascending
+  const int32_t *ids;    // [batch.rows], checked against the vocabulary
+  const int32_t *types;  // [batch.rows] token types, of models that have them
+  float *hidden;         // [rows][width]: the residual stream
+  float *qkv;            // [rows]: queries, keys and values of the sublayer at work
+  float *attended;       // [rows][n_head * head_dim]
+  float *inner;          // [rows][n_inner]
+  void *inputs;          // [rows]: what the next linear reads, in its own type, with its scales
+  Cache cache;           // of the sequences; an encoder's holds one block at a time
+  Cache source;          // what the blocks of a decoder attend to of their sources
+  Cache encoder;         // where the runtime keeps an encoder's
+  float *output;         // [outputs.rows, or of a head that pools outputs.count][output_width]
+  bool hidden_states;    // of an encoder with a head: `output` is what the head would read, [outputs.rows][width]
   const char *executed_isa;
 };
 

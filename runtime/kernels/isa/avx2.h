@@ -3,7 +3,8 @@
 
 // Rows and panels of a tile: accumulators, weights and an input in 16 registers.
 constexpr int kTileRows = 6, kTilePanels = 1;
-constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
+constexpr int kGroupRows = 6, kGroupPanels = 1;
+constexpr bool kGroupSumsInRegisters = false;
 constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 4;
 
@@ -73,6 +74,7 @@ KAOKEN_INLINE void store(int32_t *p, Ints v) {
   store_half_line(p, v.low);
   store_half_line(p + 8, v.high);
 }
+KAOKEN_INLINE void keep_in_register(Ints &v) { __asm__("" : "+x"(v.low), "+x"(v.high)); }
 KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 KAOKEN_INLINE Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
@@ -147,16 +149,13 @@ KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
-// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+// Four int8 products a lane. What attends is stored as unsigned bytes less kInputOffset. Inputs of matrices are signed,
+// and their weights are bytes in which kWeightZero stands for 0, once load_weights() has them.
 
 struct Bytes {
   __m256i low, high;
 };
 KAOKEN_INLINE Bytes load_bytes(const int8_t *p) { return {load_half_line(p), load_half_line(p + 32)}; }
-KAOKEN_INLINE void store(int8_t *p, Bytes v) {
-  store_half_line(p, v.low);
-  store_half_line(p + 32, v.high);
-}
 
 #if KAOKEN_AVX_VNNI
 constexpr int kInputOffset = 0;
@@ -166,6 +165,11 @@ struct Quad {
 KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {spread_word(p)}; }
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return {_mm256_dpbusd_avx_epi32(sum.low, x.v, w.low), _mm256_dpbusd_avx_epi32(sum.high, x.v, w.high)};
+}
+constexpr int kWeightZero = 128;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) { return {load_half_line(p), load_half_line(p + 32)}; }
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) {
+  return {_mm256_dpbusd_avx_epi32(sum.low, w.low, x.v), _mm256_dpbusd_avx_epi32(sum.high, w.high, x.v)};
 }
 #else
 // vpmaddubsw takes one unsigned side and saturates at 16 bits: with the sign of x moved to w, two products reach
@@ -183,33 +187,41 @@ KAOKEN_INLINE __m256i dot(Quad x, __m256i w, __m256i sum) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) { return {dot(x, w.low, sum.low), dot(x, w.high, sum.high)}; }
+constexpr int kWeightZero = 0;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) {
+  const __m256i zero = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(load_half_line(p), zero), _mm256_xor_si256(load_half_line(p + 32), zero)};
+}
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
 #endif
 
-// 64 integers as the inputs nearest to them.
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b) {
+// 64 integers as the signed or the unsigned bytes nearest to them.
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints a, Ints b) {
   const __m256i words_a = _mm256_packs_epi32(a.low, a.high), words_b = _mm256_packs_epi32(b.low, b.high);
-  const __m256i bytes = kInputOffset ? _mm256_packs_epi16(words_a, words_b) : _mm256_packus_epi16(words_a, words_b);
+  const __m256i bytes = Signed ? _mm256_packs_epi16(words_a, words_b) : _mm256_packus_epi16(words_a, words_b);
   store_half_line(p,
                   _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));  // of 128-bit lanes
 }
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
-  store_inputs(p, a, b);
-  store_inputs(p + 32, c, d);
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  pack_bytes<Signed>(p, a, b);
+  pack_bytes<Signed>(p + 32, c, d);
 }
 
-// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+// 64 bytes of two int4 each, as unsigned bytes: the low nibbles, then the high ones.
 
-constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, whose sign cannot be turned
 struct Nibbles {
   Bytes low, high;
 };
-KAOKEN_INLINE __m256i low_nibbles(__m256i both) {
-  const __m256i values = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1,  //
-                                          0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-  return _mm256_shuffle_epi8(values, _mm256_and_si256(both, _mm256_set1_epi8(15)));
-}
+KAOKEN_INLINE __m256i low_nibbles(__m256i both) { return _mm256_and_si256(both, _mm256_set1_epi8(15)); }
 KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
   const __m256i low = load_half_line(p), high = load_half_line(p + 32);
   return {{low_nibbles(low), low_nibbles(high)},
           {low_nibbles(_mm256_srli_epi16(low, 4)), low_nibbles(_mm256_srli_epi16(high, 4))}};
+}
+KAOKEN_INLINE Bytes load_unpacked(const uint8_t *p) { return {load_half_line(p), load_half_line(p + 32)}; }
+KAOKEN_INLINE void store(uint8_t *p, Bytes v) {
+  store_half_line(p, v.low);
+  store_half_line(p + 32, v.high);
 }

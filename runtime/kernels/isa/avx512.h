@@ -3,7 +3,8 @@
 
 // Rows and panels of a tile: accumulators, weights and an input in 32 registers.
 constexpr int kTileRows = 8, kTilePanels = 3;
-constexpr int kGroupRows = 6, kGroupPanels = 2;  // int4 keeps a second set of accumulators
+constexpr int kGroupRows = 4, kGroupPanels = 3;  // the same with two sets of accumulators
+constexpr bool kGroupSumsInRegisters = true;
 constexpr int kNibbleRows = 8;
 constexpr int kStreamPanels = 4;
 
@@ -51,6 +52,7 @@ struct Ints {
 
 KAOKEN_INLINE Ints load(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
 KAOKEN_INLINE void store(int32_t *p, Ints v) { _mm512_storeu_si512(p, v.v); }
+KAOKEN_INLINE void keep_in_register(Ints &v) { __asm__("" : "+v"(v.v)); }
 KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 KAOKEN_INLINE Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 KAOKEN_INLINE Ints sub(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
@@ -121,7 +123,8 @@ KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 #endif
 
-// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+// Four int8 products a lane. What attends is stored as unsigned bytes less kInputOffset. Inputs of matrices are signed,
+// and their weights are bytes in which kWeightZero stands for 0, once load_weights() has them.
 
 struct Bytes {
   __m512i v;
@@ -133,6 +136,9 @@ constexpr int kInputOffset = 0;
 using Quad = Bytes;
 KAOKEN_INLINE Quad spread_quad(const uint8_t *p) { return {spread_word(p)}; }
 KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) { return {_mm512_dpbusd_epi32(sum.v, x.v, w.v)}; }
+constexpr int kWeightZero = 128;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 #else
 // vpmaddubsw takes one unsigned side and saturates at 16 bits: with the sign of x moved to w, two products reach
 // 2 * 128 * 127 at most.
@@ -150,35 +156,30 @@ KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   const __m512i pairs = _mm512_maddubs_epi16(x.size, turned);
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
+constexpr int kWeightZero = 0;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) {
+  return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(-128))};
+}
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
 #endif
 
-// 64 integers as the inputs nearest to them.
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+// 64 integers as the signed or the unsigned bytes nearest to them.
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
   const __m512i ab = _mm512_packs_epi32(a.v, b.v), cd = _mm512_packs_epi32(c.v, d.v);  // within 128-bit lanes
-  const __m512i bytes = kInputOffset ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
+  const __m512i bytes = Signed ? _mm512_packs_epi16(ab, cd) : _mm512_packus_epi16(ab, cd);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
 }
 
-// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+// 64 bytes of two int4 each, as unsigned bytes: the low nibbles, then the high ones.
 
 struct Nibbles {
   Bytes low, high;
 };
-#if KAOKEN_AVX512_VNNI
-constexpr int kNibbleScale = 16;
 KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
-  const __m512i both = _mm512_loadu_si512(p);
-  const __m512i mask = _mm512_set1_epi8(-16);
-  return {{_mm512_and_si512(_mm512_slli_epi16(both, 4), mask)}, {_mm512_and_si512(both, mask)}};
+  const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+  return {{_mm512_and_si512(both, mask)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)}};
 }
-#else
-constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, whose sign cannot be turned
-KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
-  const __m512i both = _mm512_loadu_si512(p);
-  const __m512i mask = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(8);
-  const __m512i low = _mm512_and_si512(both, mask), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-  return {{_mm512_sub_epi8(_mm512_xor_si512(low, sign), sign)}, {_mm512_sub_epi8(_mm512_xor_si512(high, sign), sign)}};
-}
-#endif
-KAOKEN_INLINE void store(int8_t *p, Bytes v) { _mm512_storeu_si512(p, v.v); }
+KAOKEN_INLINE Bytes load_unpacked(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+KAOKEN_INLINE void store(uint8_t *p, Bytes v) { _mm512_storeu_si512(p, v.v); }

@@ -4,7 +4,8 @@
 
 // Rows and panels of a tile: accumulators, weights and an input in 32 registers.
 constexpr int kTileRows = 4, kTilePanels = 1;
-constexpr int kGroupRows = 2, kGroupPanels = 1;  // int4 keeps a second set of accumulators
+constexpr int kGroupRows = 4, kGroupPanels = 1;
+constexpr bool kGroupSumsInRegisters = false;
 constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 2;
 
@@ -85,6 +86,7 @@ KAOKEN_INLINE void store(int32_t *p, Ints v) {
   vst1q_s32(p + 8, v.c);
   vst1q_s32(p + 12, v.d);
 }
+KAOKEN_INLINE void keep_in_register(Ints &v) { __asm__("" : "+w"(v.a), "+w"(v.b), "+w"(v.c), "+w"(v.d)); }
 KAOKEN_INLINE Ints broadcast_int(int32_t x) {
   const int32x4_t q = vdupq_n_s32(x);
   return {q, q, q, q};
@@ -172,19 +174,14 @@ KAOKEN_INLINE Pairs first_of(Pairs w) { return {w.even, broadcast(0.0f)}; }
 KAOKEN_INLINE Pairs second_of(Pairs w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(Pairs x, Pairs w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
-// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset.
+// Four int8 products a lane. What attends is stored as unsigned bytes less kInputOffset. Inputs of matrices are signed,
+// and their weights are bytes in which kWeightZero stands for 0, once load_weights() has them.
 
 struct Bytes {
   int8x16_t a, b, c, d;
 };
 KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
   return {vld1q_s8(p), vld1q_s8(p + 16), vld1q_s8(p + 32), vld1q_s8(p + 48)};
-}
-KAOKEN_INLINE void store(int8_t *p, Bytes v) {
-  vst1q_s8(p, v.a);
-  vst1q_s8(p + 16, v.b);
-  vst1q_s8(p + 32, v.c);
-  vst1q_s8(p + 48, v.d);
 }
 #if KAOKEN_I8MM
 constexpr int kInputOffset = 0;
@@ -213,31 +210,62 @@ KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return {dot(x.v, w.a, sum.a), dot(x.v, w.b, sum.b), dot(x.v, w.c, sum.c), dot(x.v, w.d, sum.d)};
 }
 
-// 64 integers as the inputs nearest to them.
-KAOKEN_INLINE uint8x8_t input_bytes(int32x4_t a, int32x4_t b) {
+KAOKEN_INLINE Bytes load_unpacked(const uint8_t *p) { return load_bytes(reinterpret_cast<const int8_t *>(p)); }
+#if KAOKEN_I8MM
+constexpr int kWeightZero = 128;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) { return load_unpacked(p); }
+KAOKEN_INLINE int32x4_t dot_weights(Quad x, int8x16_t w, int32x4_t sum) {
+  return vusdotq_s32(sum, vreinterpretq_u8_s8(w), vreinterpretq_s8_u8(x.v));
+}
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) {
+  return {dot_weights(x, w.a, sum.a), dot_weights(x, w.b, sum.b), dot_weights(x, w.c, sum.c),
+          dot_weights(x, w.d, sum.d)};
+}
+#else
+constexpr int kWeightZero = 0;
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) {
+  const Bytes w = load_unpacked(p);
+  const int8x16_t zero = vdupq_n_s8(-128);
+  return {veorq_s8(w.a, zero), veorq_s8(w.b, zero), veorq_s8(w.c, zero), veorq_s8(w.d, zero)};
+}
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
+#endif
+
+// 64 integers as the signed or the unsigned bytes nearest to them.
+template <bool Signed>
+KAOKEN_INLINE uint8x8_t narrow(int32x4_t a, int32x4_t b) {
   const int16x8_t words = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
-  return kInputOffset ? vreinterpret_u8_s8(vqmovn_s16(words)) : vqmovun_s16(words);
+  return Signed ? vreinterpret_u8_s8(vqmovn_s16(words)) : vqmovun_s16(words);
 }
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints v) {
-  vst1q_u8(p, vcombine_u8(input_bytes(v.a, v.b), input_bytes(v.c, v.d)));
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints v) {
+  vst1q_u8(p, vcombine_u8(narrow<Signed>(v.a, v.b), narrow<Signed>(v.c, v.d)));
 }
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
-  store_inputs(p, a);
-  store_inputs(p + 16, b);
-  store_inputs(p + 32, c);
-  store_inputs(p + 48, d);
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  pack_bytes<Signed>(p, a);
+  pack_bytes<Signed>(p + 16, b);
+  pack_bytes<Signed>(p + 32, c);
+  pack_bytes<Signed>(p + 48, d);
 }
 
-// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+// 64 bytes of two int4 each, as unsigned bytes: the low nibbles, then the high ones.
 
-constexpr int kNibbleScale = 16;
 struct Nibbles {
   Bytes low, high;
 };
-KAOKEN_INLINE int8x16_t low_nibbles(int8x16_t both) { return vshlq_n_s8(both, 4); }
-KAOKEN_INLINE int8x16_t high_nibbles(int8x16_t both) { return vandq_s8(both, vdupq_n_s8(-16)); }
+KAOKEN_INLINE int8x16_t low_nibbles(int8x16_t both) { return vandq_s8(both, vdupq_n_s8(15)); }
+KAOKEN_INLINE int8x16_t high_nibbles(int8x16_t both) {
+  return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(both), 4));
+}
 KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
-  const Bytes both = load_bytes(reinterpret_cast<const int8_t *>(p));
+  const Bytes both = load_unpacked(p);
   return {{low_nibbles(both.a), low_nibbles(both.b), low_nibbles(both.c), low_nibbles(both.d)},
           {high_nibbles(both.a), high_nibbles(both.b), high_nibbles(both.c), high_nibbles(both.d)}};
+}
+KAOKEN_INLINE void store(uint8_t *p, Bytes v) {
+  vst1q_u8(p, vreinterpretq_u8_s8(v.a));
+  vst1q_u8(p + 16, vreinterpretq_u8_s8(v.b));
+  vst1q_u8(p + 32, vreinterpretq_u8_s8(v.c));
+  vst1q_u8(p + 48, vreinterpretq_u8_s8(v.d));
 }

@@ -7,6 +7,7 @@ typedef int32_t Ints4 __attribute__((vector_size(16)));
 // Rows and panels of a tile: accumulators and weights in 16 registers.
 constexpr int kTileRows = 2, kTilePanels = 1;
 constexpr int kGroupRows = 2, kGroupPanels = 1;
+constexpr bool kGroupSumsInRegisters = false;
 constexpr int kNibbleRows = 2;
 constexpr int kStreamPanels = 1;
 
@@ -78,6 +79,7 @@ KAOKEN_INLINE Ints load(const int32_t *p) {
 }
 KAOKEN_INLINE void store(int32_t *p, Ints v) { __builtin_memcpy(p, &v, sizeof v); }
 KAOKEN_INLINE Ints4 spread(int32_t x) { return Ints4{x, x, x, x}; }
+KAOKEN_INLINE void keep_in_register(Ints &) {}
 KAOKEN_INLINE Ints broadcast_int(int32_t x) { return {{spread(x), spread(x), spread(x), spread(x)}}; }
 // Integers wrap around, as those of other ISAs do.
 typedef uint32_t Unsigned4 __attribute__((vector_size(16)));
@@ -168,8 +170,9 @@ KAOKEN_INLINE Pairs first_of(const Pairs &w) { return {w.even, broadcast(0.0f)};
 KAOKEN_INLINE Pairs second_of(const Pairs &w) { return {broadcast(0.0f), w.odd}; }
 KAOKEN_INLINE Vec dot(const Pairs &x, const Pairs &w, Vec sum) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
 
-// Four int8 products a lane. Inputs are stored as unsigned bytes less kInputOffset. Pairs of bytes are taken apart as
-// 16-bit lanes: two products of them reach 2 * 128 * 127 at most.
+// Four int8 products a lane. What attends is stored as unsigned bytes less kInputOffset. Inputs of matrices are signed,
+// and their weights are bytes in which kWeightZero stands for 0, once load_weights() has them. Pairs of bytes are taken
+// apart as 16-bit lanes: two products of them reach 2 * 128 * 127 at most.
 
 typedef int16_t Shorts8 __attribute__((vector_size(16)));
 typedef uint8_t Bytes16 __attribute__((vector_size(16)));
@@ -188,7 +191,6 @@ KAOKEN_INLINE Bytes load_bytes(const int8_t *p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-KAOKEN_INLINE void store(int8_t *p, Bytes v) { __builtin_memcpy(p, &v, sizeof v); }
 KAOKEN_INLINE Quad spread_quad(const uint8_t *p) {
   const Shorts8 bytes = (Shorts8)spread(load_word(p));
   return {even_of(bytes), odd_of(bytes)};
@@ -201,25 +203,35 @@ KAOKEN_INLINE Ints dot(Quad x, Bytes w, Ints sum) {
   return sum;
 }
 
-// 64 integers as the inputs nearest to them.
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints v) {
+constexpr int kWeightZero = 0;
+KAOKEN_INLINE Bytes load_unpacked(const uint8_t *p) { return load_bytes(reinterpret_cast<const int8_t *>(p)); }
+KAOKEN_INLINE Bytes load_weights(const uint8_t *p) {
+  Bytes v = load_unpacked(p);
+  for (int i = 0; i < 4; ++i) v.q[i] ^= static_cast<int16_t>(0x8080);
+  return v;
+}
+KAOKEN_INLINE Ints dot_weights(Quad x, Bytes w, Ints sum) { return dot(x, w, sum); }
+
+// 64 integers as the signed or the unsigned bytes nearest to them.
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints v) {
   for (int i = 0; i < 4; ++i) {
-    const Ints4 low = spread(-kInputOffset), high = spread(255 - kInputOffset);
+    const Ints4 low = spread(Signed ? -128 : 0), high = spread(Signed ? 127 : 255);
     const Ints4 at_least = v.q[i] > low ? v.q[i] : low;
     v.q[i] = at_least < high ? at_least : high;
   }
   store_bytes(p, v);
 }
-KAOKEN_INLINE void store_inputs(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
-  store_inputs(p, a);
-  store_inputs(p + 16, b);
-  store_inputs(p + 32, c);
-  store_inputs(p + 48, d);
+template <bool Signed>
+KAOKEN_INLINE void pack_bytes(uint8_t *p, Ints a, Ints b, Ints c, Ints d) {
+  pack_bytes<Signed>(p, a);
+  pack_bytes<Signed>(p + 16, b);
+  pack_bytes<Signed>(p + 32, c);
+  pack_bytes<Signed>(p + 48, d);
 }
 
-// 64 bytes of two int4 each, as int8 multiplied by kNibbleScale: the low nibbles, then the high ones.
+// 64 bytes of two int4 each, as unsigned bytes: the low nibbles, then the high ones.
 
-constexpr int kNibbleScale = 1;  // times 16, -8 would be -128, and two products pass 16 bits
 struct Nibbles {
   Bytes low, high;
 };
@@ -228,8 +240,9 @@ KAOKEN_INLINE Nibbles load_nibbles(const uint8_t *p) {
   for (int i = 0; i < 4; ++i) {
     Bytes16 both;
     __builtin_memcpy(&both, p + i * 16, sizeof both);
-    v.low.q[i] = (Shorts8)(((both & 15) ^ 8) - 8);
-    v.high.q[i] = (Shorts8)(((both >> 4) ^ 8) - 8);
+    v.low.q[i] = (Shorts8)(both & 15);
+    v.high.q[i] = (Shorts8)(both >> 4);
   }
   return v;
 }
+KAOKEN_INLINE void store(uint8_t *p, Bytes v) { __builtin_memcpy(p, &v, sizeof v); }

@@ -15,7 +15,7 @@ KAOKEN_INLINE void cross_attention(Pass &pass, const Worker &worker, int64_t cac
   using Scheme = typename Traits::Scheme;
   using Heads = typename Scheme::Layout;
   OwnRow<Query, Traits::kWidth> row;
-  const typename Query::Inputs x = entered<Traits>(pass, worker, row, norm);
+  const typename Query::Input *x = entered<Traits>(pass, worker, row, norm);
   linear<Query, Traits::kWidth, Heads::kStride / kPanel, Heads::kDim / kPanel * Heads::kShared>(
       worker, x, pass.batch.rows, query.matrix, StoreQueryKeyValue<Heads, Heads::kStride>{pass.qkv, query.bias},
       query.next);

@@ -13,7 +13,7 @@ KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const NormVectors &norm
   using Up = typename Traits::Up;
   constexpr int64_t stride = round_up(Traits::kInner, kPanel);
   OwnRow<Up, Traits::kWidth> row;
-  const typename Up::Inputs x = entered<Traits>(pass, worker, row, norm);
+  const typename Up::Input *x = entered<Traits>(pass, worker, row, norm);
   if constexpr (Traits::kGated) {
     linear<Up, Traits::kWidth, 2 * stride / kPanel, 2>(
         worker, x, pass.batch.rows, up.matrix, StoreGated<typename Traits::Activation, stride>{pass.inner, up.bias},

@@ -23,7 +23,7 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   const StoreQueryKeyValue<Heads, biased_keys ? Heads::kValues : Heads::kKeys> store_qkv = {pass.qkv, qkv.bias};
 
   OwnRow<Qkv, width> row;
-  const typename Qkv::Inputs x = entered<Traits>(pass, worker, row, norm);
+  const typename Qkv::Input *x = entered<Traits>(pass, worker, row, norm);
   // The strips of code are in no order of heads, so their workers wait for each other.
   const HeadShare own = Qkv::kExploded ? HeadShare{{0, Heads::kGroups}, worker} : head_share<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
