@@ -30,11 +30,11 @@ from benchmarks.__main__ import without_paths  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.children import WorkerError  # noqa: E402
 from benchmarks.engines import PEERS, get_entry  # noqa: E402
-from benchmarks.engines.base import Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
+from benchmarks.engines.base import Encoder, Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
 from benchmarks.http_load import make_request, send_all  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.models import get_checkpoint, task_of  # noqa: E402
+from benchmarks.models import SEED, get_checkpoint, task_of  # noqa: E402
 from benchmarks.peers import save  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
@@ -242,6 +242,45 @@ def test_padded_batches_are_of_texts_of_similar_lengths() -> None:
     assert encoder.shapes == [(2, 2), (2, 4)]
     encoder.tune(texts)
     assert encoder._size in (1, 4)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("shape", ["gpt2", "bert-base"])
+def test_gguf_files_have_the_weights_of_their_checkpoints(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    from benchmarks.engines.gguf_file import write_gguf
+
+    monkeypatch.setitem(SHAPES, shape, {**SHAPES[shape], **TINY[shape]})
+    checkpoint = get_checkpoint(shape, tmp_path)
+    write_gguf(checkpoint, tmp_path / "model.gguf")
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    expected = random_tensors(checkpoint.config(), SEED)
+    if shape == "gpt2":
+        assert (found["blk.0.ffn_up.weight"] == expected["transformer.h.0.mlp.c_fc.weight"].T).all()
+    else:
+        assert (found["blk.0.ffn_up.weight"] == expected["encoder.layer.0.intermediate.dense.weight"]).all()
+    assert len(found) == len([name for name in expected if not name.startswith("pooler.")])
+
+
+@pytest.mark.ci
+def test_llama_cpp_gives_the_vectors_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 1e-3: its GELU is a table of float16 numbers."""
+    for name in ("llama_cpp", "gguf", "torch", "transformers"):
+        pytest.importorskip(name)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    monkeypatch.setitem(SHAPES, "bert-base", {**SHAPES["bert-base"], **TINY["bert-base"], **sizes})
+    checkpoint, texts = get_checkpoint("bert-base", tmp_path), [[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]]
+    vectors = []
+    for name in ("llama.cpp F32", "torch float32"):
+        entry = get_entry(name, "encode")
+        entry.engine().prepare(checkpoint, tmp_path, entry.variant)
+        encoder = entry.engine()(checkpoint, tmp_path, entry.variant, 1)
+        assert isinstance(encoder, Encoder)
+        vectors.append(encoder.encode(texts))
+    for theirs, expected in zip(*vectors, strict=True):
+        np.testing.assert_allclose(theirs, expected, atol=1e-3)
 
 
 class FakeTranslator(Translator):
