@@ -1,4 +1,4 @@
-"""Cold start to the first token: a fresh Python process for each measurement, the engines taking turns."""
+"""Cold start to the first token or vector: a fresh Python process for each measurement, the engines taking turns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure_cold(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Records of {engine, round, first_token_seconds, seconds, peak_bytes}; round -1, for warmth, is left out."""
-    scripts = _scripts(prepared, checkpoint, threads, out)
+    scripts = cold_scripts(prepared, checkpoint, threads, out)
     records = []
     for number in range(-1, rounds):
         for engine, script in scripts.items():
@@ -58,8 +58,8 @@ def measure_cold(
     return records
 
 
-def _scripts(prepared: dict[Entry, Path], checkpoint: Checkpoint, threads: int, out: Path) -> dict[str, str]:
-    """Of the engines that have one."""
+def cold_scripts(prepared: dict[Entry, Path], checkpoint: Checkpoint, threads: int, out: Path) -> dict[str, str]:
+    """What each engine that has such a program runs, by the engine's name."""
     found = {}
     for entry, path in prepared.items():
         with Child(entry.name, threads, out / "logs" / "cold.log") as child:

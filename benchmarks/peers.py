@@ -169,7 +169,7 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
         if rows or "context" in plan.rows:
             _measure_rows(plan, checkpoint, prepared, rows, results, seeds, say)
         if "cold" in plan.rows and dtype == "int8":
-            torch = get_entry("torch float32")  # for a whole generate() of transformers
+            torch = get_entry("torch float32", task)  # for a decoder, a whole generate() of transformers
             if plan.wants(torch.name) and (path := ready(torch, checkpoint, plan, results, say)):
                 prepared[torch] = path
             results.cold = measure_cold(prepared, checkpoint, plan.rounds, plan.threads, plan.out, say)

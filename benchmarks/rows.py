@@ -75,8 +75,8 @@ def rows_of(task: str, quick: bool) -> tuple[str, ...]:
     if quick:
         return {
             "decode": ("decode", "prefill-128", "cold"),
-            "encode": ("encode-16", "encode-128"),
+            "encode": ("encode-16", "encode-128", "cold"),
             "translate": ("translate",),
         }[task]
-    others = OTHER_ROWS if task == "decode" else ("build",)
-    return (*(name for name, row in ROWS.items() if row.task() == task), *others)
+    others = {"decode": ("context", "cold", "build"), "encode": ("cold", "build"), "translate": ("build",)}
+    return (*(name for name, row in ROWS.items() if row.task() == task), *others[task])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -265,22 +266,30 @@ def test_gguf_files_have_the_weights_of_their_checkpoints(
 
 
 @pytest.mark.ci
-def test_llama_cpp_gives_the_vectors_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To 1e-3: its GELU is a table of float16 numbers."""
-    for name in ("llama_cpp", "gguf", "torch", "transformers"):
-        pytest.importorskip(name)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+@pytest.mark.parametrize("name", ["kaoken float32", *PEERS["encode"]["float32"]])
+def test_encoders_agree_and_their_cold_starts_print_the_first_vector(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To 1e-3: the GELU of llama.cpp is a table of float16 numbers."""
+    entry, reference = get_entry(name, "encode"), get_entry("torch float32", "encode")
+    if lacks := entry.lacks("bert") or reference.lacks("bert"):
+        pytest.skip(lacks)
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128}
     monkeypatch.setitem(SHAPES, "bert-base", {**SHAPES["bert-base"], **TINY["bert-base"], **sizes})
-    checkpoint, texts = get_checkpoint("bert-base", tmp_path), [[5, 6, 7], [8], [1, 2, 3, 4], [9, 9]]
-    vectors = []
-    for name in ("llama.cpp F32", "torch float32"):
-        entry = get_entry(name, "encode")
-        entry.engine().prepare(checkpoint, tmp_path, entry.variant)
-        encoder = entry.engine()(checkpoint, tmp_path, entry.variant, 1)
-        assert isinstance(encoder, Encoder)
-        vectors.append(encoder.encode(texts))
-    for theirs, expected in zip(*vectors, strict=True):
-        np.testing.assert_allclose(theirs, expected, atol=1e-3)
+    checkpoint, texts = get_checkpoint("bert-base", tmp_path), [[*range(1, 17)], [8], [1, 2, 3, 4], [9, 9]]
+    expected = reference.engine()(checkpoint, tmp_path, reference.variant, 1)
+    prepared = entry.engine().locate(checkpoint, entry.variant) or tmp_path
+    entry.engine().prepare(checkpoint, prepared, entry.variant)
+    encoder = entry.engine()(checkpoint, prepared, entry.variant, 1)
+    assert isinstance(encoder, Encoder)
+    assert isinstance(expected, Encoder)
+    vectors = expected.encode(texts)
+    for ours, theirs in zip(encoder.encode(texts), vectors, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    script = entry.engine().cold_script(checkpoint, prepared, entry.variant, 1)
+    assert script is not None
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(ran.stdout), vectors[0][0], atol=1e-3)
 
 
 class FakeTranslator(Translator):
@@ -336,6 +345,10 @@ def test_the_report_has_the_bars_the_rows_and_what_is_missing(results: peers.Res
     assert "| int8 | 7.1 | 165 | 1.0 |" in text
     assert "- openvino int8: not installed: openvino" in text
     assert "its note" in text
+    assert "## Cold start to the first token," in text
+    assert "## Cold start to the first vector," in "".join(
+        tables.peers_sections({**results.document(), "model": "minilm-l6"})
+    )
 
 
 def test_the_report_of_layers_and_kernels(tmp_path: Path) -> None:

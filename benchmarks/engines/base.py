@@ -40,7 +40,8 @@ class Engine(ABC):
 
     @classmethod
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
-        """Python source that loads the model and prints one token, or None where that is not measured."""
+        """Python source that loads the model and prints one token, or the first vector of a text of
+        16 tokens; None where that is not measured."""
         return None
 
 

@@ -77,6 +77,21 @@ class LlamaCppEncoder(SortedEncoder):
         if not self._context:
             raise RuntimeError(f"llama.cpp has no context of {self._room} positions")
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import llama_cpp as l
+l.llama_backend_init()
+model = l.llama_model_load_from_file({str(prepared / "model.gguf")!r}.encode(), l.llama_model_default_params())
+parameters = l.llama_context_default_params()
+parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 256, {threads}, {threads}
+parameters.embeddings, parameters.pooling_type = True, l.LLAMA_POOLING_TYPE_NONE
+context = l.llama_init_from_model(model, parameters)
+tokens = (l.llama_token * 16)(*range(1, 17))
+assert l.llama_encode(context, l.llama_batch_get_one(tokens, 16)) == 0
+print(l.llama_get_embeddings(context)[: {checkpoint.config()["hidden_size"]}], flush=True)
+"""
+
 
 def _pointer(array: np.ndarray[Any, np.dtype[np.int32]]) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
