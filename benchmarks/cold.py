@@ -34,15 +34,12 @@ print(json.dumps([first, time.perf_counter() - begin, usage.ru_maxrss * 1024, st
 
 
 def measure_cold(
-    prepared: dict[Entry, Path],
-    checkpoint: Checkpoint,
-    rounds: int,
-    threads: int,
-    out: Path,
-    say: Callable[[str], None],
+    scripts: dict[str, str], rounds: int, threads: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Records of {engine, round, first_token_seconds, seconds, peak_bytes}; round -1, for warmth, is left out."""
-    scripts = cold_scripts(prepared, checkpoint, threads, out)
+    """Records of {engine, round, first_token_seconds, seconds, peak_bytes} for the programs of `cold_scripts`.
+
+    Round -1, for warmth, is left out.
+    """
     records = []
     for number in range(-1, rounds):
         for engine, script in scripts.items():

@@ -10,7 +10,7 @@ import matplotlib
 
 from benchmarks.distill_tables import by_arm, losses
 from benchmarks.rows import ROWS
-from benchmarks.summary import Summary
+from benchmarks.summary import Summary, summarize
 from benchmarks.tables import Document, cold_times, engine_times, peak_operations
 
 matplotlib.use("Agg")
@@ -20,17 +20,25 @@ OURS, THEIRS = "#c8501e", "#8fa3b5"
 
 
 def plot_peers(document: Document, path: Path) -> list[Path]:
-    """One panel a row of work and one for cold starts: each engine's median milliseconds, with quartiles."""
-    panels = {ROWS[row].title: times for row in ROWS if (times := engine_times(document, row))}
-    if document["cold"]:
-        panels["cold start, the whole process"] = cold_times(document)
+    """One panel a row of work, one for cold starts and one for the memory of processes: medians, with quartiles."""
+    times = {ROWS[row].title: engine_times(document, row) for row in ROWS}
+    times["cold start, the whole process"] = cold_times(document)
+    panels = {
+        f"{title} (ms, less is better)": {engine: seconds.scaled(1e3) for engine, seconds in found.items()}
+        for title, found in times.items()
+        if found
+    }
+    if processes := document.get("processes"):
+        panels[f"{len(processes[0]['resident_bytes'])} processes together (MiB, less is better)"] = {
+            record["engine"]: summarize([sum(record["proportional_bytes"]) / 2**20]) for record in processes
+        }
     if not panels:
         return []
     count = len(panels)
     figure, axes = pyplot.subplots(count, 1, figsize=(8, 0.6 + 4 * count), squeeze=False, layout="constrained")
-    for (title, times), panel in zip(panels.items(), axes[:, 0], strict=True):
-        _bars(panel, {engine: seconds.scaled(1e3) for engine, seconds in times.items()})
-        panel.set_title(f"{title} (ms, less is better)", fontsize=10)
+    for (title, values), panel in zip(panels.items(), axes[:, 0], strict=True):
+        _bars(panel, values)
+        panel.set_title(title, fontsize=10)
     figure.suptitle(f"{document['model']}, {document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
     return [_save(figure, path)]
 

@@ -140,6 +140,18 @@ def _first(document: Document) -> str:
     return "first vector" if task_of(document["model"]) == "encode" else "first token"
 
 
+def processes_table(document: Document) -> str:
+    """What several processes of each engine hold, in MiB."""
+    rows = []
+    for record in document["processes"]:
+        resident, shares = record["resident_bytes"], record["proportional_bytes"]
+        together = sum(shares)
+        further = (together - record["alone_bytes"]) / (len(shares) - 1)
+        figures = (sum(resident) / len(resident), record["alone_bytes"], together, further)
+        rows.append([record["engine"], *(f"{figure / 2**20:.0f}" for figure in figures)])
+    return markdown_table(["engine", "resident, each", "one alone", "all together", "each after the first"], rows)
+
+
 def build_table(document: Document) -> str:
     """Build time, the largest process and the library."""
     rows = []
@@ -170,6 +182,13 @@ def peers_sections(document: Document) -> list[str]:
         sections += ["## Decode at context 1000 over context 16\n", markdown_table(["engine", "ratio"], rows)]
     if document["cold"]:
         sections += [f"## Cold start to the {_first(document)}, in a fresh Python\n", cold_table(document)]
+    if processes := document.get("processes"):
+        count = len(processes[0]["resident_bytes"])
+        sections += [
+            f"## {count} processes that loaded the model and computed one result, MiB\n",
+            processes_table(document),
+            "All but the first column are of proportional memory: a page counts once for all that map it.\n",
+        ]
     if document["build"]:
         sections += ["## Baking\n", build_table(document)]
     return [*sections, *_notes(document)]

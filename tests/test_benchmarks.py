@@ -37,6 +37,7 @@ from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
 from benchmarks.models import SEED, get_checkpoint, task_of  # noqa: E402
 from benchmarks.peers import save  # noqa: E402
+from benchmarks.processes import measure_processes  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
 from benchmarks.running import count_running, sampling  # noqa: E402
@@ -327,6 +328,8 @@ def peers_document(results: peers.Results) -> dict[str, Any]:
     results.missing = {"openvino int8": "not installed: openvino"}
     cold = {"first_token_seconds": 0.1, "seconds": 0.2, "peak_bytes": 150 << 20}
     results.cold = [{"engine": engine, "round": 0, **cold} for engine in ("kaoken int8", "openvino int8")]
+    held = {"alone_bytes": 60 << 20, "resident_bytes": [70 << 20] * 4, "proportional_bytes": [30 << 20] * 4}
+    results.processes = [{"engine": "kaoken int8", **held}]
     results.weights_bytes = {"int8": 100 << 20}
     results.build = {"int8": {"library_bytes": 1 << 20, "wall_seconds": 7.1, "peak_bytes": 165 << 20}}
     return results.document()
@@ -344,11 +347,19 @@ def test_the_report_has_the_bars_the_rows_and_what_is_missing(results: peers.Res
     assert "| kaoken int8 | 2.00 (2.00 to 2.00) | 50.0 |  |" in text
     assert "| int8 | 7.1 | 165 | 1.0 |" in text
     assert "- openvino int8: not installed: openvino" in text
+    assert "## 4 processes" in text
+    assert "| kaoken int8 | 70 | 60 | 120 | 20 |" in text
     assert "its note" in text
     assert "## Cold start to the first token," in text
     assert "## Cold start to the first vector," in "".join(
         tables.peers_sections({**results.document(), "model": "minilm-l6"})
     )
+
+
+def test_peers_are_plotted(results: peers.Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "peers-gpt2.json").write_text(json.dumps(peers_document(results)))
+    assert write_report(tmp_path)[1] == tmp_path / "peers-gpt2.png"
 
 
 def test_the_report_of_layers_and_kernels(tmp_path: Path) -> None:
@@ -390,6 +401,23 @@ def test_threads_that_run_are_counted() -> None:
     with sampling(os.getpid()) as counts:
         time.sleep(0.05)
     assert sum(counts.values()) > 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes share")
+def test_processes_are_read_while_all_of_them_run(tmp_path: Path) -> None:
+    (tmp_path / "library").write_bytes(bytes(8 << 20))
+    script = f"""
+import mmap
+with open({str(tmp_path / "library")!r}, "rb") as file:
+    pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+print(pages.find(b"x"), flush=True)
+"""
+    found = measure_processes(script, 1, tmp_path / "log", count=3)
+    assert len(found["resident_bytes"]) == len(found["proportional_bytes"]) == 3
+    assert sum(found["resident_bytes"]) - sum(found["proportional_bytes"]) > 2 * (8 << 20), "they share the library"
+    with pytest.raises(WorkerError, match="status 1; see logs/log"):
+        measure_processes("raise SystemExit('no')", 1, tmp_path / "log")
+    assert "no" in (tmp_path / "log").read_text()
 
 
 def test_requests_are_sent_one_after_another_on_each_connection() -> None:
