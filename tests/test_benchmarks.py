@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import peers, tables  # noqa: E402
+from benchmarks.__main__ import main as run_benchmarks  # noqa: E402
 from benchmarks.__main__ import without_paths  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.children import WorkerError  # noqa: E402
@@ -128,6 +129,15 @@ def test_kaoken_reads_the_random_checkpoints(shape: str, tmp_path: Path, monkeyp
 
 def test_recorded_commands_name_no_paths() -> None:
     assert without_paths(["--rounds", "2", "--out", "/a", "--cache=/b", "--quick"]) == ["--rounds", "2", "--quick"]
+
+
+def test_encoders_are_peers_of_two_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[peers.Plan, list[str]]] = []
+    monkeypatch.setattr(peers, "run", lambda plan, arguments, say, only_prepare: ran.append((plan, arguments)))
+    run_benchmarks(["encoders", "--quick", "--out", str(tmp_path)])
+    assert [plan.model for plan, _ in ran] == ["minilm-l6", "bert-base"]
+    assert ran[1][0].rows == rows_of("encode", quick=True)
+    assert ran[1][1] == ["--model", "bert-base", "--quick"], "as `peers` would record it"
 
 
 class FakeChild:
