@@ -50,7 +50,9 @@ def _bars(panel: Any, values: dict[str, Summary]) -> None:
     spread = [[value.median - value.low for _, value in ordered], [value.high - value.median for _, value in ordered]]
     colours = [OURS if engine.startswith("kaoken") else THEIRS for engine, _ in ordered]
     bars = panel.barh([engine for engine, _ in ordered], medians, xerr=spread, color=colours)
-    panel.bar_label(bars, labels=[f"{median:.1f}" for median in medians], padding=4, fontsize=8)
+    panel.bar_label(
+        bars, labels=[f"{median:.{1 if max(medians) >= 10 else 2}f}" for median in medians], padding=4, fontsize=8
+    )
     panel.tick_params(labelsize=8)
     panel.margins(x=0.12)
 
