@@ -11,12 +11,15 @@ from benchmarks.engines import DTYPES
 from benchmarks.models import MODELS, task_of
 from benchmarks.rows import ROW_NAMES
 
+ENCODERS = ("minilm-l6", "bert-base")  # the shapes of `encoders`
+
 _DESCRIPTION = """\
 Measures Kaoken against its peers and against the machine. Run it from the root of the source tree, on a machine that
 does nothing else.
 
   python -m benchmarks peers --model gpt2         decode, prefill, cold start and build beside every peer
   python -m benchmarks peers --model bert-base    vectors of texts, alone, in batches and of many lengths
+  python -m benchmarks encoders                   the same of MiniLM-L6 and of BERT base, one behind the other
   python -m benchmarks peers --model t5-small     sources read and tokens written
   python -m benchmarks layers                     single layers beside PyTorch
   python -m benchmarks kernels                    every kernel beside the machine's limits
@@ -53,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_peers(_command(commands, "peers", "Kaoken beside other engines: the rows of the bars"))
+    _add_encoders(_command(commands, "encoders", f"peers of {' and of '.join(ENCODERS)}, one behind the other"))
     _add_layers(_command(commands, "layers", "single layers beside PyTorch eager"))
     _add_kernels(_command(commands, "kernels", "GB/s and TOP/s of every kernel beside the machine's limits"))
     _add_exploded(_command(commands, "exploded", "packed kernels beside kernels=exploded, dense and pruned"))
@@ -72,15 +76,25 @@ def _command(
 
 
 def _add_peers(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
     parser.add_argument("--model", choices=MODELS, default="gpt2", help="random weights, or the bundled model")
+    _add_plan(parser)
+    parser.set_defaults(run=_peers)
+
+
+def _add_encoders(parser: argparse.ArgumentParser) -> None:
+    _add_plan(parser)
+    parser.set_defaults(run=_encoders)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """What `peers.make_plan` reads, but for the model."""
+    _add_common(parser)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="ours (default: all)")
     parser.add_argument("--rows", nargs="+", choices=ROW_NAMES, help="kinds of work (default: all)")
     parser.add_argument("--peers", nargs="*", metavar="PART", help="only peers whose name has one of these in it")
     parser.add_argument("--rounds", type=int, help="turns of each engine (default: 7)")
     parser.add_argument("--quick", action="store_true", help="two rounds of two types and the short rows")
     parser.add_argument("--prepare", action="store_true", help="only convert and bake, which may be done while busy")
-    parser.set_defaults(run=_peers)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +106,12 @@ def _peers(options: argparse.Namespace, arguments: list[str]) -> None:
     from benchmarks import peers
 
     peers.run(peers.make_plan(options), arguments, say, options.prepare)
+
+
+def _encoders(options: argparse.Namespace, arguments: list[str]) -> None:
+    for model in ENCODERS:
+        say(f"{model}:")
+        _peers(argparse.Namespace(**vars(options), model=model), ["--model", model, *arguments])
 
 
 def _add_layers(parser: argparse.ArgumentParser) -> None:

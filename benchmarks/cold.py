@@ -1,4 +1,4 @@
-"""Cold start to the first token: a fresh Python process for each measurement, the engines taking turns."""
+"""Cold start to the first token or vector: a fresh Python process for each measurement, the engines taking turns."""
 
 from __future__ import annotations
 
@@ -34,15 +34,12 @@ print(json.dumps([first, time.perf_counter() - begin, usage.ru_maxrss * 1024, st
 
 
 def measure_cold(
-    prepared: dict[Entry, Path],
-    checkpoint: Checkpoint,
-    rounds: int,
-    threads: int,
-    out: Path,
-    say: Callable[[str], None],
+    scripts: dict[str, str], rounds: int, threads: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Records of {engine, round, first_token_seconds, seconds, peak_bytes}; round -1, for warmth, is left out."""
-    scripts = _scripts(prepared, checkpoint, threads, out)
+    """Records of {engine, round, first_token_seconds, seconds, peak_bytes} for the programs of `cold_scripts`.
+
+    Round -1, for warmth, is left out.
+    """
     records = []
     for number in range(-1, rounds):
         for engine, script in scripts.items():
@@ -58,8 +55,8 @@ def measure_cold(
     return records
 
 
-def _scripts(prepared: dict[Entry, Path], checkpoint: Checkpoint, threads: int, out: Path) -> dict[str, str]:
-    """Of the engines that have one."""
+def cold_scripts(prepared: dict[Entry, Path], checkpoint: Checkpoint, threads: int, out: Path) -> dict[str, str]:
+    """What each engine that has such a program runs, by the engine's name."""
     found = {}
     for entry, path in prepared.items():
         with Child(entry.name, threads, out / "logs" / "cold.log") as child:

@@ -13,11 +13,12 @@ from typing import Any
 
 from benchmarks.build_statistics import build_statistics
 from benchmarks.children import Child, WorkerError, as_fields
-from benchmarks.cold import measure_cold
+from benchmarks.cold import cold_scripts, measure_cold
 from benchmarks.engines import PEERS, Entry, get_entry, peers_of
 from benchmarks.machine import header
 from benchmarks.models import Checkpoint, get_checkpoint, task_of
 from benchmarks.preparing import cache_root, prepare
+from benchmarks.processes import measure_processes
 from benchmarks.rows import LONG, ROWS, SHORT, Row, rows_of
 from benchmarks.summary import summarize
 
@@ -54,6 +55,7 @@ class Results:
     skipped: dict[str, str] = field(default_factory=dict)  # row -> why
     turns: list[dict[str, Any]] = field(default_factory=list)
     cold: list[dict[str, Any]] = field(default_factory=list)
+    processes: list[dict[str, Any]] = field(default_factory=list)
     build: dict[str, Any] = field(default_factory=dict)
     weights_bytes: dict[str, float] = field(default_factory=dict)  # dtype -> of all parameters
 
@@ -66,6 +68,7 @@ class Results:
             "skipped": self.skipped,
             "turns": self.turns,
             "cold": self.cold,
+            "processes": self.processes,
             "build": self.build,
             "weights_bytes": self.weights_bytes,
         }
@@ -169,11 +172,14 @@ def run(plan: Plan, arguments: Sequence[str], say: Say, only_prepare: bool) -> d
         if rows or "context" in plan.rows:
             _measure_rows(plan, checkpoint, prepared, rows, results, seeds, say)
         if "cold" in plan.rows and dtype == "int8":
-            torch = get_entry("torch float32")  # for a whole generate() of transformers
+            torch = get_entry("torch float32", task)  # for a decoder, a whole generate() of transformers
             if plan.wants(torch.name) and (path := ready(torch, checkpoint, plan, results, say)):
                 prepared[torch] = path
-            results.cold = measure_cold(prepared, checkpoint, plan.rounds, plan.threads, plan.out, say)
+            scripts = cold_scripts(prepared, checkpoint, plan.threads, plan.out)
+            results.cold = measure_cold(scripts, plan.rounds, plan.threads, say)
             results.weights_bytes[dtype] = float(checkpoint.parameters())  # a byte each
+        if "processes" in plan.rows:
+            _measure_processes(plan, cold_scripts(prepared, checkpoint, plan.threads, plan.out), results, say)
         if "build" in plan.rows:
             results.build[dtype] = build_statistics(prepared[entries[0]])
         save(results.document(), plan.out / f"peers-{plan.model}.json")
@@ -227,6 +233,22 @@ def _measure_contexts(
             results.turns.append(turn)
     ratio = summarize(found[1:])
     say(f"context 1000 over 16: {ours.engine} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
+
+
+def _measure_processes(plan: Plan, scripts: dict[str, str], results: Results, say: Say) -> None:
+    """What several processes of each engine hold; one that fails is noted, and an engine is measured once."""
+    for engine, script in scripts.items():
+        if any(record["engine"] == engine for record in results.processes):
+            continue
+        try:
+            found = measure_processes(script, plan.threads, plan.out / "logs" / "processes.log")
+        except WorkerError as error:
+            results.missing[f"{engine}, processes"] = str(error)
+            say(f"missing: {engine}, processes: {error}")
+            continue
+        results.processes.append({"engine": engine, **found})
+        each, together = (sum(found[key]) / 2**20 for key in ("resident_bytes", "proportional_bytes"))
+        say(f"{len(found['resident_bytes'])} processes: {engine} {together:.0f} MiB, {each:.0f} MiB resident")
 
 
 def _say_medians(ours: str, row: Row, results: Results, say: Say) -> None:

@@ -10,7 +10,8 @@ import matplotlib
 
 from benchmarks.distill_tables import by_arm, losses
 from benchmarks.rows import ROWS
-from benchmarks.tables import Document, engine_times, peak_operations
+from benchmarks.summary import Summary, summarize
+from benchmarks.tables import Document, cold_times, engine_times, peak_operations
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -19,26 +20,41 @@ OURS, THEIRS = "#c8501e", "#8fa3b5"
 
 
 def plot_peers(document: Document, path: Path) -> list[Path]:
-    """One panel a row of work: each engine's median milliseconds, with quartiles."""
-    rows = [row for row in ROWS if engine_times(document, row)]
-    if not rows:
+    """One panel a row of work, one for cold starts and one for the memory of processes: medians, with quartiles."""
+    times = {ROWS[row].title: engine_times(document, row) for row in ROWS}
+    times["cold start, the whole process"] = cold_times(document)
+    panels = {
+        f"{title} (ms, less is better)": {engine: seconds.scaled(1e3) for engine, seconds in found.items()}
+        for title, found in times.items()
+        if found
+    }
+    if processes := document.get("processes"):
+        panels[f"{len(processes[0]['resident_bytes'])} processes together (MiB, less is better)"] = {
+            record["engine"]: summarize([sum(record["proportional_bytes"]) / 2**20]) for record in processes
+        }
+    if not panels:
         return []
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(8, 0.6 + 4 * len(rows)), squeeze=False, layout="constrained")
-    for row, panel in zip(rows, axes[:, 0], strict=True):
-        times = sorted(engine_times(document, row).items(), key=lambda item: -item[1].median)
-        medians = [1e3 * seconds.median for _, seconds in times]
-        spread = [
-            [1e3 * (seconds.median - seconds.low) for _, seconds in times],
-            [1e3 * (seconds.high - seconds.median) for _, seconds in times],
-        ]
-        colours = [OURS if engine.startswith("kaoken") else THEIRS for engine, _ in times]
-        bars = panel.barh([engine for engine, _ in times], medians, xerr=spread, color=colours)
-        panel.bar_label(bars, labels=[f"{value:.1f}" for value in medians], padding=4, fontsize=8)
-        panel.set_title(f"{ROWS[row].title} (ms, less is better)", fontsize=10)
-        panel.tick_params(labelsize=8)
-        panel.margins(x=0.12)
+    count = len(panels)
+    figure, axes = pyplot.subplots(count, 1, figsize=(8, 0.6 + 4 * count), squeeze=False, layout="constrained")
+    for (title, values), panel in zip(panels.items(), axes[:, 0], strict=True):
+        _bars(panel, values)
+        panel.set_title(title, fontsize=10)
     figure.suptitle(f"{document['model']}, {document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
     return [_save(figure, path)]
+
+
+def _bars(panel: Any, values: dict[str, Summary]) -> None:
+    """The medians, the largest below."""
+    ordered = sorted(values.items(), key=lambda item: -item[1].median)
+    medians = [value.median for _, value in ordered]
+    spread = [[value.median - value.low for _, value in ordered], [value.high - value.median for _, value in ordered]]
+    colours = [OURS if engine.startswith("kaoken") else THEIRS for engine, _ in ordered]
+    bars = panel.barh([engine for engine, _ in ordered], medians, xerr=spread, color=colours)
+    panel.bar_label(
+        bars, labels=[f"{median:.{1 if max(medians) >= 10 else 2}f}" for median in medians], padding=4, fontsize=8
+    )
+    panel.tick_params(labelsize=8)
+    panel.margins(x=0.12)
 
 
 def plot_kernels(document: Document, path: Path) -> list[Path]:

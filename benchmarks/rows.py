@@ -65,8 +65,8 @@ ROWS = {
 SHORT = Row("context-16", "decode", 1, 16, 22, "decode, context 16")
 LONG = Row("context-1000", "decode", 1, 1000, 22, "decode, context 1000")
 
-# Measured otherwise: SHORT and LONG, in fresh processes, and by the statistics of the build.
-OTHER_ROWS = ("context", "cold", "build")
+# Measured otherwise: SHORT and LONG, in fresh processes, in four at once, and by the statistics of the build.
+OTHER_ROWS = ("context", "cold", "processes", "build")
 ROW_NAMES = (*ROWS, *OTHER_ROWS)
 
 
@@ -75,8 +75,8 @@ def rows_of(task: str, quick: bool) -> tuple[str, ...]:
     if quick:
         return {
             "decode": ("decode", "prefill-128", "cold"),
-            "encode": ("encode-16", "encode-128"),
+            "encode": ("encode-16", "encode-128", "cold", "processes"),
             "translate": ("translate",),
         }[task]
-    others = OTHER_ROWS if task == "decode" else ("build",)
-    return (*(name for name, row in ROWS.items() if row.task() == task), *others)
+    others = {"decode": ("context", "cold", "build"), "encode": ("cold", "processes", "build"), "translate": ("build",)}
+    return (*(name for name, row in ROWS.items() if row.task() == task), *others[task])

@@ -8,6 +8,7 @@ from typing import Any
 from kaoken.codegen.layout import MATRIX_TYPES
 
 from benchmarks.bars import BARS, Bar
+from benchmarks.models import task_of
 from benchmarks.rows import ROWS
 from benchmarks.summary import Summary, ratios, summarize
 
@@ -119,15 +120,36 @@ def row_table(document: Document, row: str) -> str:
     return markdown_table(["engine", "ms (quartiles)", "GB/s of weights", "ours over it (quartiles)"], rows)
 
 
+def cold_times(document: Document) -> dict[str, Summary]:
+    """Seconds of the whole process of each engine's cold starts."""
+    engines = dict.fromkeys(record["engine"] for record in document["cold"])
+    return {engine: summarize(cold_values(document, engine, "seconds")) for engine in engines}
+
+
 def cold_table(document: Document) -> str:
-    """Cold starts: seconds to the first token and of the whole process, and the peak memory."""
+    """Cold starts: seconds to the first result and of the whole process, and the peak memory."""
     rows = []
-    for engine in dict.fromkeys(record["engine"] for record in document["cold"]):
-        first, whole, peak = (
-            summarize(cold_values(document, engine, key)) for key in ("first_token_seconds", "seconds", "peak_bytes")
-        )
+    for engine, whole in cold_times(document).items():
+        first, peak = (summarize(cold_values(document, engine, key)) for key in ("first_token_seconds", "peak_bytes"))
         rows.append([engine, f"{first.median:.3f}", _spread(whole, 3), f"{peak.median / 2**20:.0f}"])
-    return markdown_table(["engine", "first token (s)", "whole process (s)", "peak memory (MiB)"], rows)
+    return markdown_table(["engine", f"{_first(document)} (s)", "whole process (s)", "peak memory (MiB)"], rows)
+
+
+def _first(document: Document) -> str:
+    """What a cold start ends with."""
+    return "first vector" if task_of(document["model"]) == "encode" else "first token"
+
+
+def processes_table(document: Document) -> str:
+    """What several processes of each engine hold, in MiB."""
+    rows = []
+    for record in document["processes"]:
+        resident, shares = record["resident_bytes"], record["proportional_bytes"]
+        together = sum(shares)
+        further = (together - record["alone_bytes"]) / (len(shares) - 1)
+        figures = (sum(resident) / len(resident), record["alone_bytes"], together, further)
+        rows.append([record["engine"], *(f"{figure / 2**20:.0f}" for figure in figures)])
+    return markdown_table(["engine", "resident, each", "one alone", "all together", "each after the first"], rows)
 
 
 def build_table(document: Document) -> str:
@@ -159,7 +181,14 @@ def peers_sections(document: Document) -> list[str]:
         rows = [[engine, _spread(summarize(context_ratios(document, engine)), 3)] for engine in contexts]
         sections += ["## Decode at context 1000 over context 16\n", markdown_table(["engine", "ratio"], rows)]
     if document["cold"]:
-        sections += ["## Cold start to the first token, in a fresh Python\n", cold_table(document)]
+        sections += [f"## Cold start to the {_first(document)}, in a fresh Python\n", cold_table(document)]
+    if processes := document.get("processes"):
+        count = len(processes[0]["resident_bytes"])
+        sections += [
+            f"## {count} processes that loaded the model and computed one result, MiB\n",
+            processes_table(document),
+            "All but the first column are of proportional memory: a page counts once for all that map it.\n",
+        ]
     if document["build"]:
         sections += ["## Baking\n", build_table(document)]
     return [*sections, *_notes(document)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -26,16 +27,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import peers, tables  # noqa: E402
+from benchmarks.__main__ import main as run_benchmarks  # noqa: E402
 from benchmarks.__main__ import without_paths  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.children import WorkerError  # noqa: E402
 from benchmarks.engines import PEERS, get_entry  # noqa: E402
-from benchmarks.engines.base import Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
+from benchmarks.engines.base import Encoder, Ids, PaddedEncoder, Translator, Vectors  # noqa: E402
 from benchmarks.http_load import make_request, send_all  # noqa: E402
 from benchmarks.kernels import kernel_table  # noqa: E402
 from benchmarks.machine import header  # noqa: E402
-from benchmarks.models import get_checkpoint, task_of  # noqa: E402
+from benchmarks.models import SEED, get_checkpoint, task_of  # noqa: E402
 from benchmarks.peers import save  # noqa: E402
+from benchmarks.processes import measure_processes  # noqa: E402
 from benchmarks.report import write_report  # noqa: E402
 from benchmarks.rows import LONG, ROW_NAMES, ROWS, Row, rows_of  # noqa: E402
 from benchmarks.running import count_running, sampling  # noqa: E402
@@ -126,6 +129,15 @@ def test_kaoken_reads_the_random_checkpoints(shape: str, tmp_path: Path, monkeyp
 
 def test_recorded_commands_name_no_paths() -> None:
     assert without_paths(["--rounds", "2", "--out", "/a", "--cache=/b", "--quick"]) == ["--rounds", "2", "--quick"]
+
+
+def test_encoders_are_peers_of_two_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[peers.Plan, list[str]]] = []
+    monkeypatch.setattr(peers, "run", lambda plan, arguments, say, only_prepare: ran.append((plan, arguments)))
+    run_benchmarks(["encoders", "--quick", "--out", str(tmp_path)])
+    assert [plan.model for plan, _ in ran] == ["minilm-l6", "bert-base"]
+    assert ran[1][0].rows == rows_of("encode", quick=True)
+    assert ran[1][1] == ["--model", "bert-base", "--quick"], "as `peers` would record it"
 
 
 class FakeChild:
@@ -244,6 +256,53 @@ def test_padded_batches_are_of_texts_of_similar_lengths() -> None:
     assert encoder._size in (1, 4)
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("shape", ["gpt2", "bert-base"])
+def test_gguf_files_have_the_weights_of_their_checkpoints(
+    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    from benchmarks.engines.gguf_file import write_gguf
+
+    monkeypatch.setitem(SHAPES, shape, {**SHAPES[shape], **TINY[shape]})
+    checkpoint = get_checkpoint(shape, tmp_path)
+    write_gguf(checkpoint, tmp_path / "model.gguf")
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    expected = random_tensors(checkpoint.config(), SEED)
+    if shape == "gpt2":
+        assert (found["blk.0.ffn_up.weight"] == expected["transformer.h.0.mlp.c_fc.weight"].T).all()
+    else:
+        assert (found["blk.0.ffn_up.weight"] == expected["encoder.layer.0.intermediate.dense.weight"]).all()
+    assert len(found) == len([name for name in expected if not name.startswith("pooler.")])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["kaoken float32", *PEERS["encode"]["float32"]])
+def test_encoders_agree_and_their_cold_starts_print_the_first_vector(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To 1e-3: the GELU of llama.cpp is a table of float16 numbers."""
+    entry, reference = get_entry(name, "encode"), get_entry("torch float32", "encode")
+    if lacks := entry.lacks("bert") or reference.lacks("bert"):
+        pytest.skip(lacks)
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 128}
+    monkeypatch.setitem(SHAPES, "bert-base", {**SHAPES["bert-base"], **TINY["bert-base"], **sizes})
+    checkpoint, texts = get_checkpoint("bert-base", tmp_path), [[*range(1, 17)], [8], [1, 2, 3, 4], [9, 9]]
+    expected = reference.engine()(checkpoint, tmp_path, reference.variant, 1)
+    prepared = entry.engine().locate(checkpoint, entry.variant) or tmp_path
+    entry.engine().prepare(checkpoint, prepared, entry.variant)
+    encoder = entry.engine()(checkpoint, prepared, entry.variant, 1)
+    assert isinstance(encoder, Encoder)
+    assert isinstance(expected, Encoder)
+    vectors = expected.encode(texts)
+    for ours, theirs in zip(encoder.encode(texts), vectors, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    script = entry.engine().cold_script(checkpoint, prepared, entry.variant, 1)
+    assert script is not None
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(json.loads(ran.stdout), vectors[0][0], atol=1e-3)
+
+
 class FakeTranslator(Translator):
     """Repeats what it reads."""
 
@@ -279,6 +338,8 @@ def peers_document(results: peers.Results) -> dict[str, Any]:
     results.missing = {"openvino int8": "not installed: openvino"}
     cold = {"first_token_seconds": 0.1, "seconds": 0.2, "peak_bytes": 150 << 20}
     results.cold = [{"engine": engine, "round": 0, **cold} for engine in ("kaoken int8", "openvino int8")]
+    held = {"alone_bytes": 60 << 20, "resident_bytes": [70 << 20] * 4, "proportional_bytes": [30 << 20] * 4}
+    results.processes = [{"engine": "kaoken int8", **held}]
     results.weights_bytes = {"int8": 100 << 20}
     results.build = {"int8": {"library_bytes": 1 << 20, "wall_seconds": 7.1, "peak_bytes": 165 << 20}}
     return results.document()
@@ -296,7 +357,19 @@ def test_the_report_has_the_bars_the_rows_and_what_is_missing(results: peers.Res
     assert "| kaoken int8 | 2.00 (2.00 to 2.00) | 50.0 |  |" in text
     assert "| int8 | 7.1 | 165 | 1.0 |" in text
     assert "- openvino int8: not installed: openvino" in text
+    assert "## 4 processes" in text
+    assert "| kaoken int8 | 70 | 60 | 120 | 20 |" in text
     assert "its note" in text
+    assert "## Cold start to the first token," in text
+    assert "## Cold start to the first vector," in "".join(
+        tables.peers_sections({**results.document(), "model": "minilm-l6"})
+    )
+
+
+def test_peers_are_plotted(results: peers.Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "peers-gpt2.json").write_text(json.dumps(peers_document(results)))
+    assert write_report(tmp_path)[1] == tmp_path / "peers-gpt2.png"
 
 
 def test_the_report_of_layers_and_kernels(tmp_path: Path) -> None:
@@ -338,6 +411,23 @@ def test_threads_that_run_are_counted() -> None:
     with sampling(os.getpid()) as counts:
         time.sleep(0.05)
     assert sum(counts.values()) > 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says what processes share")
+def test_processes_are_read_while_all_of_them_run(tmp_path: Path) -> None:
+    (tmp_path / "library").write_bytes(bytes(8 << 20))
+    script = f"""
+import mmap
+with open({str(tmp_path / "library")!r}, "rb") as file:
+    pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+print(pages.find(b"x"), flush=True)
+"""
+    found = measure_processes(script, 1, tmp_path / "log", count=3)
+    assert len(found["resident_bytes"]) == len(found["proportional_bytes"]) == 3
+    assert sum(found["resident_bytes"]) - sum(found["proportional_bytes"]) > 2 * (8 << 20), "they share the library"
+    with pytest.raises(WorkerError, match="status 1; see logs/log"):
+        measure_processes("raise SystemExit('no')", 1, tmp_path / "log")
+    assert "no" in (tmp_path / "log").read_text()
 
 
 def test_requests_are_sent_one_after_another_on_each_connection() -> None:

@@ -57,9 +57,9 @@ _PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "ctranslate2": (("ctranslate2", "ctranslate2"), *_TORCH),
     "llama.cpp": (("llama_cpp", "llama-cpp-python"), ("gguf", "gguf")),
 }
-_FAMILIES = {
-    "torch-compile": ("gpt2",),  # ten minutes for the 30 blocks of a SmolLM2
-    "llama.cpp": ("gpt2",),  # what gguf_file.py writes
+_FAMILIES = {  # by module
+    "torch_compile": ("gpt2",),  # ten minutes for the 30 blocks of a SmolLM2
+    "llama_cpp_python": ("gpt2",),  # what gguf_file.py writes
 }
 _MODULES = {"torch-compile": "torch_compile", "torch": "torch_eager", "llama.cpp": "llama_cpp_python"}
 
@@ -80,8 +80,15 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
         "int4-all": ("openvino int4", "llama.cpp Q4_0"),
     },
     "encode": {
-        "float32": ("torch float32", "onnxruntime float32", "openvino float32", "ctranslate2 float32"),
-        "int8": ("onnxruntime int8", "openvino int8", "openvino ptq", "ctranslate2 int8"),
+        "float32": (
+            "torch float32",
+            "onnxruntime float32",
+            "openvino float32",
+            "ctranslate2 float32",
+            "llama.cpp F32",
+        ),
+        "bfloat16": ("llama.cpp BF16",),
+        "int8": ("onnxruntime int8", "openvino int8", "openvino ptq", "ctranslate2 int8", "llama.cpp Q8_0"),
     },
     "translate": {
         "float32": ("torch float32", "onnxruntime float32", "ctranslate2 float32"),
@@ -101,5 +108,5 @@ def get_entry(name: str, task: str = "decode") -> Entry:
     engine, variant = name.split(" ")
     module = _MODULES.get(engine, f"{engine}_engine")
     if task != "decode":
-        module = f"{engine}_{task}"
-    return Entry(name, module, variant, _PACKAGES[engine], _FAMILIES.get(engine, ()))
+        module = f"{engine.replace('.', '_')}_{task}"
+    return Entry(name, module, variant, _PACKAGES[engine], _FAMILIES.get(module, ()))

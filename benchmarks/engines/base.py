@@ -40,7 +40,8 @@ class Engine(ABC):
 
     @classmethod
     def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
-        """Python source that loads the model and prints one token, or None where that is not measured."""
+        """Python source that loads the model and prints one token, or the first vector of a text of
+        16 tokens; None where that is not measured."""
         return None
 
 
@@ -96,27 +97,22 @@ class Encoder(Engine):
         return time.perf_counter() - begin
 
 
-class PaddedEncoder(Encoder):
-    """Takes texts in the order of their lengths, in padded batches of whichever size is the quickest."""
+class SortedEncoder(Encoder):
+    """Takes texts in the order of their lengths, in batches of whichever size is the quickest."""
 
     sizes = (1, 8, 32)
     _size = max(sizes)
 
     @abstractmethod
-    def forward(self, ids: Ids, mask: Ids) -> Vectors:
-        """The vectors [batch, longest, width] of ids [batch, longest] whose mask has 0 for the padding behind."""
+    def encode_batch(self, texts: list[list[int]]) -> list[Vectors]:
+        """The vectors of each of at most `max(sizes)` texts, float32 [length, width]."""
 
     def encode(self, texts: list[list[int]]) -> list[Vectors]:
         order = sorted(range(len(texts)), key=lambda text: len(texts[text]))
         found: dict[int, Vectors] = {}
         for begin in range(0, len(order), self._size):
             batch = order[begin : begin + self._size]
-            lengths = np.array([len(texts[text]) for text in batch])
-            mask = (np.arange(lengths[-1]) < lengths[:, None]).astype(np.int64)
-            ids = np.zeros_like(mask)
-            ids[mask == 1] = np.concatenate([texts[text] for text in batch])
-            vectors = self.forward(ids, mask)
-            found |= {text: row[: len(texts[text])] for text, row in zip(batch, vectors, strict=True)}
+            found |= zip(batch, self.encode_batch([texts[text] for text in batch]), strict=True)
         return [found[text] for text in range(len(texts))]
 
     def tune(self, texts: list[list[int]]) -> None:
@@ -126,6 +122,21 @@ class PaddedEncoder(Encoder):
             self.encode(texts[:size])
             seconds[size] = self.time_encode(texts)
         self._size = min(seconds, key=seconds.__getitem__)
+
+
+class PaddedEncoder(SortedEncoder):
+    """Pads the texts of a batch to the longest of them."""
+
+    @abstractmethod
+    def forward(self, ids: Ids, mask: Ids) -> Vectors:
+        """The vectors [batch, longest, width] of ids [batch, longest] whose mask has 0 for the padding behind."""
+
+    def encode_batch(self, texts: list[list[int]]) -> list[Vectors]:
+        lengths = np.array([len(text) for text in texts])
+        mask = (np.arange(lengths[-1]) < lengths[:, None]).astype(np.int64)
+        ids = np.zeros_like(mask)
+        ids[mask == 1] = np.concatenate(texts)
+        return [row[:length] for row, length in zip(self.forward(ids, mask), lengths, strict=True)]
 
 
 class Translator(Engine):

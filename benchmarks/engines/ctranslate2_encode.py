@@ -33,5 +33,14 @@ class CTranslate2Encoder(PaddedEncoder):
         output = self._encoder.forward_batch(self._array(ids.astype(np.int32)), lengths)
         return np.asarray(output.last_hidden_state, np.float32)
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import ctranslate2, numpy
+encoder = ctranslate2.Encoder({str(prepared)!r}, compute_type={variant!r}, intra_threads={threads})
+vectors = encoder.forward_batch([list(range(1, 17))]).last_hidden_state
+print(numpy.asarray(vectors)[0, 0].tolist(), flush=True)
+"""
+
 
 ENGINE = CTranslate2Encoder

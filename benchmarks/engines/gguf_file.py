@@ -1,62 +1,82 @@
-"""A GPT-2 checkpoint as a float32 GGUF file, named as llama.cpp's converter names it."""
+"""A GPT-2 or BERT checkpoint as a float32 GGUF file, named as llama.cpp's converter names it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from benchmarks.models import Checkpoint
 
-_PLAIN = {
-    "wte.weight": "token_embd.weight",
-    "wpe.weight": "position_embd.weight",
-    "ln_f.weight": "output_norm.weight",
-    "ln_f.bias": "output_norm.bias",
-}
-_BLOCK = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
+Tensors = Iterator[tuple[str, NDArray[np.float32]]]
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the file; it has no vocabulary, as only ids are fed."""
+    """Writes the file; it has no vocabulary, as only ids are fed. Raises KeyError for a tensor that GGUF has not."""
     config = checkpoint.config()
-    writer = gguf.GGUFWriter(path, "gpt2")
+    family = config["model_type"]
+    fields, tensors, architecture = {
+        "gpt2": (_gpt2_fields, _gpt2_tensors, gguf.MODEL_ARCH.GPT2),
+        "bert": (_bert_fields, _bert_tensors, gguf.MODEL_ARCH.BERT),
+    }[family]
+    writer = gguf.GGUFWriter(path, family)
     writer.add_name(checkpoint.name)
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(4 * config["n_embd"])
-    writer.add_block_count(config["n_layer"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    layers = fields(writer, config)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(0)
     writer.add_tokenizer_model("no_vocab")
-    for name, tensor in load_file(checkpoint.directory / "model.safetensors").items():
-        canonical = name.removeprefix("transformer.")
-        if canonical == "lm_head.weight":
-            continue
-        matrix = canonical.startswith("h.") and tensor.ndim == 2
-        values = tensor.T if matrix else tensor  # Conv1D's matrices are [inputs, outputs]
-        writer.add_tensor(gguf_name(canonical), np.ascontiguousarray(values, np.float32))
+    names = gguf.get_tensor_name_map(architecture, layers)
+    for name, tensor in tensors(checkpoint):
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise KeyError(f"GGUF has no name for {name} of a {family}")
+        writer.add_tensor(found, np.ascontiguousarray(tensor, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of a canonical GPT-2 tensor."""
-    if name in _PLAIN:
-        return _PLAIN[name]
-    _, layer, rest = name.split(".", 2)
-    module, kind = rest.rsplit(".", 1)
-    return f"blk.{layer}.{_BLOCK[module]}.{kind}"
+def _gpt2_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
+    """Writes the shape and returns the number of layers."""
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(4 * config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    return int(config["n_layer"])
+
+
+def _gpt2_tensors(checkpoint: Checkpoint) -> Tensors:
+    """With Conv1D's matrices [inputs, outputs] turned, and without the head, which is tied."""
+    for name, tensor in load_file(checkpoint.directory / "model.safetensors").items():
+        canonical = name.removeprefix("transformer.")
+        if canonical != "lm_head.weight":
+            turned = canonical.startswith("h.") and tensor.ndim == 2
+            yield f"transformer.{canonical}", tensor.T if turned else tensor
+
+
+def _bert_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
+    """Writes the shape and returns the number of layers. Pooling is the context's choice."""
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_layer_norm_eps(config["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(config["type_vocab_size"])
+    return int(config["num_hidden_layers"])
+
+
+def _bert_tensors(checkpoint: Checkpoint) -> Tensors:
+    """Without the pooler, which llama.cpp has only for rerankers."""
+    for name, tensor in load_file(checkpoint.directory / "model.safetensors").items():
+        if not name.startswith("pooler."):
+            yield name, tensor

@@ -19,5 +19,13 @@ class KaokenEncoder(Baked, Encoder):
     def encode(self, texts: list[list[int]]) -> list[Vectors]:
         return self._model.hidden_states(texts)
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import kaoken
+model = kaoken.load({str(prepared)!r}, threads={threads})
+print(model.hidden_states([list(range(1, 17))])[0][0].tolist(), flush=True)
+"""
+
 
 ENGINE = KaokenEncoder

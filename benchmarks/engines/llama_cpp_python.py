@@ -22,24 +22,10 @@ class LlamaCpp(Decoder):
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, directory: Path, variant: str) -> None:
-        plain = directory / "plain.gguf"
-        write_gguf(checkpoint, plain)
-        if variant == "F32":
-            plain.rename(directory / "model.gguf")
-            return
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.ftype = FILE_TYPES[variant]
-        status = llama_cpp.llama_model_quantize(str(plain).encode(), str(directory / "model.gguf").encode(), parameters)
-        if status != 0:
-            raise RuntimeError(f"llama_model_quantize to {variant} returned {status}")
-        plain.unlink()
+        write_model(checkpoint, directory, variant)
 
     def __init__(self, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> None:
-        llama_cpp.llama_backend_init()
-        path = str(prepared / "model.gguf").encode()
-        self._model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
-        if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load {prepared / 'model.gguf'}")
+        self._model = load_model(prepared)
         self._vocabulary = int(checkpoint.config()["vocab_size"])
         self._threads = threads
         self._shape = (0, 0)
@@ -106,6 +92,31 @@ assert l.llama_decode(context, l.llama_batch_get_one(tokens, 8)) == 0
 logits = l.llama_get_logits_ith(context, -1)[: {checkpoint.config()["vocab_size"]}]
 print(logits.index(max(logits)), flush=True)
 """
+
+
+def write_model(checkpoint: Checkpoint, directory: Path, variant: str) -> None:
+    """The checkpoint as model.gguf in the variant's type."""
+    plain = directory / "plain.gguf"
+    write_gguf(checkpoint, plain)
+    if variant == "F32":
+        plain.rename(directory / "model.gguf")
+        return
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = FILE_TYPES[variant]
+    status = llama_cpp.llama_model_quantize(str(plain).encode(), str(directory / "model.gguf").encode(), parameters)
+    if status != 0:
+        raise RuntimeError(f"llama_model_quantize to {variant} returned {status}")
+    plain.unlink()
+
+
+def load_model(prepared: Path) -> Any:
+    """What `write_model` wrote. Raises RuntimeError."""
+    llama_cpp.llama_backend_init()
+    path = str(prepared / "model.gguf").encode()
+    model = llama_cpp.llama_model_load_from_file(path, llama_cpp.llama_model_default_params())
+    if not model:
+        raise RuntimeError(f"llama.cpp cannot load {prepared / 'model.gguf'}")
+    return model
 
 
 ENGINE = LlamaCpp

@@ -28,5 +28,16 @@ class OnnxRuntimeEncoder(PaddedEncoder):
     def forward(self, ids: Ids, mask: Ids) -> Vectors:
         return np.asarray(self._session.run(["vectors"], {"ids": ids, "mask": mask})[0], np.float32)
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = {threads}, 1
+session = onnxruntime.InferenceSession({str(prepared / "model.onnx")!r}, options, providers=["CPUExecutionProvider"])
+inputs = {{"ids": numpy.arange(1, 17)[None], "mask": numpy.ones((1, 16), numpy.int64)}}
+print(session.run(["vectors"], inputs)[0][0, 0].tolist(), flush=True)
+"""
+
 
 ENGINE = OnnxRuntimeEncoder

@@ -50,6 +50,15 @@ class OpenVINOEncoder(PaddedEncoder):
         outputs = self._request.infer({"ids": ids, "mask": mask}, share_inputs=True)
         return np.asarray(outputs[0], np.float32)
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import numpy, openvino
+model = openvino.Core().compile_model({str(prepared / "model.xml")!r}, "CPU", {settings(variant, threads)!r})
+inputs = {{"ids": numpy.arange(1, 17)[None], "mask": numpy.ones((1, 16), numpy.int64)}}
+print(model.create_infer_request().infer(inputs)[0][0, 0].tolist(), flush=True)
+"""
+
 
 def _quantize(model: Any, checkpoint: Checkpoint) -> Any:
     import nncf

@@ -28,5 +28,16 @@ class TorchEncoder(PaddedEncoder):
             vectors = self._model(torch.from_numpy(ids), attention_mask=seen).last_hidden_state
             return np.asarray(vectors.numpy(), np.float32)
 
+    @classmethod
+    def cold_script(cls, checkpoint: Checkpoint, prepared: Path, variant: str, threads: int) -> str | None:
+        return f"""
+import torch
+from transformers import AutoModel
+torch.set_num_threads({threads})
+model = AutoModel.from_pretrained({str(checkpoint.directory)!r}, dtype=torch.float32, add_pooling_layer=False)
+with torch.inference_mode():
+    print(model(torch.arange(1, 17)[None]).last_hidden_state[0, 0].tolist(), flush=True)
+"""
+
 
 ENGINE = TorchEncoder
