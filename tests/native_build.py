@@ -42,10 +42,13 @@ def configure_native_tests(build: Path, arguments: Iterable[str] = (), **values:
 def bake_together(
     build: Path, models: Mapping[str, tuple[Path, str]], arguments: Iterable[str] = ()
 ) -> dict[str, Path]:
-    """The libraries of targets, of each its checkpoint and arguments of kaoken_add_model(): one runtime serves all."""
+    """The libraries of targets, of each its checkpoint and arguments of kaoken_add_model(): one runtime serves all.
+
+    Further arguments are CMake's.
+    """
     lists = "cmake_minimum_required(VERSION 3.24)\nproject(together LANGUAGES CXX)\nfind_package(Kaoken REQUIRED)\n"
-    for target, (checkpoint, arguments) in models.items():
-        lists += f'kaoken_add_model({target} CHECKPOINT "{checkpoint}" {arguments})\n'
+    for target, (checkpoint, settings) in models.items():
+        lists += f'kaoken_add_model({target} CHECKPOINT "{checkpoint}" {settings})\n'
     (build / "CMakeLists.txt").write_text(lists, encoding="utf-8")
     configure(build, build / "build", arguments, Kaoken_DIR=KAOKEN / "cmake")
     ninja(build / "build")
