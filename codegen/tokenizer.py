@@ -131,6 +131,7 @@ def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, An
     """What tokenizer_config.json says of texts beside tokenizer.json, for the model's description.
 
     Its keys are max_length and truncation_side, and mask_token and unk_token where the tokenizer has such tokens.
+    Raises CheckpointError for a model_max_length below 1.
     """
     if tokenizer is None:
         return None
@@ -141,9 +142,14 @@ def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, An
         known = (_BERT[role], _ROBERTA[role])
         found[role] = _roles(config, {}, {}).get(role) or next((token for token in known if token in added), None)
     limit: Any = config.get("model_max_length")
-    whole = isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= _MAX_LENGTH
+    number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if number and limit < 1:
+        raise CheckpointError(
+            f"tokenizer_config.json has model_max_length = {limit}, which leaves no text: write how many tokens the "
+            "model takes, or remove the field"
+        )
     side = "left" if config.get("truncation_side") == "left" else "right"
-    return {"max_length": int(limit) if whole else None, "truncation_side": side, **found}
+    return {"max_length": int(limit) if number and limit <= _MAX_LENGTH else None, "truncation_side": side, **found}
 
 
 def refuse_sentencepiece(name: str, directory: str) -> CheckpointError:

@@ -11,8 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
 
+import test_deberta
+import test_modernbert
+from evaluator import evaluate
 from oracle import open_oracle
 from oracles import bert, masked, t5
 from reference import relative_error
@@ -33,19 +38,33 @@ LIMITS = {
 }
 
 
-# Of a BERT, of one with a head and of a T5, what each library gives of these ids, which are the T5's source as well.
+# Of a checkpoint of a family how it is written, its config, and what its library gives of FAMILY_IDS.
+Family = tuple[Callable[..., Path], dict[str, Any], Callable[[Path], NDArray[np.float64]]]
+
+# A BERT, one with a head, and a T5, whose source these ids are as well. CMake writes their checkpoints.
 FAMILY_IDS = [byte % 61 for byte in IDS]
-FAMILIES: dict[str, tuple[Callable[..., Path], dict[str, Any], Callable[[Path], NDArray[np.float64]]]] = {
+FAMILIES: dict[str, Family] = {
     "bert": (bert.write, bert.TINY, lambda directory: bert.Bert(directory).hidden_states(FAMILY_IDS)),
     "masked": (bert.write, masked.CONFIG, lambda directory: bert.Bert(directory).logits(FAMILY_IDS)),
     "t5": (t5.write, t5.TINY, lambda directory: t5.T5(directory).logits(FAMILY_IDS, FAMILY_IDS)),
+}
+
+
+def evaluated(directory: Path) -> NDArray[np.float64]:
+    return evaluate(read_graph(open_checkpoint(directory)), FAMILY_IDS)
+
+
+# With windows, and with distances that have keys and queries.
+ENCODERS: dict[str, Family] = {
+    "modernbert": (test_modernbert.write, test_modernbert.config_of("plain"), evaluated),
+    "deberta": (test_deberta.write, test_deberta.config_of("plain"), evaluated),
 }
 FAMILY_LIMITS = {"float32": 1e-4, "int8": 0.1}  # on such random weights
 
 
 def family_error(family: str, outputs: NDArray[np.float32], directory: Path) -> float:
     """The largest difference from the oracle of a family's checkpoint, which is written to `directory`."""
-    write, config, expected = FAMILIES[family]
+    write, config, expected = {**FAMILIES, **ENCODERS}[family]
     return relative_error(expected(write(directory, config)), outputs)
 
 

@@ -39,20 +39,29 @@ def configure_native_tests(build: Path, arguments: Iterable[str] = (), **values:
     configure(SOURCE, build, arguments, KAOKEN_BUILD_PYTHON="OFF", KAOKEN_BUILD_TESTS="ON", **values)
 
 
-def bake_together(build: Path, models: Mapping[str, tuple[Path, str]]) -> dict[str, Path]:
-    """The libraries of targets, of each its checkpoint and arguments of kaoken_add_model(): one runtime serves all."""
+def bake_together(
+    build: Path, models: Mapping[str, tuple[Path, str]], arguments: Iterable[str] = ()
+) -> dict[str, Path]:
+    """The libraries of targets, of each its checkpoint and arguments of kaoken_add_model(): one runtime serves all.
+
+    Further arguments are CMake's.
+    """
     lists = "cmake_minimum_required(VERSION 3.24)\nproject(together LANGUAGES CXX)\nfind_package(Kaoken REQUIRED)\n"
-    for target, (checkpoint, arguments) in models.items():
-        lists += f'kaoken_add_model({target} CHECKPOINT "{checkpoint}" {arguments})\n'
+    for target, (checkpoint, settings) in models.items():
+        lists += f'kaoken_add_model({target} CHECKPOINT "{checkpoint}" {settings})\n'
     (build / "CMakeLists.txt").write_text(lists, encoding="utf-8")
-    configure(build, build / "build", Kaoken_DIR=KAOKEN / "cmake")
+    configure(build, build / "build", arguments, Kaoken_DIR=KAOKEN / "cmake")
     ninja(build / "build")
     return {target: build / "build" / f"lib{target}.so" for target in models}
 
 
 def build_storyteller(build: Path, checkpoint: Path, isa: str, arguments: Iterable[str] = ()) -> Path:
     """README's C program (examples/c) with a checkpoint inside."""
-    values = {"CHECKPOINT": checkpoint, "ISA": isa, "Kaoken_DIR": SOURCE / "cmake"}
-    configure(SOURCE / "examples" / "c", build, arguments, **values)
+    return build_example("c", build, arguments, CHECKPOINT=checkpoint, ISA=isa) / "storyteller"
+
+
+def build_example(name: str, build: Path, arguments: Iterable[str] = (), **values: object) -> Path:
+    """A directory of examples, built as its CMakeLists.txt says; returns where the programs are."""
+    configure(SOURCE / "examples" / name, build, arguments, Kaoken_DIR=SOURCE / "cmake", **values)
     ninja(build)
-    return build / "storyteller"
+    return build

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from kaoken.codegen.dtypes import CACHE_DTYPES
-from kaoken.codegen.layout import round_up
+from kaoken.codegen.layout import MATRIX_TYPES, round_up
 from numpy.typing import NDArray
 
 from native_kernels import REGISTRY, UNIT, Side, Values, gamma, guarded, output, pointer
@@ -95,9 +95,16 @@ def exact_attention(inputs: Inputs, dtype: str) -> tuple[Exact, Exact]:
 
 
 def exact_rows(
-    query: Exact, keys: Exact, values: Exact, visible: NDArray[np.bool_], dtype: str, bias: Exact | float = 0.0
+    query: Exact,
+    keys: Exact,
+    values: Exact,
+    visible: NDArray[np.bool_],
+    dtype: str,
+    bias: Exact | float = 0.0,
+    added: Exact | float = 0.0,
 ) -> tuple[Exact, Exact]:
-    """The result [...][heads][queries][padded] and the bound of a kernel's error, with a bias [heads][queries][keys].
+    """The result [...][heads][queries][padded] and the bound of a kernel's error, with a bias [heads][queries][keys],
+    of which `added` is the sum of the magnitudes that it was made of.
 
     A score is a sum of D products, its probability an exponential of 2 ulp, and sums of up to 192 of them follow; a
     relative error of every probability moves their quotient by twice that. Queries are rounded as keys are. Beside a
@@ -105,7 +112,7 @@ def exact_rows(
     """
     query, keys, values = (ROUND[dtype](each) for each in (query, keys, values))
     scores = query @ keys.swapaxes(-1, -2) + bias
-    sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2) + np.abs(bias)).max(axis=-1, keepdims=True)
+    sizes = (np.abs(query) @ np.abs(keys).swapaxes(-1, -2) + added).max(axis=-1, keepdims=True)
     weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
     weights /= weights.sum(axis=-1, keepdims=True)
     relative = gamma(query.shape[-1] + 6) * sizes + gamma(POSITIONS) + 8 * UNIT
@@ -257,6 +264,80 @@ def make_table() -> tuple[Values, Floats]:
     return bias, table
 
 
+# Keys and queries of distances
+
+LONGEST = max(LENGTHS)
+NEAR = 20  # distances that have a bucket of their own
+
+# Kinds, and how many of the distances beyond those share a bucket.
+RELATIVE = {"relative": 7, "relative_keys": 7, "relative_queries": 7, "relative_apart": 1}
+
+
+def relative_function(kind: str) -> str:
+    return kind.removesuffix("_apart")
+
+
+def make_buckets(kind: str) -> NDArray[np.int32]:
+    """The bucket of each distance from -LONGEST on, [2 * LONGEST], from 0 on."""
+    distances = np.arange(-LONGEST, LONGEST)
+    far = np.maximum(np.abs(distances) - NEAR, 0)
+    buckets = np.sign(distances) * (np.minimum(np.abs(distances), NEAR) + -(-far // RELATIVE[kind]))
+    return (buckets - buckets[0]).astype(np.int32)
+
+
+def make_distances(kind: str) -> tuple[Floats, Floats]:
+    """Keys and queries [heads][buckets][head_dim] of distances, zeros where a kind has none."""
+    count = int(make_buckets(kind)[-1]) + 1
+    rows = make_inputs(HEADS, HEAD_DIM).qkv.reshape(-1, 3, HEADS, PADDED)[..., :HEAD_DIM]
+    keys, queries = np.moveaxis(np.roll(rows, 17, axis=0)[:count, :2], 0, 2)
+    none = np.zeros_like(keys)
+    return (none if kind == "relative_queries" else keys), (none if kind == "relative_keys" else queries)
+
+
+def distance_bias(kind: str, dtype: str, query: Exact, keys: Exact) -> tuple[Exact, Exact]:
+    """What distances add to the scores [heads][queries][keys], and the sum of the magnitudes of that."""
+    length = query.shape[1]
+    places = make_buckets(kind)[LONGEST + np.arange(length)[None] - np.arange(length)[:, None]]
+    own = (query[..., :HEAD_DIM], keys[..., :HEAD_DIM])
+    tables = (table.astype(np.float64) for table in make_distances(kind))
+    query, keys, of_keys, of_queries = (ROUND[dtype](each) for each in (*own, *tables))
+
+    def met(change: Callable[[Exact], Exact]) -> Exact:
+        forth = change(query) @ change(of_keys).swapaxes(1, 2)  # [heads][queries][buckets]
+        back = change(of_queries) @ change(keys).swapaxes(1, 2)  # [heads][buckets][keys]
+        at = np.broadcast_to(places, (HEADS, length, length))
+        result: Exact = np.take_along_axis(forth, at, axis=2) + np.take_along_axis(back, at, axis=1)
+        return result
+
+    return met(lambda values: values), met(np.abs)
+
+
+@dataclass(frozen=True)
+class DistanceTables:
+    """What kernels read of a kind, on guarded memory. Its buckets are the first of a table, or the last at the `end`.
+
+    Queries without a bucket are NaN.
+    """
+
+    keys: tuple[Values, ...]
+    queries: Values
+    buckets: Values
+
+
+def distance_tables(library: ctypes.CDLL, kind: str, dtype: str, side: Side) -> DistanceTables:
+    buckets, tables = make_buckets(kind), make_distances(kind)
+    room, count = int(library.relative_buckets()), int(buckets[-1]) + 1
+    first = room - count if side == "end" else 0
+    keys = np.zeros((HEADS, room, PADDED))
+    queries = np.full((HEADS, room, PADDED), np.nan, np.float32)
+    for whole, table in zip((keys, queries), tables, strict=True):
+        whole[:, first : first + count] = 0
+        whole[:, first : first + count, :HEAD_DIM] = table
+    packed = MATRIX_TYPES[dtype].pack(keys.reshape(-1, PADDED))
+    places = np.pad(buckets + np.int32(first), (0, 64), mode="edge")
+    return DistanceTables(tuple(guarded(each, side) for each in packed), *(guarded(a, side) for a in (queries, places)))
+
+
 def attend_ragged(
     library: ctypes.CDLL,
     kind: str,
@@ -266,16 +347,25 @@ def attend_ragged(
     garbage: Garbage = 0xFF,
     side: Side = "end",
     broken: tuple[int, int] | None = None,
+    workers: int = 1,
 ) -> Values:
     """The result [rows][heads][padded] of sequences one behind another, in parts that the splits cut; with NaN in a row
-    and its `broken` part. Rows that see what is to come are split behind a call with all of them."""
+    and its `broken` part. Rows that see what is to come are split behind a call with all of them. Distances of keys and
+    queries take any number of workers."""
     lengths = lengths_of(kind) if lengths is None else lengths
     inputs = ragged_inputs(3, sum(lengths))
     if broken is not None:
         inputs[(*broken, 1, 3)] = np.nan
     qkv = np.split(inputs, np.cumsum(lengths)[:-1])
     pages, count = ragged_pages(lengths, side)
-    cache, table = ragged_cache(library, dtype, count, garbage, side), guarded(make_table()[1], side)
+    cache = ragged_cache(library, dtype, count, garbage, side)
+    if kind in RELATIVE:
+        tables = distance_tables(library, kind, dtype, side)
+        arrays = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in tables.keys))
+        added = (workers, arrays, *map(pointer, (tables.queries, tables.buckets)), ctypes.c_int64(LONGEST))
+    else:
+        table = guarded(make_table()[1], side)
+        added = (pointer(table), ctypes.c_int64(table.shape[1]), ctypes.c_int64(LIMIT))
     past = kind.startswith("past")
     calls = [*pairwise((0, *splits, max(lengths)))]
     whole = [] if past or not splits else [(0, max(lengths))]
@@ -297,13 +387,12 @@ def attend_ragged(
             )
         )
         given, out = guarded(np.concatenate(parts), side), output((rows[-1], HEADS, PADDED), side)
-        getattr(library, f"attention_{kind}_{dtype}")(
+        getattr(library, f"attention_{relative_function(kind)}_{dtype}")(
             ctypes.c_int64(len(chosen)),
             sequences,
             ctypes.c_int64(rows[-1]),
-            *map(pointer, (given, cache, out, table)),
-            ctypes.c_int64(table.shape[1]),
-            ctypes.c_int64(LIMIT),
+            *map(pointer, (given, cache, out)),
+            *added,
         )
         for index, found in zip(chosen, np.split(out, rows[1:-1]), strict=True):
             results[index].append(found)
@@ -324,7 +413,7 @@ WINDOWS = {
 }
 WINDOW_LENGTHS = (1, 9, 65, 301)
 
-kinds = pytest.mark.parametrize("kind", [*KINDS, *WINDOWS])
+kinds = pytest.mark.parametrize("kind", [*KINDS, *WINDOWS, *RELATIVE])
 windows = pytest.mark.parametrize("kind", WINDOWS)
 
 
@@ -347,8 +436,13 @@ def test_attention_of_ragged_sequences(library: ctypes.CDLL, dtype: str, kind: s
     for length in lengths_of(kind):
         query, keys, values = (heads_first(ragged_inputs(3, at + length)[at:, part]) for part in range(3))
         distances = np.arange(length)[None] - np.arange(length)[:, None]
-        added = bias[:, np.clip(distances + LIMIT, 0, 2 * LIMIT - 1)] if kind.endswith("biased") else np.zeros(1)
-        exact, bound = exact_rows(query, keys, values, visible_of(kind, length), dtype, added.astype(np.float64))
+        added, sizes = np.zeros(1), np.zeros(1)
+        if kind.endswith("biased"):
+            added = bias[:, np.clip(distances + LIMIT, 0, 2 * LIMIT - 1)].astype(np.float64)
+            sizes = np.abs(added)
+        elif kind in RELATIVE:
+            added, sizes = distance_bias(kind, dtype, query, keys)
+        exact, bound = exact_rows(query, keys, values, visible_of(kind, length), dtype, added, sizes)
         assert (np.abs(heads_first(out[at : at + length]) - exact) <= bound).all(), f"of length {length}"
         at += length
 
@@ -363,9 +457,17 @@ def test_company_and_what_lay_in_memory_change_no_bit(library: ctypes.CDLL, dtyp
     for count in range(1, len(lengths)):
         fewer = attend_ragged(library, kind, dtype, lengths[:count])
         assert fewer.tobytes() == whole[: sum(lengths[:count])].tobytes()
-    if kind.startswith("past") or kind in WINDOWS:
+    if kind.startswith("past") or kind in {*WINDOWS, *RELATIVE}:
         for splits in ((1,), (6,), (63,), (64,), (65,), tuple(range(1, 125))):
             assert attend_ragged(library, kind, dtype, splits=splits).tobytes() == whole.tobytes()
+
+
+@caches
+@pytest.mark.parametrize("kind", RELATIVE)
+def test_workers_that_share_rows_change_no_bit(library: ctypes.CDLL, dtype: str, kind: str) -> None:
+    whole = attend_ragged(library, kind, dtype)
+    for workers in (2, 3, 7):
+        assert attend_ragged(library, kind, dtype, workers=workers).tobytes() == whole.tobytes()
 
 
 @caches

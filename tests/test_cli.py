@@ -140,7 +140,7 @@ def test_a_translation_is_printed_without_its_source(seq2seq: str, capsys: Captu
 
 def test_an_encoder_generates_nothing(encoder: str, capsys: Capture) -> None:
     message = fail(capsys, "generate", "x", "--model", encoder)
-    assert "bert is an encoder, which makes no text: use `kaoken encode`, `classify`" in message
+    assert "bert is for feature-extraction and makes no text: call encode(texts), hidden_states(ids)" in message
 
 
 # info

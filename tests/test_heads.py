@@ -270,12 +270,21 @@ def test_positions_that_are_refused(name: str, libraries: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("name", ["classifier"])
-def test_what_a_head_that_pools_refuses(name: str, libraries: dict[str, Path]) -> None:
+def test_positions_that_a_head_pools(name: str, libraries: dict[str, Path]) -> None:
+    """Of each text one at least, without a gap; of hidden states they may be any."""
     session = _core.Library(libraries[name]).session(1, 1)
-    asked = (np.array([1]), np.array([0]))
-    with pytest.raises(kaoken.InputError, match="this model has no outputs of positions"):
-        session.encode(np.array([2]), np.arange(2), None, False, *asked)
-    assert session.encode(np.array([2]), np.arange(2), None, True, *asked).shape == (1, 48)
+
+    def encode(counts: list[int], positions: list[int], hidden_states: bool = False) -> Any:
+        asked = (np.array(counts, np.int64), np.array(positions, np.int64))
+        return session.encode(np.array([3, 1]), np.arange(4), None, hidden_states, *asked)
+
+    for counts, positions in (([0, 1], [0]), ([2, 1], [0, 2, 0])):
+        with pytest.raises(
+            kaoken.InputError, match="text 0 that become one vector must be one at least, without a gap"
+        ):
+            encode(counts, positions)
+    assert encode([2, 0], [0, 2], True).shape == (2, 48)
+    assert encode([3, 1], [0, 1, 2, 0]).tobytes() == session.encode(np.array([3, 1]), np.arange(4)).tobytes()
 
 
 @pytest.mark.parametrize("name", ["classifier", "tagger", "masked", "pooled_mean"])

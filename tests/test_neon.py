@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kaoken.codegen.checkpoint import open_checkpoint
-from kaoken.codegen.families import read_graph
 from kaoken.codegen.isa import resolve
 from numpy.typing import NDArray
 
 import kaoken
-import test_deberta
 from conftest import Baked, Checkpoints, RecordError
 from emulation import (
+    ENCODERS,
     FAMILIES,
     FAMILY_IDS,
     FAMILY_LIMITS,
@@ -27,9 +25,15 @@ from emulation import (
     require_programs,
     run_logits,
 )
-from evaluator import evaluate
-from native_build import SOURCE, build_storyteller, call, configure, configure_native_tests, ninja
-from reference import relative_error
+from native_build import (
+    SOURCE,
+    bake_together,
+    build_storyteller,
+    call,
+    configure,
+    configure_native_tests,
+    ninja,
+)
 
 pytestmark = pytest.mark.ci
 
@@ -135,15 +139,30 @@ def test_bake_follows_the_compiler(programs: Path, bundled_directory: Path, tmp_
         kaoken.load(library)
 
 
-@pytest.mark.usefixtures("cross_compiler")
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_distances_of_a_deberta(dtype: str, programs: Path, tmp_path: Path) -> None:
-    directory = test_deberta.write(tmp_path / "model", test_deberta.config_of("plain"))
-    library = kaoken.bake(directory, dtype=dtype, isa="neon", out=tmp_path / "deberta.so")
-    ran, found = run_logits([*QEMU, programs / "logits"], library, "neon", FAMILY_IDS)
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A ModernBERT and a DeBERTa in two types."""
+    require_programs("aarch64-linux-gnu-g++")
+    root = tmp_path_factory.mktemp("encoders")
+    models = {
+        f"{family}_{dtype}": (write(root / family, config), f"DTYPE {dtype} ISA neon")
+        for family, (write, config, _) in ENCODERS.items()
+        for dtype in FAMILY_LIMITS
+    }
+    return bake_together(root, models, [f"--toolchain={TOOLCHAIN}"])
+
+
+@pytest.mark.parametrize("dtype", FAMILY_LIMITS)
+@pytest.mark.parametrize("family", ENCODERS)
+def test_windows_and_distances(
+    family: str, dtype: str, programs: Path, encoders: dict[str, Path], tmp_path: Path, record_error: RecordError
+) -> None:
+    library = encoders[f"{family}_{dtype}"]
+    ran, outputs = run_logits([*QEMU, programs / "logits"], library, "neon", FAMILY_IDS)
     assert ran == "neon"
-    expected = evaluate(read_graph(open_checkpoint(directory)), FAMILY_IDS)
-    assert relative_error(expected, found) < FAMILY_LIMITS[dtype]
+    deviation = family_error(family, outputs, tmp_path)
+    record_error(f"{dtype} outputs of a {family} on AArch64 against its graph in float64", deviation)
+    assert deviation < FAMILY_LIMITS[dtype]
 
 
 @pytest.mark.usefixtures("cross_compiler")

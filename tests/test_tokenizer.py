@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.tokenizer import describe
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -266,6 +267,16 @@ def test_a_config_beside_a_tokenizer(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).tokenizer_config["model_max_length"] == 9
     write_json(tmp_path / "tokenizer_config.json", {"do_lower_case": False})
     assert converted(tmp_path).encode("Hello").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 0.5])
+def test_a_limit_that_leaves_no_text(limit: float) -> None:
+    with pytest.raises(CheckpointError, match=f"model_max_length = {limit}, which leaves no text: write how many"):
+        describe(b"{}", {"model_max_length": limit})
+    for fields, expected in (({}, None), ({"model_max_length": 1e30}, None), ({"model_max_length": 7.0}, 7)):
+        described = describe(b"{}", fields)
+        assert described is not None
+        assert described["max_length"] == expected
 
 
 def test_sentence_transformers_may_lowercase(tmp_path: Path) -> None:

@@ -99,8 +99,9 @@ class Session:
 
         An encoder's outputs are those of its head, [texts, width] where it pools and [sum of lengths, width] where it
         does not, or the hidden states that the head reads. counts [texts] of ascending positions [sum of counts] ask
-        for no others than these. Of an encoder-decoder the texts are what the sequences from slot 0 on attend to, which
-        begin anew; None. `outputs` is written and returned where it is given.
+        for no others than these; where it pools, they are what is pooled of each text, without a gap. Of an
+        encoder-decoder the texts are what the sequences from slot 0 on attend to, which begin anew; None. `outputs` is
+        written and returned where it is given.
         """
     def append(self, ids: NDArray[np.int64], which: int = ...) -> NDArray[np.float32] | None:
         """Appends ids [batch, count]. LOGITS_LAST: [batch, vocab]; ALL: [batch, count, vocab]; NONE: None."""

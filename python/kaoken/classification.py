@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kaoken.arguments import TokenIds, integer
-from kaoken.encoder import BATCH_SIZE, BakedEncoder, count_of, gathered, is_texts
+from kaoken.encoder import BATCH_SIZE, BakedEncoder, count_of, gathered, is_flat, is_texts
 from kaoken.errors import InputError
 from kaoken.text import Text, is_one_text
 
@@ -26,7 +26,7 @@ class BakedClassifier(BakedEncoder):
 
     def classify(
         self,
-        texts: Text | Iterable[Text] | TokenIds,
+        texts: Text | Iterable[Text | list[str]] | TokenIds,
         top_k: int | None = 1,
         *,
         token_type_ids: ArrayLike | None = None,
@@ -36,7 +36,8 @@ class BakedClassifier(BakedEncoder):
     ) -> list[Label] | list[list[Label]]:
         """The likeliest label of each text as {"label": str, "score": float}, as transformers' pipeline gives it.
 
-        texts: a str, or a pair as a tuple of two; or an iterable of them, or token ids as for `hidden_states`.
+        texts: a str, or a pair as a tuple of two; or an iterable of them, in which a pair may be a list too; or token
+            ids as for `hidden_states`, of which a flat list is a single text.
         top_k: so many labels of each text, the likeliest first, as a list for each text, or for a single text one list;
             None is all of them.
         function_to_apply: "softmax", "sigmoid" or "none", which makes scores of logits; by default as the checkpoint's
@@ -53,11 +54,11 @@ class BakedClassifier(BakedEncoder):
             return [self._label(int(index), row) for index, row in zip(best, scores, strict=True)]
         ranked = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         labels = [[self._label(int(index), row) for index in order] for order, row in zip(ranked, scores, strict=True)]
-        return labels[0] if is_one_text(texts) else labels
+        return labels[0] if _is_single(texts) else labels
 
     def score(
         self,
-        pairs: Text | Iterable[Text] | TokenIds,
+        pairs: Text | Iterable[Text | list[str]] | TokenIds,
         *,
         token_type_ids: ArrayLike | None = None,
         activation: str | None = None,
@@ -75,7 +76,7 @@ class BakedClassifier(BakedEncoder):
         apply = _function("activation", activation, self.config.score_function)
         scores = applied(self._all_logits(pairs, token_type_ids, batch_size, show_progress_bar, cut=True), apply)
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
-        return np.asarray(scores[0]) if is_one_text(pairs) else scores
+        return np.asarray(scores[0]) if _is_single(pairs) else scores
 
     def rank(
         self,
@@ -130,6 +131,11 @@ class BakedClassifier(BakedEncoder):
         reader = self._cutting_reader if cut else self._reader
         passes = self._passes(given, count_of(given), batch_size, show_progress_bar, reader, pairs=True)
         return gathered((outputs for _, _, outputs in passes), count_of(given), self.config.output_width)
+
+
+def _is_single(texts: Any) -> bool:
+    """Whether these are a text, a pair, or the ids of one."""
+    return is_one_text(texts) or (not is_texts(texts) and is_flat(texts))
 
 
 def _function(argument: str, given: str | None, own: str) -> str:

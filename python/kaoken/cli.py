@@ -18,6 +18,7 @@ from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 from kaoken.output import discard_output, print_at_once, print_what_does_not_encode
 from kaoken.text_commands import add_commands as add_text_commands
+from kaoken.text_commands import instead
 
 if TYPE_CHECKING:
     from kaoken.library import BlockConfig, ModelConfig, ModelInfo
@@ -313,10 +314,7 @@ def _generate(options: argparse.Namespace) -> None:
     prompt = _prompt(options.prompt)
     model = _load(options.model, options.threads)
     if model.kind == "encoder":
-        raise InputError(
-            f"{model.info.name} is an encoder, which makes no text: use `kaoken encode`, `classify`, `rank`, `tag` or "
-            "`fill-mask`, or what kaoken.load(path) returns, in Python"
-        )
+        raise InputError(f"{model.info.name} is for {model.config.task} and makes no text: {instead(model)}")
     pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
     print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
     if model.kind == "decoder":  # a completion continues its prompt, a translation does not

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kaoken.arguments import Sequences, TokenIds, are_ints, check_length, integer, token_ids, token_types
-from kaoken.errors import InputError, LibraryError
+from kaoken.errors import InputError, KaokenError, LibraryError
 from kaoken.gathering import MOST_TOKENS, Call, Gatherer, Texts
 from kaoken.model import BakedModel
 from kaoken.progress import Bar
@@ -137,7 +137,7 @@ class BakedEncoder(BakedModel):
         texts: a str, or an iterable of them; or token ids as for `hidden_states`, of which none is cut.
         prompt_name: the name of a prompt of the checkpoint, which stands in front of each text; by default its own
             default, if it has one.
-        prompt: the prompt itself.
+        prompt: the prompt itself. Where include_prompt of the checkpoint is false, its tokens are not pooled.
         show_progress_bar: on stderr, where tqdm is installed; None is no bar.
         truncate_dim: how many of the first dimensions to keep; by default as the checkpoint says, or all.
         Raises InputError where the checkpoint had no modules.json, which says how to pool, for an unknown prompt, for
@@ -149,7 +149,7 @@ class BakedEncoder(BakedModel):
         dimension = self._dimension(truncate_dim)
 
         def finish(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-            kept = vectors[:, :dimension]
+            kept = np.ascontiguousarray(vectors[:, :dimension])  # a view would keep all dimensions
             return _normalized(kept) if normalize_embeddings else kept
 
         if not is_texts(texts):
@@ -160,7 +160,10 @@ class BakedEncoder(BakedModel):
         found = self._prompt(prompt_name, prompt)
         prompted = (_with_prompt(found, text) for text in given) if found else given
         total = count_of(given)
-        passes = self._passes(prompted, total, batch_size, show_progress_bar, self._cutting_reader, pairs=False)
+        skipped = self._prompt_tokens(found) if found and not self._sentence.get("include_prompt", True) else 0
+        passes = self._passes(
+            prompted, total, batch_size, show_progress_bar, self._cutting_reader, pairs=False, skipped=skipped
+        )
         finished = (finish(outputs) for _, _, outputs in passes)
         vectors = gathered(finished, total, len(range(self.config.output_width)[:dimension]))
         return vectors[0] if isinstance(texts, str) else vectors
@@ -182,23 +185,33 @@ class BakedEncoder(BakedModel):
         *,
         pairs: bool,
         offsets: bool = False,
+        skipped: int = 0,
     ) -> Iterator[tuple[list[Any], list[Encoding], NDArray[np.float32]]]:
-        """`size` texts at a time: these, what the tokenizer makes of them, and what the head makes of that."""
+        """`size` texts at a time: these, what the tokenizer makes of them, and what the head makes of that.
+
+        Of each text the first `skipped` tokens are not pooled.
+        """
         with Bar(total, "text", bool(show_progress_bar)) as bar:
+            first = 0
             for batch in batches(texts, integer("batch_size", size, minimum=1)):
                 if not pairs:
-                    refuse_pairs(batch)
-                read = reader.read(batch, offsets)
-                yield batch, read, self._encode(*self._sequences(read))
+                    refuse_pairs(batch, first)
+                read = reader.read(batch, offsets, first)
+                given, types = self._sequences(read, first)
+                asked = _behind(skipped, given.lengths, first) if skipped else (None, None)
+                yield batch, read, self._encode(given, types, False, *asked)
                 bar.advance(len(batch))
+                first += len(batch)
 
-    def _sequences(self, read: Sequence[Encoding]) -> tuple[Sequences, NDArray[np.int64] | None]:
-        """Ids of texts that the tokenizer has read, and their token types where the model has some."""
+    def _sequences(self, read: Sequence[Encoding], first: int = 0) -> tuple[Sequences, NDArray[np.int64] | None]:
+        """Ids of texts that the tokenizer has read, and their token types where the model has some.
+
+        Errors count texts from `first` on.
+        """
         lengths = np.array([len(text) for text in read], np.int64)
         if not lengths.all():
-            raise InputError(
-                f"text {int(np.argmin(lengths))} has no token, and the model's tokenizer adds none: leave it out"
-            )
+            index = first + int(np.argmin(lengths))
+            raise InputError(f"text {index} has no token, and the model's tokenizer adds none: leave it out")
         check_length(int(lengths.max()), self.config.n_positions, "text")
         ids = np.concatenate([np.array(text.ids, np.int64) for text in read])
         if int(ids.max()) >= self.config.vocab_size:
@@ -246,6 +259,13 @@ class BakedEncoder(BakedModel):
     def _make_reader(self, limit: int | None) -> TextReader:
         """With a tokenizer of its own: truncation is a tokenizer's state."""
         tokenizer = load_tokenizer(self._library.tokenizer, self.info.name)
+        own = tokenizer.num_special_tokens_to_add(False)
+        if limit is not None and limit <= own:
+            raise KaokenError(
+                f"the model {self.info.name} takes texts of {limit} tokens, of which its tokenizer adds {own} itself: "
+                "correct max_seq_length of its checkpoint, or model_max_length of tokenizer_config.json, and bake it "
+                "again"
+            )
         return TextReader(tokenizer, limit, self._text.get("truncation_side", "right"))
 
     def _check_pooling(self) -> None:
@@ -272,12 +292,13 @@ class BakedEncoder(BakedModel):
             prompt = "" if name is None else prompts[name]
         if not isinstance(prompt, str):
             raise InputError(f"prompt must be a str, not {prompt!r}")
-        if prompt and not self._sentence.get("include_prompt", True):
-            raise InputError(
-                f"the model {self.info.name} leaves its prompt out of pooling (include_prompt is false), which Kaoken "
-                'does not do: pass prompt=""'
-            )
         return prompt
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Of a prompt alone, without a special token at its end, as sentence-transformers counts those to leave out."""
+        (read,) = self._cutting_reader.read([prompt])
+        added = self._cutting_reader.tokenizer.get_added_tokens_decoder().get(read.ids[-1]) if read.ids else None
+        return len(read) - (added is not None and added.special)
 
     def _texts(self, ids: TokenIds, attention_mask: ArrayLike | None) -> Sequences:
         texts = token_ids(ids, self.config.vocab_size, attention_mask)
@@ -292,10 +313,15 @@ def is_texts(texts: Any) -> bool:
     if isinstance(texts, Mapping):
         return False
     if isinstance(texts, np.ndarray):
-        return texts.dtype.kind in "UO" and texts.ndim == 1
+        return texts.dtype.kind == "U" or (texts.dtype.kind == "O" and texts.ndim == 1)
     if isinstance(texts, Sequence):
-        return not texts or is_one_text(texts[0])
+        return not texts or _has_text(texts[0])
     return not hasattr(texts, "__array__") and isinstance(texts, Iterable)
+
+
+def _has_text(item: Any) -> bool:
+    """Whether it is a text, or a list or tuple of texts."""
+    return isinstance(item, str) or (isinstance(item, (list, tuple)) and any(isinstance(part, str) for part in item))
 
 
 def is_flat(ids: Any) -> bool:
@@ -335,13 +361,21 @@ def gathered(parts: Iterable[NDArray[np.float32]], total: int | None, width: int
     return rows
 
 
-def refuse_pairs(batch: Sequence[Any]) -> None:
-    """Raises InputError for what is no str."""
-    for index, text in enumerate(batch):
+def _behind(skipped: int, lengths: NDArray[np.int64], first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Counts and positions of what lies behind the first tokens of each text; errors count texts from `first` on."""
+    if (lengths <= skipped).any():
+        raise InputError(
+            f"text {first + int(np.argmin(lengths))} has {int(lengths.min())} tokens where it is cut, and the prompt, "
+            f"which is left out of pooling, has {skipped}: pass a shorter prompt"
+        )
+    return lengths - skipped, np.concatenate([np.arange(skipped, length) for length in lengths])
+
+
+def refuse_pairs(batch: Sequence[Any], first: int) -> None:
+    """Raises InputError for what is no str; it counts texts from `first` on."""
+    for index, text in enumerate(batch, first):
         if not isinstance(text, str):
-            raise InputError(
-                f"text {index} of a batch must be a str, not {type(text).__name__}: the model reads one text"
-            )
+            raise InputError(f"text {index} must be a str, not {type(text).__name__}: the model reads one text")
 
 
 def _normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -63,9 +63,11 @@ class BakedMaskedLM(BakedEncoder):
             sequences = self._texts(texts, None)
             yield sequences, self._types(texts, None, None, sequences)
             return
+        first = 0
         for batch in batches([texts] if isinstance(texts, str) else texts, TEXTS_AT_ONCE):
-            refuse_pairs(batch)
-            yield self._sequences(self._reader.read(batch))
+            refuse_pairs(batch, first)
+            yield self._sequences(self._reader.read(batch, first=first), first)
+            first += len(batch)
 
     def _mask_id(self) -> int:
         token = self.mask_token

@@ -1,7 +1,7 @@
 """Baked models that find the answer to a question in a text: `BakedQuestionAnswering`.
 
 The algorithm is the QuestionAnsweringPipeline's of transformers 4, which version 5 no longer has:
-https://github.com/huggingface/transformers/blob/v4.57.0/src/transformers/pipelines/question_answering.py
+https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/pipelines/question_answering.py
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class BakedQuestionAnswering(BakedEncoder):
         """The part of the context that answers the question, {"score", "start", "end", "answer"}.
 
         With top_k above 1 a list of so many, the likeliest first. start and end count characters of the context.
+        Spans with the same text but for capitals, in windows that overlap or elsewhere in the context, are one answer
+        with the sum of their scores, which may pass 1.
 
         doc_stride: tokens that windows of a long context share; by default 128, or half of max_seq_len.
         max_answer_len: tokens of an answer at most.
@@ -65,18 +67,21 @@ class BakedQuestionAnswering(BakedEncoder):
         windows = self._windows(question, context, max_seq_len, doc_stride)
         texts, types = self._sequences(windows)
         none = 1.0
-        answers: list[Answer] = []
+        answers: dict[str, Answer] = {}
+        spans = 2 * count + 10 if align_to_words else count  # several may lie in the same words
         for window, logits in zip(windows, texts.split(self._encode(texts, types)), strict=True):
             starts, ends = self._probabilities(window, logits)
             none = min(none, float(starts[0] * ends[0]))
             starts[0] = ends[0] = 0.0
-            for first, last, score in _spans(starts, ends, count, longest, self._allowed(window)):
+            for first, last, score in _spans(starts, ends, spans, longest, self._allowed(window)):
                 begin, end = _characters(window, first, last, align_to_words)
-                answers.append({"score": score, "start": begin, "end": end, "answer": context[begin:end]})
+                answer = {"score": 0.0, "start": begin, "end": end, "answer": context[begin:end]}
+                answers.setdefault(context[begin:end].lower(), answer)["score"] += score
+        found = [*answers.values()]
         if handle_impossible_answer:
-            answers.append({"score": none, "start": 0, "end": 0, "answer": ""})
-        answers.sort(key=lambda each: -float(each["score"]))
-        return answers[0] if count == 1 and answers else answers[:count]
+            found.append({"score": none, "start": 0, "end": 0, "answer": ""})
+        found.sort(key=lambda each: -float(each["score"]))
+        return found[0] if count == 1 and found else found[:count]
 
     def _windows(self, question: str, context: str, max_seq_len: int | None, doc_stride: int | None) -> list[Encoding]:
         """The question with each part of the context that fits beside it."""

@@ -39,11 +39,11 @@ def load_tokenizer(data: bytes | None, model: str) -> Tokenizer:
 
 def is_one_text(texts: Any) -> bool:
     """Whether these are one text or a pair (a tuple of two), rather than several texts."""
-    return isinstance(texts, str) or _is_pair(texts)
+    return isinstance(texts, str) or (isinstance(texts, tuple) and _is_pair(texts))
 
 
 def _is_pair(text: Any) -> bool:
-    return isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+    return isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text)
 
 
 class TextReader:
@@ -57,16 +57,16 @@ class TextReader:
         if limit is not None:
             tokenizer.enable_truncation(limit, strategy="longest_first", direction=side)
 
-    def read(self, texts: Sequence[Text], offsets: bool = False) -> list[Encoding]:
+    def read(self, texts: Sequence[Text], offsets: bool = False, first: int = 0) -> list[Encoding]:
         """The encodings of texts; where characters stand is computed only with `offsets`.
 
-        Raises InputError for what is no text, and for text with lone surrogates.
+        Raises InputError for what is no text, and for text with lone surrogates; it counts texts from `first` on.
         """
         encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
         try:
             return list(encode(texts))
         except TypeError:
-            for index, text in enumerate(texts):
+            for index, text in enumerate(texts, first):
                 check_text(text, index)
             raise
         except Exception as error:  # tokenizers raises bare Exception
@@ -75,8 +75,8 @@ class TextReader:
 
 def check_text(text: Any, index: int) -> None:
     """Raises InputError for what is neither a text nor a pair, and for what is no valid Unicode."""
-    if not is_one_text(text):
-        raise InputError(f"text {index} must be a str, or a pair of them as a tuple, not {_shown(text)}")
+    if not isinstance(text, str) and not _is_pair(text):
+        raise InputError(f"text {index} must be a str, or a pair of them as a tuple or a list, not {_shown(text)}")
     for part in (text,) if isinstance(text, str) else text:
         try:
             part.encode("utf-8")

@@ -56,6 +56,17 @@ candidates, and an empty line stands between them.
 """
 
 
+# Those of each task but text-classification's.
+_COMMANDS = {
+    "sentence-similarity": ("encode",),
+    "feature-extraction": ("encode",),
+    "token-classification": ("tag",),
+    "fill-mask": ("fill-mask",),
+    "text-generation": ("generate",),
+    "text2text-generation": ("generate",),
+}
+
+
 def add_commands(commands: Any, command: Command) -> None:
     """Adds the five to kaoken's subcommands."""
     encode = command(commands, "encode", _encode, _ENCODE, "make vectors of lines")
@@ -172,7 +183,7 @@ def _entity(row: tuple[int, str, dict[str, Any]]) -> str:
 
 
 def _fill_mask(options: argparse.Namespace) -> None:
-    model = _load(options, "fill_mask")
+    model = _load(options, "fill-mask")
     found = model.fill_mask(options.text, options.top_k)
     masks = found if isinstance(found[0], list) else [found]
     if options.json:
@@ -183,18 +194,30 @@ def _fill_mask(options: argparse.Namespace) -> None:
     print_at_once("\n\n".join(rows))
 
 
-def _load(options: argparse.Namespace, method: str) -> Any:
-    """The model, which must have a method."""
+def _load(options: argparse.Namespace, command: str) -> Any:
+    """The model, which must be one of a command's."""
     from kaoken.model import load
 
     model = load(options.model, threads=options.threads)
-    if not hasattr(model, method):
-        what = getattr(model.config, "task", model.kind)
-        raise InputError(
-            f"{model.info.name} is for {what}, and `kaoken {method.replace('_', '-')}` for models of another task: "
-            "`kaoken info` says what a model is for"
-        )
+    if command not in _commands_of(model):
+        raise InputError(f"{model.info.name} is for {model.config.task}, not for `kaoken {command}`: {instead(model)}")
     return model
+
+
+def instead(model: Any) -> str:
+    """What to use a model with."""
+    commands = _commands_of(model)
+    if not commands or model.config.task == "feature-extraction":
+        return f"call {model.calls} of what kaoken.load(path) returns, in Python"
+    return f"use {' or '.join(f'`kaoken {command}`' for command in commands)}"
+
+
+def _commands_of(model: Any) -> tuple[str, ...]:
+    """The commands that a model is for; `encode` says itself what an encoder without modules.json lacks."""
+    task = model.config.task
+    if task == "text-classification":
+        return ("rank", "classify") if model.config.output_width == 1 else ("classify",)
+    return _COMMANDS.get(task, ())
 
 
 def _numbered() -> Iterator[tuple[int, str]]:

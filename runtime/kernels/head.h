@@ -26,22 +26,23 @@ KAOKEN_INLINE void add_up(const float *rows, int64_t count, float *to, float sca
   }
 }
 
-// One struct for each of codegen's POOLINGS: one row of a text's `count`.
+// One struct for each of codegen's POOLINGS: one row of `count` rows of a text, which are at the positions from `first`
+// on.
 struct first_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t, float *to) {
+  KAOKEN_INLINE void apply(const float *rows, int64_t, int64_t, float *to) {
     __builtin_memcpy(to, rows, Stride * sizeof *to);
   }
 };
 struct last_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t count, float *to) {
+  KAOKEN_INLINE void apply(const float *rows, int64_t count, int64_t, float *to) {
     __builtin_memcpy(to, rows + (count - 1) * Stride, Stride * sizeof *to);
   }
 };
 struct max_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t count, float *to) {
+  KAOKEN_INLINE void apply(const float *rows, int64_t count, int64_t, float *to) {
     for (int64_t i = 0; i < Stride; i += kLanes) {
       Vec most = load(rows + i);
       for (int64_t row = 1; row < count; ++row) most = max(most, load(rows + row * Stride + i));
@@ -51,21 +52,21 @@ struct max_pooling {
 };
 struct mean_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t count, float *to) {
+  KAOKEN_INLINE void apply(const float *rows, int64_t count, int64_t, float *to) {
     add_up<Stride>(rows, count, to, 1.0f / count, [](int64_t) { return 1.0f; });
   }
 };
 struct mean_sqrt_len_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t count, float *to) {
+  KAOKEN_INLINE void apply(const float *rows, int64_t count, int64_t, float *to) {
     add_up<Stride>(rows, count, to, 1.0f / __builtin_sqrtf(count), [](int64_t) { return 1.0f; });
   }
 };
 struct weighted_mean_pooling {
   template <int64_t Stride>
-  KAOKEN_INLINE void apply(const float *rows, int64_t count, float *to) {
-    const float scale = 2.0f / (static_cast<float>(count) * (count + 1));
-    add_up<Stride>(rows, count, to, scale, [](int64_t row) { return row + 1.0f; });
+  KAOKEN_INLINE void apply(const float *rows, int64_t count, int64_t first, float *to) {
+    const float scale = 2.0f / (static_cast<float>(count) * (2 * first + count + 1));
+    add_up<Stride>(rows, count, to, scale, [first](int64_t row) { return first + row + 1.0f; });
   }
 };
 
@@ -80,7 +81,7 @@ KAOKEN_INLINE void pool(Pass &pass, const Worker &worker) {
     const float *rows = pass.hidden + sequence.row * stride;
     float *to = pass.inner + text * to_stride;
     alignas(kAlignment) float pooled[stride];
-    (..., (Pooling::template apply<stride>(rows, sequence.count, pooled),
+    (..., (Pooling::template apply<stride>(rows, sequence.count, sequence.past, pooled),
            __builtin_memcpy(to, pooled, Width * sizeof *to), to += Width));
     for (int64_t i = width; i < to_stride; ++i) *to++ = 0;
   }

@@ -177,10 +177,9 @@ void Session::check_memory(const kaoken_texts &texts) const {
   bytes += scratch_needed(std::min(rows, std::max(kTextRows, longest)));
   if (touched_rows_ == 0) bytes += static_cast<double>(encoder_pages_.size()) * model_.encoder_page_bytes;
   if (!has_decoder(model_)) {
-    const bool pooled = model_.info.pools && !texts.hidden_states;
     const int64_t width = texts.hidden_states ? model_.info.n_embd : model_.info.output_width;
     const int64_t asked = texts.counts ? std::accumulate(texts.counts, texts.counts + texts.count, int64_t{0}) : rows;
-    outputs = static_cast<double>(pooled ? texts.count : asked) * width * sizeof(float);
+    outputs = static_cast<double>(pools(texts) ? texts.count : asked) * width * sizeof(float);
   }
   require_memory((arena_.own() ? bytes : 0) + outputs, texts.count, longest);
 }
@@ -237,6 +236,7 @@ void Session::encode(const kaoken_texts &texts) {
   pass.output = texts.outputs;
   pass.hidden_states = texts.hidden_states;
   const int64_t *positions = texts.positions;
+  const bool pooled = pools(texts);
   for (int64_t i = 0; i < texts.count; ++i) {
     const int64_t length = texts.lengths[i], first = pass.batch.rows;
     const bool full = first + length > most || static_cast<int64_t>(sequences_.size()) == kPassTexts;
@@ -249,16 +249,20 @@ void Session::encode(const kaoken_texts &texts) {
       sources_.extend(i, length);
       sequence.source_length = length;
       sequence.source_pages = sources_.of(i);
-    } else if (texts.counts) {
+    } else if (texts.counts && !pooled) {
       for (const int64_t *end = positions + texts.counts[i]; positions < end;) {
         const int64_t *first = positions++;
         while (positions < end && *positions == positions[-1] + 1) ++positions;
         ask(pass, sequence, *first, positions - first);
       }
-    } else if (model_.reads == Reads::kAll || pass.hidden_states) {
-      ask(pass, sequence, 0, length);
     } else {
-      ask(pass, sequence, model_.reads == Reads::kFirst ? 0 : length - 1, 1);
+      const int64_t begin = texts.counts ? *positions : 0, count = texts.counts ? texts.counts[i] : length;
+      if (texts.counts) positions += count;
+      if (model_.reads == Reads::kAll || pass.hidden_states) {
+        ask(pass, sequence, begin, count);
+      } else {
+        ask(pass, sequence, model_.reads == Reads::kFirst ? begin : begin + count - 1, 1);
+      }
     }
     sequences_.push_back(sequence);
     std::copy(ids, ids + length, ids_.begin() + pass.batch.rows);
@@ -315,7 +319,7 @@ void Session::check(const kaoken_texts &texts) const {
   if (!texts.counts != !texts.positions) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "counts and positions belong together; give both or neither");
   }
-  if (texts.counts && (for_decoder || (model_.info.pools && !texts.hidden_states))) {
+  if (texts.counts && for_decoder) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "this model has no outputs of positions; give no counts and positions");
   }
   if (texts.types && model_.info.token_types == 0) {
@@ -349,8 +353,15 @@ void Session::check(const kaoken_texts &texts) const {
                                                " are not ascending and within its " + std::to_string(texts.lengths[i]) +
                                                " tokens");
     }
+    if (texts.counts && pools(texts) && (count < 1 || position_of[-1] - position_of[-count] != count - 1)) {
+      throw Error(KAOKEN_INVALID_ARGUMENT, "the positions of text " + std::to_string(i) +
+                                               " that become one vector must be one at least, without a gap");
+    }
   }
 }
+
+// Whether what is asked of texts is one output each.
+bool Session::pools(const kaoken_texts &texts) const { return model_.info.pools && !texts.hidden_states; }
 
 void Session::check_ids(const int64_t *ids, int64_t count, int64_t sequence) const {
   const int64_t vocab_size = model_.info.vocab_size;

@@ -55,6 +55,7 @@ class Session {
  private:
   void check(const kaoken_step &step) const;
   void check(const kaoken_texts &texts) const;
+  bool pools(const kaoken_texts &texts) const;
   void check_ids(const int64_t *ids, int64_t count, int64_t sequence) const;
   void check_memory(const kaoken_texts &texts) const;
   double scratch_needed(int64_t rows) const;

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "embedding.h"
 #include "inputs.h"
+#include "relative.h"
 #include "sampling.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -98,6 +99,27 @@ struct Attention {
   }
 };
 
+// Attention with keys and queries of distances, in tables of so many buckets.
+constexpr int64_t kBuckets = 272;
+template <class Type, int64_t Heads, int64_t HeadDim, bool Keys, bool Queries>
+struct RelativeAttention {
+  using Bias = RelativeBias<Type, kBuckets, Keys, Queries>;
+  using Scheme = KAOKEN_ISA::Scheme<Layout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, Bias, Sees::kAll>;
+
+  // As `workers` threads that share heads would, one after the other.
+  static void attend(int workers, const Batch &batch, float *qkv, void *cache, float *attended, const Bias &bias) {
+    Pass pass = {};
+    pass.batch = batch;
+    pass.qkv = qkv;
+    pass.cache = {cache, kPage * Heads * CacheOf<Scheme>::kHeadBytes};
+    pass.attended = attended;
+    extend_cache<Scheme>(pass, {{0, Heads}, alone}, CacheOf<Scheme>(pass.cache, 0), {});
+    for (int index = 0; index < workers; ++index) {
+      relative_attention<Scheme>(pass, {{0, Heads}, {index, workers, nullptr}}, CacheOf<Scheme>(pass.cache, 0), bias);
+    }
+  }
+};
+
 // The two halves of attention to a source: what an encoder leaves in the cache, and what queries make of it.
 template <class Type, int64_t Heads, int64_t HeadDim>
 using Source = Scheme<SourceLayout<Heads, Heads, round_up(HeadDim, kLanes)>, Type, NoRotary, NoBias, Sees::kSource>;
@@ -172,6 +194,16 @@ struct Single {
     Attention<type, 3, 12, sees, bias, reach>::attend(batch, sequences, rows, qkv, cache, attended,          \
                                                       make_bias<bias>(table, stride, limit));                \
   }
+// With keys and queries of distances: keys are the arrays that codegen/layout.py packs [heads * kBuckets, padded]
+// into, queries [heads][kBuckets][padded], and buckets those of the distances from -limit on.
+#define ATTENTION_BY_DISTANCE(name, type, dtype, with_keys, with_queries)                                          \
+  EXPORT void attention_##name##_##dtype(int64_t batch, const Sequence *sequences, int64_t rows, float *qkv,       \
+                                         void *cache, float *attended, int workers, const void *const *keys,       \
+                                         const float *queries, const int32_t *buckets, int64_t limit) {            \
+    using Relative = RelativeAttention<type, 3, 12, with_keys, with_queries>;                                      \
+    const Relative::Bias bias = {{Pointer{keys[0]}, Pointer{keys[1]}, Pointer{keys[2]}}, queries, buckets, limit}; \
+    Relative::attend(workers, {rows, batch, sequences}, qkv, cache, attended, bias);                               \
+  }
 // source_*: keys and values [rows][2][heads][padded] -> a cache; to_source_*: queries [rows][heads][padded] ->
 // attended.
 #define ATTENTION_TO_SOURCE(type, dtype)                                                                           \
@@ -188,6 +220,7 @@ struct Single {
     pass.attended = attended;                                                                                      \
     attention<Traits>(pass, {{0, 3}, alone}, CacheOf<Traits>(pass.source, 0), {}, {});                             \
   }
+EXPORT int64_t relative_buckets() { return kBuckets; }
 #define KAOKEN_CACHE(type, dtype)                                                 \
   ATTENTION_THAT(all, type, dtype, Sees::kAll, NoBias, kUnlimited)                \
   ATTENTION_THAT(all_biased, type, dtype, Sees::kAll, DistanceBias, kUnlimited)   \
@@ -198,6 +231,9 @@ struct Single {
   ATTENTION_THAT(past_within_5_biased, type, dtype, Sees::kPast, DistanceBias, 5) \
   ATTENTION_THAT(past_within_63, type, dtype, Sees::kPast, NoBias, 63)            \
   ATTENTION_THAT(past_within_130, type, dtype, Sees::kPast, NoBias, 130)          \
+  ATTENTION_BY_DISTANCE(relative, type, dtype, true, true)                        \
+  ATTENTION_BY_DISTANCE(relative_keys, type, dtype, true, false)                  \
+  ATTENTION_BY_DISTANCE(relative_queries, type, dtype, false, true)               \
   ATTENTION_TO_SOURCE(type, dtype)                                                \
   ATTENTION(type, dtype, 1, 16)                                                   \
   ATTENTION(type, dtype, 3, 12)                                                   \

@@ -88,19 +88,32 @@ typedef struct kaoken_step {
   float *logits;          /* [the sum of outputs, vocab_size]; may be NULL where that is 0 */
 } kaoken_step;
 
-/* Texts for an encoder. */
+/* Texts for session_encode, as token ids. An encoder writes vectors of them, an encoder-decoder (T5) keeps them for its
+ * decoder. The ids have the special tokens that the model expects, such as [CLS] and [SEP]. No text is padded: the ids
+ * of all lie one behind another. Two texts of 3 and 2 tokens, for a BERT with n_embd = 384 and no head:
+ *
+ *   int64_t lengths[] = {3, 2}, ids[] = {101, 7592, 102, 101, 102};
+ *   float outputs[5 * 384];  // rows 0 to 2 are the first text's positions, rows 3 and 4 the second's
+ *   kaoken_texts texts = {.size = sizeof texts, .count = 2, .lengths = lengths, .ids = ids, .outputs = outputs};
+ *
+ * All pointers are the caller's, and none is kept. */
 typedef struct kaoken_texts {
-  size_t size;            /* sizeof(kaoken_texts) of the caller */
-  int64_t count;          /* at least 1; of an encoder-decoder at most the session's batch */
-  const int64_t *lengths; /* [count], at least 1 */
-  const int64_t *ids;     /* [the sum of lengths] one text's behind the other's */
-  const int64_t *types;   /* [the sum of lengths] token types; NULL: 0 each */
-  float *outputs;         /* of an encoder, [one a position, or one a text where it pools, output_width] */
-  /* Of an encoder, 1 asks for what its head reads instead: n_embd floats of each position. */
+  size_t size;            /* sizeof(kaoken_texts) of the caller; fields may be left out from hidden_states on */
+  int64_t count;          /* texts, at least 1; of an encoder-decoder at most the session's batch */
+  const int64_t *lengths; /* [count] tokens of each; at least 1, at most n_positions or source_positions */
+  const int64_t *ids;     /* [the sum of lengths] */
+  const int64_t *types;   /* [the sum of lengths] token types, such as 0 and 1 of a pair of texts; NULL: 0 each */
+  /* Of an encoder, written: [rows, output_width] float32, in the order of the texts. A row is a text where info->pools
+   * is 1, and otherwise a position. NULL of an encoder-decoder, which writes nothing. */
+  float *outputs;
+  /* 1: outputs are what the head of an encoder reads, the last layer's vectors: [rows, n_embd], a row for each position
+   * whether the model pools or not. 0: what the head gives. */
   int32_t hidden_states;
-  /* The positions of each text that outputs are written of, for outputs of positions; NULL: all. */
-  const int64_t *counts;    /* [count] how many of each */
-  const int64_t *positions; /* [the sum of counts] ascending in a text */
+  /* Some positions of each text, counted from 0 in the text; both NULL: all. Where rows are positions, those that there
+   * are rows of, such as the masks of a text; a text may have none. Where rows are texts, those that are pooled, at
+   * least one and without a gap, such as all behind a prompt. Encoders alone. */
+  const int64_t *counts;    /* [count] how many of each text */
+  const int64_t *positions; /* [the sum of counts] ascending in each text */
 } kaoken_texts;
 
 /* Meanings as in transformers' GenerationMixin.generate. */
@@ -178,8 +191,9 @@ typedef struct kaoken_model_api {
   kaoken_status (*generation_create_ragged)(kaoken_session *session, const int64_t *ids, const int64_t *lengths,
                                             const kaoken_generation_options *options, kaoken_generation **generation);
 
-  /* Of an encoder: writes the vectors of each text; they do not depend on the other texts. Of an encoder-decoder: text
-   * i is what the sequence in slot i attends to from now on, and the sequence begins anew. */
+  /* Of an encoder: writes the outputs of each text; they do not depend on the other texts, and the session's batch does
+   * not limit how many there are. Of an encoder-decoder: text i is what the sequence in slot i attends to from now on,
+   * and the sequence begins anew. */
   kaoken_status (*session_encode)(kaoken_session *session, const kaoken_texts *texts);
 
   /* Bytes that a session with these options takes of an arena. Pages of it are used as they are needed. */
