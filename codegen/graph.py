@@ -60,6 +60,23 @@ def stack(*tensors: Tensor) -> Tensor:
     return Tensor((ends[-1], *tensors[0].shape[1:]), merge_sources(*tensors), rows)
 
 
+def part(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """The rows [begin, end)."""
+    shape = (end - begin, *tensor.shape[1:])
+    return Tensor(shape, tensor.sources, lambda start, stop: tensor.rows(begin + start, begin + stop))
+
+
+def gather(tensor: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+    """The chosen rows in their order; those that are asked for together should lie close together."""
+
+    def rows(start: int, stop: int) -> Array:
+        wanted = chosen[start:stop]
+        first = int(wanted.min())
+        return tensor.rows(first, int(wanted.max()) + 1)[wanted - first]
+
+    return Tensor((len(chosen), *tensor.shape[1:]), tensor.sources, rows)
+
+
 def pieces(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """[start, stop) in runs of whole panels whose float64 rows of `width` stay within PIECE_BYTES, if a panel does."""
     step = max(1, PIECE_BYTES // (8 * width * PANEL)) * PANEL
@@ -105,6 +122,14 @@ class Linear:
     def name(self) -> str:
         """Of the matrix, as the checkpoint names it ("h.0.attn.c_attn")."""
         return self.weight.sources[0].removesuffix(".weight")
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        """With the weight and the bias changed."""
+        return Linear(change(self.weight), self.bias and change(self.bias))
+
+    def scaled(self, factor: float) -> Linear:
+        """What gives `factor` times as much."""
+        return self if factor == 1.0 else self.map(lambda tensor: tensor.map(lambda rows: rows * factor))
 
 
 @dataclass(frozen=True)

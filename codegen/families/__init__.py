@@ -26,7 +26,7 @@ EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").
 __path__ += [str(path) for path in EXTRA]
 
 # Modules of this package that are no families.
-_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "sentence", "weights")
+_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "sentence", "weights", "windows")
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:

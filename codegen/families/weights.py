@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import CONFIG, Checkpoint, TensorInfo, quoted
 from ..errors import CheckpointError, UnsupportedModelError
-from ..graph import Array, Linear, Norm, Tensor, pieces
+from ..graph import Array, Linear, Norm, Tensor, part, pieces
 
 Shape = tuple[int, ...]
 
@@ -61,20 +61,18 @@ class Weights:
         """A Linear of weight [parts * outputs, inputs] as `parts` linears of weight [outputs, inputs]."""
         whole = self.linear(name, parts * outputs, inputs, bias)
 
-        def part(tensor: Tensor, begin: int) -> Tensor:
-            shape = (outputs, *tensor.shape[1:])
-            return Tensor(shape, tensor.sources, lambda start, stop: tensor.rows(begin + start, begin + stop))
+        def linear(begin: int) -> Linear:
+            return whole.map(lambda tensor: part(tensor, begin, begin + outputs))
 
-        begins = range(0, parts * outputs, outputs)
-        return [Linear(part(whole.weight, each), whole.bias and part(whole.bias, each)) for each in begins]
+        return [linear(begin) for begin in range(0, parts * outputs, outputs)]
 
     def conv1d(self, name: str, outputs: int, inputs: int, parts: int = 1) -> list[Linear]:
         """The first GPT's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
         stored = self.tensor(f"{name}.weight", (inputs, parts * outputs))
         biases = self.tensor(f"{name}.bias", (parts * outputs,))
 
-        def linear(part: int) -> Linear:
-            begin = part * outputs
+        def linear(index: int) -> Linear:
+            begin = index * outputs
 
             def weight(start: int, stop: int) -> Array:
                 return _columns(stored, begin + start, begin + stop).T
@@ -84,7 +82,7 @@ class Weights:
 
             return Linear(Tensor((outputs, inputs), stored.sources, weight), Tensor((outputs,), biases.sources, bias))
 
-        return [linear(part) for part in range(parts)]
+        return [linear(index) for index in range(parts)]
 
     def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
         """The head's matrix: the table of tokens where the model is tied, otherwise a matrix of its own."""
