@@ -21,6 +21,7 @@ from .layout import PANEL, round_up
 Array = NDArray[np.float64]
 
 PIECE_BYTES = 8 << 20  # of a matrix in float64 that codegen works on at a time
+PARTS = 3  # of a matrix, with some 20 bits of its values each
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,39 @@ def matvec(matrix: Tensor, vector: Array, start: int, stop: int) -> Array:
         for column, factor in enumerate(vector):
             total[first - start : last - start] += rows[:, column] * factor
     return total
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    """[rows, columns] -> [columns, rows], of a matrix that memory holds whole."""
+    return Tensor(matrix.shape[::-1], matrix.sources, lambda start, stop: matrix.load()[:, start:stop].T)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, of which memory holds the right one whole.
+
+    A BLAS sums in an order of its own, so it gets parts of the matrices whose sums are exact in any order (Ozaki et
+    al., Numerical Algorithms 59, 2012). What is left out is below the rounding of float64.
+    """
+
+    def rows(start: int, stop: int) -> Array:
+        firsts, seconds = _exact_parts(left.rows(start, stop)), _exact_parts(right.load().T)
+        pairs = sorted(np.ndindex(PARTS, PARTS), key=sum)
+        return sum((firsts[i] @ seconds[j].T for i, j in pairs if i + j < PARTS), np.zeros(()))
+
+    return Tensor((left.shape[0], right.shape[1]), merge_sources(left, right), rows)
+
+
+def _exact_parts(matrix: Array) -> list[Array]:
+    """Parts that add up to the matrix, each of whole numbers of so few bits, times a power of two for each row, that
+    float64 holds any sum of products with another such row."""
+    bits = (53 - matrix.shape[1].bit_length()) // 2
+    parts = []
+    for _ in range(PARTS):
+        exponents = np.frexp(np.abs(matrix).max(axis=1, keepdims=True))[1]
+        units = np.ldexp(1.0, exponents - bits)
+        parts.append(np.rint(matrix / units) * units)
+        matrix = matrix - parts[-1]
+    return parts
 
 
 @dataclass(frozen=True)

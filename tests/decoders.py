@@ -44,6 +44,27 @@ ONE_KEY = {"hidden_size": 56, "num_attention_heads": 4, "num_key_value_heads": 1
 ODD = {"hidden_size": 35, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 6, "vocab_size": 67}
 WIDE = {"hidden_size": 72, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 40}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 100.0, "original_max_position_embeddings": 40}
+NEO: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": None,
+    "num_layers": 2,
+    "num_heads": 6,
+    "max_position_embeddings": LIMITED,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 30,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "ffn_dim": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": LIMITED,
+}
+BLOOM: dict[str, Any] = {"vocab_size": 61, "hidden_size": 48, "n_layer": 2, "n_head": 6, "seq_length": LIMITED}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # By family, configurations by name; the fields that are theirs and, in front, those that they share.
@@ -110,8 +131,58 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "granite_without_constants": {**SMALL, **ODD, "rope_theta": 500.0},
         "granite_yarn": {**SMALL, **WIDE, "rope_scaling": YARN, "attention_multiplier": 0.1},
     },
+    "gpt_neo": {
+        "gpt_neo": NEO,
+        "gpt_neo_wide_windows": {
+            **NEO,
+            "hidden_size": 60,
+            "num_heads": 5,
+            "intermediate_size": 33,
+            "num_layers": 3,
+            "attention_types": [[["local"], 2], [["global"], 1]],
+            "attention_layers": ["local", "local", "global"],
+            "window_size": 70,
+            "activation_function": "relu",
+        },
+        "gpt_neo_one_head": {**NEO, "hidden_size": 20, "num_heads": 1, "window_size": 1, "vocab_size": 67},
+        "gpt_neo_untied": {**NEO, "window_size": 4096, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
+    },
+    "opt": {
+        "opt": {**OPT, "word_embed_proj_dim": 48, "_remove_final_layer_norm": False},
+        "opt_projected": {**OPT, "hidden_size": 56, "num_attention_heads": 4, "word_embed_proj_dim": 20},
+        "opt_post_norms": {
+            **OPT,
+            "do_layer_norm_before": False,
+            "word_embed_proj_dim": 33,
+            "vocab_size": 67,
+            "num_attention_heads": 4,
+        },
+        "opt_plain_norms": {
+            **OPT,
+            "hidden_size": 35,
+            "num_attention_heads": 5,
+            "ffn_dim": 7,
+            "layer_norm_elementwise_affine": False,
+            "enable_bias": False,
+            "tie_word_embeddings": False,
+            "activation_function": "gelu",
+        },
+        "opt_plain_post_norms": {
+            **OPT,
+            "do_layer_norm_before": False,
+            "layer_norm_elementwise_affine": False,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 1,
+        },
+    },
+    "bloom": {
+        "bloom": {**BLOOM, "pretraining_tp": 2, "n_inner": None, "offset_alibi": 100, "skip_bias_add": True},
+        "bloom_of_normed_streams": {**BLOOM, "apply_residual_connection_post_layernorm": True, "n_head": 4},
+        "bloom_one_head": {**BLOOM, "hidden_size": 20, "n_head": 1, "vocab_size": 67, "tie_word_embeddings": False},
+        "bloom_eleven_heads": {**BLOOM, "hidden_size": 77, "n_head": 11, "n_layer": 3, "layer_norm_epsilon": 1e-3},
+    },
 }
-TIED = ("smollm3",)  # families that are tied where the config does not say it
+TIED = ("bloom", "gpt_neo", "opt", "smollm3")  # families that are tied where the config does not say it
 FAMILY_OF = {name: family for family, names in CONFIGURATIONS.items() for name in names}
 FIRST = [next(iter(names)) for names in CONFIGURATIONS.values()]
 

@@ -20,6 +20,7 @@ from decoders import (
     COUNT,
     FAMILY_OF,
     FIRST,
+    LIMITED,
     POSITIONS,
     config_of,
     ids_of,
@@ -163,7 +164,11 @@ def test_what_the_graphs_say_of_themselves(directories: dict[str, Path]) -> None
     turned = {name: [block.attention.rotary is not None for block in graph.blocks] for name, graph in graphs.items()}
     assert turned["smollm3"] == [True, True, True, False]
     assert turned["smollm3_one_with_positions"] == [False, True]
+    assert windows["gpt_neo"] == [None, 30]
+    assert windows["gpt_neo_wide_windows"] == [70, 70, None]
+    assert windows["gpt_neo_untied"] == [None, None]  # a window of all positions is none
     assert graphs["granite"].tied
+    assert not graphs["opt_projected"].tied
     assert not graphs["granite_untied"].tied
 
 
@@ -208,6 +213,38 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "a constant of words": (CheckpointError, {"embedding_multiplier": "much"}, "embedding_multiplier is 'much'"),
         "a huge constant": (CheckpointError, {"residual_multiplier": 1e300}, "residual_multiplier is 1e\\+300"),
         "experts": (UnsupportedModelError, {"num_local_experts": 4}, "'num_local_experts'"),
+    },
+    "gpt_neo": {
+        "blocks of three": (CheckpointError, {"attention_types": [[["global"], 3]]}, "for 2 layers together"),
+        "blocks by default": (CheckpointError, {"attention_types": None}, "attention_types is None; expected lists"),
+        "many blocks": (CheckpointError, {"attention_types": [[["global"], 1 << 60]]}, "attention_types is"),
+        "other blocks": (CheckpointError, {"attention_types": [[["global", "axial"], 1]]}, "attention_types is"),
+        "no lists": (CheckpointError, {"attention_types": ["global", "local"]}, "attention_types is"),
+        "two lists": (
+            CheckpointError,
+            {"attention_layers": ["local", "global"]},
+            "attention_layers is .*; expected what attention_types says",
+        ),
+        "heads": (CheckpointError, {"num_heads": 5}, "num_heads is 5; expected a divisor"),
+        "a window": (CheckpointError, {"window_size": 0}, "window_size is 0"),
+        "rotary positions": (UnsupportedModelError, {"rotary_dim": 4}, "'rotary_dim'"),
+    },
+    "opt": {
+        "no last norm": (UnsupportedModelError, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
+        "no projections": (
+            CheckpointError,
+            {"word_embed_proj_dim": 20},
+            "lacks the tensor 'decoder.project_in.weight'",
+        ),
+        "heads": (CheckpointError, {"num_attention_heads": 5}, "num_attention_heads is 5; expected a divisor"),
+        "an activation": (UnsupportedModelError, {"activation_function": "relu6"}, "activation_function is 'relu6'"),
+        "positions": (CheckpointError, {"max_position_embeddings": LIMITED + 2}, "embed_positions"),
+    },
+    "bloom": {
+        "heads": (CheckpointError, {"n_head": 5}, "n_head is 5; expected a divisor"),
+        "two widths": (CheckpointError, {"n_embed": 64}, "n_embed is 64, but hidden_size"),
+        "huge positions": (CheckpointError, {"seq_length": 1 << 40}, "seq_length is 1099511627776"),
+        "an activation": (UnsupportedModelError, {"activation_function": "relu"}, "'activation_function'"),
     },
 }
 CASES = [(family, case) for family, cases in REFUSED.items() for case in cases]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import CONFIG, Checkpoint, TensorInfo, quoted
 from ..errors import CheckpointError, UnsupportedModelError
-from ..graph import Array, Linear, Norm, Tensor, part, pieces
+from ..graph import Array, Linear, Norm, Tensor, gather, part, pieces
 
 Shape = tuple[int, ...]
 
@@ -65,6 +65,18 @@ class Weights:
             return whole.map(lambda tensor: part(tensor, begin, begin + outputs))
 
         return [linear(begin) for begin in range(0, parts * outputs, outputs)]
+
+    def by_heads(
+        self, name: str, parts: int, heads: int, head_dim: int, inputs: int, bias: bool = True
+    ) -> list[Linear]:
+        """A Linear that has its parts head by head, as `parts` linears of weight [heads * head_dim, inputs]."""
+        whole = self.linear(name, heads * parts * head_dim, inputs, bias)
+        rows = np.arange(heads * parts * head_dim).reshape(heads, parts, head_dim)
+
+        def linear(index: int) -> Linear:
+            return whole.map(lambda tensor: gather(tensor, rows[:, index].ravel()))
+
+        return [linear(index) for index in range(parts)]
 
     def conv1d(self, name: str, outputs: int, inputs: int, parts: int = 1) -> list[Linear]:
         """The first GPT's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
