@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform, write_checkpoint
 from configurations import CONFIGURATIONS
+from evaluator import evaluate
 from kaoken.cli import main
+from native_build import bake_together, ninja
+from reference import LIMIT, relative_error
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -232,6 +236,22 @@ def test_files_that_rebuilds_watch(base: Path, tmp_path: Path) -> None:
     files = {str(adapter / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
     assert files <= set(watched_names(opened, base))
     assert files <= set(map(str, opened.files))
+
+
+@pytest.mark.ci
+def test_a_changed_adapter_is_baked_again(base: Path, tmp_path: Path) -> None:
+    """By CMake, from a path with a blank in it, relative to the project."""
+    project = tmp_path / "project"
+    project.mkdir()
+    adapter = write_adapter(project / "an adapter", base, MODULES)
+    library = bake_together(project, {"adapted": (base, 'ISA native ADAPTER "an adapter"')})["adapted"]
+    ids = decoders.ids_of(decoders.config_of(NAME), count=9)
+    for turn, alpha in enumerate((8, 24, 8)):
+        write_adapter(adapter, base, MODULES, lora_alpha=alpha)
+        ninja(project / "build")
+        expected = evaluate(read_graph(open_checkpoint(base, adapter)), ids[0])
+        copy = shutil.copy(library, tmp_path / f"{turn}.so")  # a process loads a file once
+        assert relative_error(expected, kaoken.load(copy).logits(ids)[0]) < LIMIT
 
 
 MERGED = "expected a plain LoRA: merge it with peft's merge_and_unload"
