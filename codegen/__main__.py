@@ -76,9 +76,11 @@ def _plan(arguments: argparse.Namespace) -> None:
         version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
         kernels=check_kernels(arguments.kernels),
+        adapter=_adapter_directory(arguments.adapter, arguments.root),
     )
     directory = os.path.abspath(source.directory)
-    planned = state(directory, watched_names(open_checkpoint(source.directory), source.directory))
+    opened = open_checkpoint(source.directory, options.adapter_directory)
+    planned = state(directory, watched_names(opened, source.directory))
     baked = bake(source.directory, options)
     warning = read_generation(baked.checkpoint).warning()
     if warning:
@@ -89,6 +91,11 @@ def _plan(arguments: argparse.Namespace) -> None:
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])
     write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, _program()).encode()])
     write_if_changed(arguments.out / STATE, [json.dumps(planned, indent=1).encode()])
+
+
+def _adapter_directory(adapter: str | None, root: Path) -> str | None:
+    """Absolute; symbolic links are kept."""
+    return os.path.normpath(root.absolute() / os.path.expanduser(adapter)) if adapter else None
 
 
 def _checked_name(name: str) -> str:

@@ -48,6 +48,9 @@ TRANSFORMER_CONFIGS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
+# Of peft: an adapter, in a directory of its own.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 # All files that a checkpoint may consist of, beside the shards that an index names and the directories of modules.
 NAMES = (
     *(CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS, WORDPIECE, *SENTENCEPIECE),
@@ -133,6 +136,24 @@ class Sentence:
 
 
 @dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter, as its files state it; `codegen/families/adapter.py` says what it means."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def weights(self) -> Path:
+        return self.directory / ADAPTER_WEIGHTS
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that were read, the one with weights last."""
+        return self.directory / ADAPTER_CONFIG, self.weights
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A checkpoint directory whose files have been found sound; weights are read only when asked for."""
 
@@ -145,6 +166,7 @@ class Checkpoint:
     tokenizer: bytes | None  # tokenizer.json as transformers would use it, or made of the older files
     tokenizer_config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json over special_tokens_map.json
     sentence: Sentence | None = None
+    adapter: Adapter | None = None  # to be merged into the weights
 
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or a range of its rows (axis 0, step 1), as C-contiguous float32.
@@ -179,7 +201,8 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of the weights in hexadecimal, as the hub shows it for a file.
 
-        Of several files it is the SHA-256 of their binary digests: shards in the order of the index, then modules.
+        Of several files it is the SHA-256 of their binary digests: shards in the order of the index, then modules, then
+        an adapter.
         """
         digests = [_sha256(file) for file in self.weight_files]
         if len(digests) == 1:
@@ -187,14 +210,19 @@ class Checkpoint:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Reads the configs and the safetensors headers of a directory; raises CheckpointError.
+def open_checkpoint(directory: Path, adapter: Path | None = None) -> Checkpoint:
+    """Reads the configs and the safetensors headers of a directory, and of an adapter's; raises CheckpointError.
 
     As in transformers, `model.safetensors` wins over an index of shards.
     """
     root = directory.absolute()
     if not os.path.isdir(root):
         raise CheckpointError(f"{root} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
+    if os.path.lexists(root / ADAPTER_CONFIG) and not os.path.lexists(root / CONFIG):
+        raise CheckpointError(
+            f"{root} is an adapter, without the model that it changes: pass the model's checkpoint, and this directory "
+            "as the adapter (--adapter)"
+        )
     sentence = _read_sentence(root)
     directory = root / sentence.modules[0].path if sentence else root
     config = _read_json(directory / CONFIG)[1]
@@ -212,6 +240,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if sentence:
         files += sentence.files
         weight_files += tuple(sentence.weight_files)
+    opened = None if adapter is None else open_adapter(adapter)
+    if opened:
+        files += opened.files
+        weight_files += (opened.weights,)
     return Checkpoint(
         directory,
         config,
@@ -222,17 +254,36 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         tokenizer,
         special | tokenizer_config,
         sentence,
+        opened,
     )
 
 
+def open_adapter(directory: Path) -> Adapter:
+    """Reads the config and the safetensors header of an adapter; raises CheckpointError."""
+    root = directory.absolute()
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not os.path.lexists(root / name):
+            raise CheckpointError(
+                f"{root} has no {name}: expected the directory of a LoRA adapter that peft saved with save_pretrained, "
+                "with safetensors"
+            )
+    return Adapter(root, _read_json(root / ADAPTER_CONFIG)[1], _read_headers((root / ADAPTER_WEIGHTS,), {}))
+
+
 def watched_names(checkpoint: Checkpoint, root: Path) -> list[str]:
-    """Of all files whose change, appearance or absence makes another library, from the directory that was opened."""
+    """Of all files whose change, appearance or absence makes another library, from the directory that was opened.
+
+    Those of an adapter are absolute.
+    """
     names = dict.fromkeys(NAMES)
     if checkpoint.sentence:
         first, *behind = checkpoint.sentence.modules
         names |= dict.fromkeys(os.path.join(first.path, name) for name in NAMES)
         names |= dict.fromkeys(os.path.join(each.path, name) for each in behind for name in (CONFIG, WEIGHTS))
-    return list(names | dict.fromkeys(os.path.relpath(file, root.absolute()) for file in checkpoint.files))
+    elsewhere = () if checkpoint.adapter is None else checkpoint.adapter.files
+    inside = (file for file in checkpoint.files if file not in elsewhere)
+    names |= dict.fromkeys(os.path.relpath(file, root.absolute()) for file in inside)
+    return [*names, *map(str, elsewhere)]
 
 
 def conversion_line(model: str, directory: str) -> str:

@@ -21,6 +21,7 @@ from .layout import PANEL, round_up
 Array = NDArray[np.float64]
 
 PIECE_BYTES = 8 << 20  # of a matrix in float64 that codegen works on at a time
+PARTS = 3  # of a matrix, with some 20 bits of its values each
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ def stack(*tensors: Tensor) -> Tensor:
     return Tensor((ends[-1], *tensors[0].shape[1:]), merge_sources(*tensors), rows)
 
 
+def part(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """The rows [begin, end)."""
+    shape = (end - begin, *tensor.shape[1:])
+    return Tensor(shape, tensor.sources, lambda start, stop: tensor.rows(begin + start, begin + stop))
+
+
+def gather(tensor: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+    """The chosen rows in their order; those that are asked for together should lie close together."""
+
+    def rows(start: int, stop: int) -> Array:
+        wanted = chosen[start:stop]
+        first = int(wanted.min())
+        return tensor.rows(first, int(wanted.max()) + 1)[wanted - first]
+
+    return Tensor((len(chosen), *tensor.shape[1:]), tensor.sources, rows)
+
+
 def pieces(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """[start, stop) in runs of whole panels whose float64 rows of `width` stay within PIECE_BYTES, if a panel does."""
     step = max(1, PIECE_BYTES // (8 * width * PANEL)) * PANEL
@@ -77,6 +95,39 @@ def matvec(matrix: Tensor, vector: Array, start: int, stop: int) -> Array:
         for column, factor in enumerate(vector):
             total[first - start : last - start] += rows[:, column] * factor
     return total
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    """[rows, columns] -> [columns, rows], of a matrix that memory holds whole."""
+    return Tensor(matrix.shape[::-1], matrix.sources, lambda start, stop: matrix.load()[:, start:stop].T)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, of which memory holds the right one whole.
+
+    A BLAS sums in an order of its own, so it gets parts of the matrices whose sums are exact in any order (Ozaki et
+    al., Numerical Algorithms 59, 2012). What is left out is below the rounding of float64.
+    """
+
+    def rows(start: int, stop: int) -> Array:
+        firsts, seconds = _exact_parts(left.rows(start, stop)), _exact_parts(right.load().T)
+        pairs = sorted(np.ndindex(PARTS, PARTS), key=sum)
+        return sum((firsts[i] @ seconds[j].T for i, j in pairs if i + j < PARTS), np.zeros(()))
+
+    return Tensor((left.shape[0], right.shape[1]), merge_sources(left, right), rows)
+
+
+def _exact_parts(matrix: Array) -> list[Array]:
+    """Parts that add up to the matrix, each of whole numbers of so few bits, times a power of two for each row, that
+    float64 holds any sum of products with another such row."""
+    bits = (53 - matrix.shape[1].bit_length()) // 2
+    parts = []
+    for _ in range(PARTS):
+        exponents = np.frexp(np.abs(matrix).max(axis=1, keepdims=True))[1]
+        units = np.ldexp(1.0, exponents - bits)
+        parts.append(np.rint(matrix / units) * units)
+        matrix = matrix - parts[-1]
+    return parts
 
 
 @dataclass(frozen=True)
@@ -105,6 +156,14 @@ class Linear:
     def name(self) -> str:
         """Of the matrix, as the checkpoint names it ("h.0.attn.c_attn")."""
         return self.weight.sources[0].removesuffix(".weight")
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Linear:
+        """With the weight and the bias changed."""
+        return Linear(change(self.weight), self.bias and change(self.bias))
+
+    def scaled(self, factor: float) -> Linear:
+        """What gives `factor` times as much."""
+        return self if factor == 1.0 else self.map(lambda tensor: tensor.map(lambda rows: rows * factor))
 
 
 @dataclass(frozen=True)

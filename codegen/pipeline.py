@@ -47,6 +47,11 @@ class Options:
     version: str
     budget: MemoryBudget
     kernels: str = "packed"
+    adapter: str | None = None  # the directory of one
+
+    @property
+    def adapter_directory(self) -> Path | None:
+        return None if self.adapter is None else Path(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class Baked:
             texts["tokenizer.json"] = self.checkpoint.tokenizer
         return texts
 
+    def _adapter(self) -> dict[str, str]:
+        """Its directory's own name, where there is one."""
+        adapter = self.options.adapter_directory
+        return {} if adapter is None else {"adapter": adapter.resolve().name}
+
     def description(self) -> str:
         """The JSON that a library carries about itself (kaoken_model_info.description)."""
         options = self.options
@@ -96,7 +106,7 @@ class Baked:
                 "kernels": options.kernels,
                 "cache_dtype": options.types.cache,
                 "tensor_dtypes": dict(options.types.overrides),
-                "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap},
+                "settings": {"isa": list(options.isas), "compile_memory": options.budget.cap, **self._adapter()},
                 "config": config_of(self.packed.graph),
                 "matrices": [_matrix_of(matrix) for matrix in self.packed.matrices],
                 "decoding_matrices": len(self.packed.decoding),
@@ -160,7 +170,7 @@ def config_of(graph: Graph) -> dict[str, Any]:
 
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
-    checkpoint = open_checkpoint(directory)
+    checkpoint = open_checkpoint(directory, options.adapter_directory)
     graph = rewrites.run(read_graph(checkpoint), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)

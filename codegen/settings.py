@@ -37,6 +37,17 @@ def _model(value: str) -> str:
     return value
 
 
+def _adapter(value: str) -> str:
+    """A directory as its absolute path."""
+    path = os.path.abspath(os.path.expanduser(value))
+    if not os.path.isdir(path):
+        raise ValueError(
+            f"is not a directory: {path}; expected one with adapter_config.json and adapter_model.safetensors, as "
+            "peft's save_pretrained makes it"
+        )
+    return path
+
+
 def _revision(value: str) -> str:
     if not re.fullmatch(r"\w[\w./+-]*", value, re.ASCII):
         raise ValueError("is not a revision; expected a branch, a tag or a commit of the hub")
@@ -127,6 +138,13 @@ MODEL = Setting(
 )
 OPTIONS = (  # of whichever model
     Setting("revision", "branch, tag or commit of a hub id", _revision, absence="the newest"),
+    Setting(
+        "adapter",
+        "a LoRA adapter that is merged into the weights: a directory that peft's `save_pretrained` made",
+        _adapter,
+        absence="none",
+        metavar="DIR",
+    ),
     Setting(
         "dtype",
         "of the weights: `float32`, `bfloat16`, `int8`, `int4` (the head in int8) or `int4-all`",

@@ -16,6 +16,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+import decoders
 import reference
 from configurations import CONFIGURATIONS
 
@@ -88,14 +89,15 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     arrays: dict[str, NDArray[Any]] = {}
     digests: dict[str, str] = {}
+    reference.FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as checkpoints:
         for name, (directory, ids) in sources(Path(checkpoints)).items():
             digests[name] = reference.digest(directory)
             arrays |= make_arrays(name, directory, ids)
-    reference.FOLDER.mkdir(exist_ok=True)
+        np.savez_compressed(decoders.REFERENCES, **decoders.make_references(Path(checkpoints) / "decoders"))
     reference.INDEX.write_text(json.dumps(make_index(digests), indent=2) + "\n", encoding="utf-8")
     np.savez_compressed(reference.ARRAYS, **arrays)
-    size = reference.INDEX.stat().st_size + reference.ARRAYS.stat().st_size
+    size = sum(path.stat().st_size for path in (reference.INDEX, reference.ARRAYS, decoders.REFERENCES))
     print(f"wrote {size} bytes to {reference.FOLDER}")
 
 

@@ -18,7 +18,7 @@ from bits import random_splits, require_decode_equals_prefill, require_same_bits
 from conftest import RecordError, bake_wanted
 from kaoken import _core
 from native_kernels import runnable
-from oracles.llama import CONFIGURATIONS, TINY, Llama, config_of, write
+from oracles.llama import CONFIGURATIONS, TINY, YARN, Llama, config_of, write
 from reference import LIMIT, relative_error
 
 COUNT = 140  # positions: more than two attention tiles
@@ -143,8 +143,31 @@ def test_the_library_says_what_it_is(directories: dict[str, Path]) -> None:
 
 
 REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
-    "yarn": (UnsupportedModelError, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'.*llama3"),
-    "dynamic": (UnsupportedModelError, {"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic'"),
+    "longrope": (UnsupportedModelError, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope'.*llama3"),
+    "proportional": (UnsupportedModelError, {"rope_parameters": {"rope_type": "proportional"}}, "'proportional'"),
+    "dynamic positions without a factor": (
+        CheckpointError,
+        {"rope_parameters": {"rope_type": "dynamic"}},
+        "factor is None",
+    ),
+    "dynamic positions beyond the original ones": (
+        UnsupportedModelError,
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}},
+        "'dynamic'.*how a text is split.*set max_position_embeddings, which is 150, to 64",
+    ),
+    "yarn without a ramp": (
+        CheckpointError,
+        {"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 2}},
+        "beta_fast is 1; expected no less than beta_slow, which is 2",
+    ),
+    "yarn without a factor": (CheckpointError, {"rope_scaling": {**YARN, "factor": None}}, "factor is None"),
+    "yarn without a theta": (CheckpointError, {"rope_parameters": YARN | {"rope_theta": 1}}, "rope_theta is 1; "),
+    "yarn of another repository": (
+        UnsupportedModelError,
+        {"rope_scaling": {**YARN, "finetuned": True}},
+        "rope_scaling: .*'finetuned'",
+    ),
+    "a part of a head": (UnsupportedModelError, {"partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
     "a field of a scaling": (
         UnsupportedModelError,
         {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}},
@@ -159,7 +182,12 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "no scaling": (CheckpointError, {"rope_scaling": 3}, "rope_scaling is 3"),
     "heads": (CheckpointError, {"num_key_value_heads": 4}, "num_key_value_heads is 4; expected a divisor.* 6"),
     "odd heads": (CheckpointError, {"head_dim": 9}, "head_dim is 9; expected an even number"),
-    "quantized": (UnsupportedModelError, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "quantized": (UnsupportedModelError, {"quantization_config": {"bits": 4}}, "quantization_config.*made from"),
+    "quantized by GPTQ": (
+        UnsupportedModelError,
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "quantized by 'gptq'.*take the checkpoint that this one was made from",
+    ),
     "another activation": (UnsupportedModelError, {"hidden_act": "relu2"}, "hidden_act is 'relu2'"),
     "an unknown field": (UnsupportedModelError, {"sliding_window": 4}, "'sliding_window'"),
     "pairs side by side": (UnsupportedModelError, {"rope_interleaved": True}, "rope_interleaved"),

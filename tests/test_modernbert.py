@@ -293,8 +293,8 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "flat frequencies": (UnsupportedModelError, {"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters is not by"),
     "other frequencies": (
         UnsupportedModelError,
-        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
-        "full_attention: rope_parameters is of type 'yarn'",
+        {"rope_parameters": {"full_attention": {"rope_type": "longrope", "factor": 2.0}}},
+        "full_attention: rope_parameters is of type 'longrope'",
     ),
     "stretched": (UnsupportedModelError, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
     "another activation": (UnsupportedModelError, {"hidden_activation": "relu6"}, "hidden_activation is 'relu6'"),

@@ -18,6 +18,7 @@ from typing import Any
 from ..checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, quoted
 from ..errors import UnsupportedModelError
 from ..graph import Graph, verify
+from .adapter import read_adapter
 from .fields import Fields
 from .sentence import add_modules, has_no_head
 from .weights import Weights
@@ -26,7 +27,7 @@ EXTRA = [Path(path).resolve() for path in os.environ.get("KAOKEN_FAMILIES", "").
 __path__ += [str(path) for path in EXTRA]
 
 # Modules of this package that are no families.
-_PARTS = ("distance", "fields", "heads", "post_norm", "rotary", "sentence", "weights")
+_PARTS = ("adapter", "distance", "fields", "heads", "post_norm", "rotary", "sentence", "weights", "windows")
 
 
 def read_graph(checkpoint: Checkpoint) -> Graph:
@@ -44,7 +45,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     """The graph, and the tensors by the family's names."""
     path = checkpoint.directory / CONFIG
     family = _family(checkpoint.config, path)
-    weights = Weights(checkpoint, family.PREFIX, family.IGNORED)
+    weights = Weights(checkpoint, family.PREFIX, family.IGNORED, read_adapter(checkpoint, family.PREFIX))
     config = checkpoint.config
     if has_no_head(checkpoint):
         config = {name: value for name, value in config.items() if name != "architectures"}

@@ -1,8 +1,8 @@
-"""T5's relative positions (Raffel et al., arXiv:1910.10683, section 2.1): a bias for each distance of two positions.
+"""Biases for each distance of two positions.
 
-The checkpoint has one bias for each bucket. Half of the buckets hold one distance each. The others hold more and more
-distances each, by the logarithm, and the last one holds all distances from the furthest on. A distance gets its bucket
-as in transformers' T5Attention, in float32.
+T5's relative positions (Raffel et al., arXiv:1910.10683, section 2.1): the checkpoint has one bias for each bucket.
+Half of the buckets hold one distance each. The others hold more and more distances each, by the logarithm, and the last
+one holds all distances from the furthest on. A distance gets its bucket as in transformers' T5Attention, in float32.
 """
 
 from __future__ import annotations
@@ -45,3 +45,20 @@ def buckets(distances: NDArray[np.int64], count: int, furthest: int, both_ways: 
     steps = logarithms / np.float32(math.log(furthest / exact)) * np.float32(count - exact)
     far = np.minimum(exact + steps.astype(np.int64), count - 1)
     return ahead + np.where(distances < exact, distances, far)
+
+
+def alibi(heads: int, limit: int) -> Tensor:
+    """ALiBi (Press et al., arXiv:2108.12409): [heads, 2 * limit], at key position - query position + limit.
+
+    It is a head's slope times the distance, and 0 for keys ahead. Of 8 heads the slopes are 1/2, 1/4 ... 1/256. Where
+    the number of heads is no power of two, those beyond one take every other slope of the next.
+    """
+    power = 1 << heads.bit_length() - 1
+    slopes = np.concatenate([_slopes(power), _slopes(2 * power)[::2]])[:heads, None]
+    distances = np.minimum(np.arange(-limit, limit), 0)
+    return Tensor((heads, 2 * limit), (), lambda start, stop: slopes[start:stop] * distances)
+
+
+def _slopes(count: int) -> Array:
+    slopes: Array = np.exp2(-8 / count * np.arange(1, count + 1))
+    return slopes

@@ -184,11 +184,22 @@ class Fields:
                     f"{f' (did you mean {near[0]!r}?)' if near else ''}; expected only the fields that transformers "
                     f"has for {what}, as any other might change the model's arithmetic: remove it if it does not"
                 )
+            if name == "quantization_config" and value:
+                raise self._quantized(value)
             if name in off - self.read and value not in (None, False, {}, []):
                 raise UnsupportedModelError(
                     f"{self.where}: {name} is {quoted(value)}, which changes the model in a way that Kaoken does not "
                     f"support; expected it to be absent, null or false: choose or save a plain model"
                 )
+
+    def _quantized(self, value: object) -> UnsupportedModelError:
+        method = value.get("quant_method") if isinstance(value, dict) else None
+        return UnsupportedModelError(
+            f"{self.where}: quantization_config says that the weights are quantized"
+            f"{'' if method is None else f' by {quoted(method)}'}, packed in a way that Kaoken does not read; expected "
+            "floats, which it quantizes itself (dtype=int8 or int4): take the checkpoint that this one was made from, "
+            "or dequantize it with the tool that made it"
+        )
 
 
 def _is_integer(value: object) -> bool:

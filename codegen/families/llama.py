@@ -1,11 +1,15 @@
 """Llama (Touvron et al., arXiv:2302.13971) in all its sizes, as transformers' LlamaForCausalLM computes it; defaults
-are those of its LlamaConfig. SmolLM2 and TinyLlama are Llamas."""
+are those of its LlamaConfig. SmolLM2 and TinyLlama are Llamas.
+
+Families that are Llamas with one field more call `read_llama`.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
@@ -21,36 +25,107 @@ PREFIX = "model."
 IGNORED = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # of old versions; the config says it
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """Of fields, as a family's config class has them."""
+
+    vocabulary: int = 32000
+    width: int = 4096
+    inner: int = 11008
+    heads: int = 32
+    kv_heads: int | None = None  # as many as heads
+    positions: int = 2048
+    theta: float = 10000.0
+    tied: bool = False
+    eos: int | None = 2
+    bos: int | None = 1
+    pad: int | None = None
+
+
+@dataclass(frozen=True)
+class Biases:
+    """Which linears have one."""
+
+    projections: bool = False  # of queries, keys and values
+    out: bool = False
+    mlp: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells one block from another."""
+
+    window: int | None = None  # positions that it sees, itself among them
+    turned: bool = True  # whether it knows positions
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a family multiplies by."""
+
+    embeddings: float = 1.0
+    scores: float | None = None  # by default 1 / sqrt(head_dim)
+    branches: float = 1.0  # what a sublayer adds
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a family makes of Llama."""
+
+    kinds: Sequence[Kind]  # of each block
+    biases: Biases
+    defaults: Defaults = Defaults()
+    factors: Factors = Factors()
+
+
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     """The graph of a config; special tokens stand in `tokens`."""
-    width = fields.integer("hidden_size", 4096, MAX_WIDTH)
-    vocabulary = fields.integer("vocab_size", 32000, MAX_VOCABULARY)
-    limit = fields.integer("max_position_embeddings", 2048, MAX_POSITIONS)
+    kinds = [Kind()] * fields.integer("num_hidden_layers", 32, MAX_LAYERS)
+    return read_llama(fields, tokens, weights, Variant(kinds, read_biases(fields)))
+
+
+def read_biases(fields: Fields) -> Biases:
+    """As Llama's two fields say."""
+    attention = fields.boolean("attention_bias", False)
+    return Biases(attention, attention, fields.boolean("mlp_bias", False))
+
+
+def read_llama(fields: Fields, tokens: Fields, weights: Weights, variant: Variant) -> Graph:
+    """The graph of a config of such a family."""
+    defaults, factors = variant.defaults, variant.factors
+    width = fields.integer("hidden_size", defaults.width, MAX_WIDTH)
+    vocabulary = fields.integer("vocab_size", defaults.vocabulary, MAX_VOCABULARY)
+    limit = fields.integer("max_position_embeddings", defaults.positions, MAX_POSITIONS)
     epsilon = fields.epsilon("rms_norm_eps", 1e-6)
     table = weights.tensor("embed_tokens.weight", (vocabulary, width))
-    blocks = tuple(_read_blocks(fields, weights, width, epsilon))
-    norm = weights.rms_norm("norm", width, epsilon)
-    head = weights.head("lm_head.weight", table, fields.boolean("tie_word_embeddings", False))
+    if factors.embeddings != 1.0:
+        table = table.map(lambda rows: rows * factors.embeddings)
+    blocks = tuple(_read_blocks(fields, weights, variant, width, limit, epsilon))
+    head = weights.head("lm_head.weight", table, fields.boolean("tie_word_embeddings", defaults.tied))
+    # A tied head has the factor of the embeddings in its matrix, too.
+    gain = factors.logits / (factors.embeddings if head is table else 1.0)
     return Graph(
-        decoder=Stack(Embeddings(table, None), blocks, norm, limit),
+        decoder=Stack(Embeddings(table, None), blocks, weights.rms_norm("norm", width, epsilon, gain), limit),
         head=Head(Linear(head, None)),
-        special=tokens.special_tokens(vocabulary, eos=2, bos=1),
+        special=tokens.special_tokens(vocabulary, eos=defaults.eos, bos=defaults.bos, pad=defaults.pad),
     )
 
 
-def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -> Iterator[Block]:
-    heads = fields.integer("num_attention_heads", 32, MAX_HEADS)
-    kv_heads = fields.integer("num_key_value_heads", heads, MAX_HEADS, null=True)
-    if heads % kv_heads:
-        raise fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+def _read_blocks(
+    fields: Fields, weights: Weights, variant: Variant, width: int, limit: int, epsilon: float
+) -> Iterator[Block]:
+    defaults, biases, factors = variant.defaults, variant.biases, variant.factors
+    heads = fields.integer("num_attention_heads", defaults.heads, MAX_HEADS)
+    kv_heads = _read_kv_heads(fields, heads, defaults)
     head_dim = fields.integer("head_dim", max(1, width // heads), MAX_WIDTH, null=True)
     if head_dim % 2:
         raise fields.fail("head_dim", "an even number")
-    inner = fields.integer("intermediate_size", 11008, MAX_INNER)
+    inner = fields.integer("intermediate_size", defaults.inner, MAX_INNER)
     activation = fields.activation("hidden_act", "silu")
-    attention_bias, mlp_bias = fields.boolean("attention_bias", False), fields.boolean("mlp_bias", False)
-    rotary = read_rotary(fields, head_dim, 10000.0)
-    for index in range(fields.integer("num_hidden_layers", 32, MAX_LAYERS)):
+    turning = read_rotary(fields, head_dim, defaults.theta, limit)
+    scale = 1 / math.sqrt(head_dim) if factors.scores is None else factors.scores
+    for index, kind in enumerate(variant.kinds):
 
         def linear(name: str, outputs: int, inputs: int, bias: bool, layer: str = f"layers.{index}") -> Linear:
             return weights.linear(f"{layer}.{name}", outputs, inputs, bias)
@@ -59,18 +134,19 @@ def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            query=linear("self_attn.q_proj", heads * head_dim, width, attention_bias),
-            key=linear("self_attn.k_proj", kv_heads * head_dim, width, attention_bias),
-            value=linear("self_attn.v_proj", kv_heads * head_dim, width, attention_bias),
-            out=linear("self_attn.o_proj", width, heads * head_dim, attention_bias),
-            scale=1 / math.sqrt(head_dim),
-            rotary=rotary,
+            query=linear("self_attn.q_proj", heads * head_dim, width, biases.projections),
+            key=linear("self_attn.k_proj", kv_heads * head_dim, width, biases.projections),
+            value=linear("self_attn.v_proj", kv_heads * head_dim, width, biases.projections),
+            out=linear("self_attn.o_proj", width, heads * head_dim, biases.out).scaled(factors.branches),
+            scale=scale * turning.gain if kind.turned else scale,
+            rotary=turning.rotary if kind.turned else None,
+            window=kind.window if kind.window is not None and kind.window < limit else None,
         )
         mlp = Mlp(
-            up=linear("mlp.up_proj", inner, width, mlp_bias),
-            down=linear("mlp.down_proj", width, inner, mlp_bias),
+            up=linear("mlp.up_proj", inner, width, biases.mlp),
+            down=linear("mlp.down_proj", width, inner, biases.mlp).scaled(factors.branches),
             activation=activation,
-            gate=linear("mlp.gate_proj", inner, width, mlp_bias),
+            gate=linear("mlp.gate_proj", inner, width, biases.mlp),
         )
         yield Block(
             (
@@ -78,3 +154,12 @@ def _read_blocks(fields: Fields, weights: Weights, width: int, epsilon: float) -
                 Sublayer(mlp, before=weights.rms_norm(f"layers.{index}.post_attention_layernorm", width, epsilon)),
             )
         )
+
+
+def _read_kv_heads(fields: Fields, heads: int, defaults: Defaults) -> int:
+    if fields.get("num_key_value_heads", defaults.kv_heads) is None:
+        return heads
+    kv_heads = fields.integer("num_key_value_heads", defaults.kv_heads, MAX_HEADS)
+    if heads % kv_heads:
+        raise fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+    return kv_heads

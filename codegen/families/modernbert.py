@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator
 
 from ..errors import UnsupportedModelError
-from ..graph import Attention, Block, Embeddings, Graph, Head, Layer, Linear, Mlp, Norm, Rotary, Stack, Sublayer, Task
+from ..graph import Attention, Block, Embeddings, Graph, Head, Layer, Linear, Mlp, Norm, Stack, Sublayer, Task
 from . import heads
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .heads import Read
-from .rotary import MAX_VALUE, read_rotary
+from .rotary import MAX_VALUE, Turning, read_rotary
 from .weights import Weights
+from .windows import GLOBAL, LOCAL, read_layer_types
 
 TITLE = "a ModernBERT"
 ARCHITECTURES = heads.architectures("ModernBert")
@@ -34,8 +35,6 @@ HARMLESS = names(
 PREFIX = "model."
 IGNORED = re.compile("(?!)")  # nothing
 
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
-
 
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     """The graph of a config; special tokens stand in `tokens`."""
@@ -50,7 +49,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     table = weights.tensor("embeddings.tok_embeddings.weight", (vocabulary, width))
     embeddings = Embeddings(table, None, norm=norm("embeddings.norm"))
     blocks = []
-    for index, (attention, mlp) in enumerate(_read_bodies(fields, weights, width)):
+    for index, (attention, mlp) in enumerate(_read_bodies(fields, weights, width, limit)):
         before = norm(f"layers.{index}.attn_norm") if index else None
         blocks.append(Block((Sublayer(attention, before), Sublayer(mlp, norm(f"layers.{index}.mlp_norm")))))
     stack = Stack(embeddings, tuple(blocks), norm("final_norm"), limit)
@@ -80,7 +79,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     return Graph(encoder=stack, head=head, task=task, special=special)
 
 
-def _read_bodies(fields: Fields, weights: Weights, width: int) -> Iterator[tuple[Attention, Mlp]]:
+def _read_bodies(fields: Fields, weights: Weights, width: int, limit: int) -> Iterator[tuple[Attention, Mlp]]:
     """Of each block."""
     count = fields.integer("num_attention_heads", 12, MAX_HEADS)
     head_dim = width // count
@@ -90,7 +89,7 @@ def _read_bodies(fields: Fields, weights: Weights, width: int) -> Iterator[tuple
     activation = fields.activation("hidden_activation", "gelu")
     attention_bias, mlp_bias = fields.boolean("attention_bias", False), fields.boolean("mlp_bias", False)
     window = fields.integer("local_attention", 128, MAX_POSITIONS)
-    rotary = _read_rotary(fields, head_dim)
+    turning = _read_rotary(fields, head_dim, limit)
     for index, kind in enumerate(_read_kinds(fields)):
         query, key, value = weights.fused(f"layers.{index}.attn.Wqkv", 3, width, width, attention_bias)
         attention = Attention(
@@ -101,8 +100,8 @@ def _read_bodies(fields: Fields, weights: Weights, width: int) -> Iterator[tuple
             key=key,
             value=value,
             out=weights.linear(f"layers.{index}.attn.Wo", width, width, attention_bias),
-            scale=1 / math.sqrt(head_dim),
-            rotary=rotary[kind],
+            scale=turning[kind].gain / math.sqrt(head_dim),
+            rotary=turning[kind].rotary,
             sees="all",
             window=window if kind == LOCAL else None,
         )
@@ -114,16 +113,14 @@ def _read_bodies(fields: Fields, weights: Weights, width: int) -> Iterator[tuple
 def _read_kinds(fields: Fields) -> list[str]:
     """What each block attends to: `layer_types` (transformers 5) or `global_attn_every_n_layers`."""
     count = fields.integer("num_hidden_layers", 22, MAX_LAYERS)
-    kinds = fields.get("layer_types")
+    kinds = read_layer_types(fields, count)
     if kinds is None:
         every = fields.integer("global_attn_every_n_layers", 3, MAX_LAYERS)
         return [LOCAL if index % every else GLOBAL for index in range(count)]
-    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in (GLOBAL, LOCAL) for kind in kinds):
-        raise fields.fail("layer_types", f"a list of {count}, each {GLOBAL} or {LOCAL}")
     return kinds
 
 
-def _read_rotary(fields: Fields, head_dim: int) -> dict[str, Rotary]:
+def _read_rotary(fields: Fields, head_dim: int, limit: int) -> dict[str, Turning]:
     """By the kind: `rope_parameters` (transformers 5), or `global_rope_theta` and `local_rope_theta`."""
     given = fields.get("rope_parameters", {}) or {}
     if not isinstance(given, dict) or not given.keys() <= {GLOBAL, LOCAL}:
@@ -136,4 +133,4 @@ def _read_rotary(fields: Fields, head_dim: int) -> dict[str, Rotary]:
     if fields.get("local_rope_theta", 10000.0) is not None:
         thetas[LOCAL] = fields.number("local_rope_theta", 10000.0, 1.0, MAX_VALUE)
     inner = {kind: Fields({"rope_parameters": given.get(kind)}, f"{fields.where}: {kind}") for kind in thetas}
-    return {kind: read_rotary(inner[kind], head_dim, thetas[kind]) for kind in thetas}
+    return {kind: read_rotary(inner[kind], head_dim, thetas[kind], limit) for kind in thetas}

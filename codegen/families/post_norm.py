@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..graph import Attention, Block, Embeddings, Linear, Mlp, Stack, Sublayer, Tensor
+from ..graph import Attention, Block, Embeddings, Linear, Mlp, Stack, Sublayer, Tensor, part
 from .fields import MAX_HEADS, MAX_INNER, MAX_POSITIONS, MAX_TYPES, MAX_WIDTH, Fields, names
 from .weights import Weights
 
@@ -93,7 +93,7 @@ def read_embeddings(
     positions = weights.tensor("embeddings.position_embeddings.weight", (rows, width))
     return Embeddings(
         tokens=weights.tensor("embeddings.word_embeddings.weight", (vocabulary, width)),
-        positions=_from(positions, first) if first else positions,
+        positions=part(positions, first, rows) if first else positions,
         types=weights.tensor("embeddings.token_type_embeddings.weight", (types, width)) if typed else None,
         norm=weights.layer_norm("embeddings.LayerNorm", width, epsilon),
     )
@@ -103,12 +103,6 @@ def stack(embeddings: Embeddings, blocks: Iterable[Block]) -> Stack:
     """A stack of sequences as long as the table of positions."""
     assert embeddings.positions is not None
     return Stack(embeddings, tuple(blocks), None, embeddings.positions.shape[0])
-
-
-def _from(table: Tensor, first: int) -> Tensor:
-    """The rows from `first` on."""
-    rows, width = table.shape
-    return Tensor((rows - first, width), table.sources, lambda start, stop: table.rows(first + start, first + stop))
 
 
 def read_block(weights: Weights, layer: str, names: Names, shape: Shape, distance_bias: Tensor | None = None) -> Block:

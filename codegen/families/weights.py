@@ -9,36 +9,59 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import CONFIG, Checkpoint, TensorInfo, quoted
 from ..errors import CheckpointError, UnsupportedModelError
-from ..graph import Array, Linear, Norm, Tensor, pieces
+from ..graph import Array, Linear, Norm, Tensor, gather, part, pieces
+from .adapter import Added
 
 Shape = tuple[int, ...]
 
 
 class Weights:
-    """Tensors by a family's names. In the files `prefix` may stand before a name; `ignored` ones may be left over."""
+    """Tensors by a family's names. In the files `prefix` may stand before a name; `ignored` ones may be left over.
 
-    def __init__(self, checkpoint: Checkpoint | None, prefix: str, ignored: re.Pattern[str]) -> None:
+    `added` is what an adapter adds to some of them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        prefix: str,
+        ignored: re.Pattern[str],
+        added: Mapping[str, Added] | None = None,
+    ) -> None:
         self.expected: dict[str, Shape] = {}  # in the order of the requests
         self._checkpoint = checkpoint
         self._ignored = ignored
+        self._added = added or {}
         self._stored = {} if checkpoint is None else _canonical(checkpoint, prefix, ignored)
         self._optional: set[str] = set()
         self._renamed: dict[str, str] = {}
 
-    def tensor(self, name: str, shape: Shape, old: str | None = None) -> Tensor:
-        """An array as it is stored, under its name or, where that is missing, under its `old` name."""
+    def tensor(self, name: str, shape: Shape, old: str | None = None, *, transposed: bool = False) -> Tensor:
+        """An array as it is stored, under its name or, where that is missing, under its `old` name.
+
+        What an adapter adds to one that is stored `transposed` is transposed, too.
+        """
         self.expected[name] = shape
+        added = self._added.get(name)
+        if added is not None:
+            added = added.transpose() if transposed else added
+            for each in (added, added.base):
+                self._check_added(name, shape if each is None else each.shape)
         if old is not None and old in self._stored and name not in self._stored:
             self._renamed[name] = old
 
         def rows(start: int, stop: int) -> Array:
-            return self.read(name, slice(start, stop)).astype(np.float64)
+            if added is None:
+                return self.read(name, slice(start, stop)).astype(np.float64)
+            stored = self.read(name, slice(start, stop)) if added.base is None else added.base.rows(start, stop)
+            return stored + added.rows(start, stop)
 
         return Tensor(shape, (name,), rows)
 
@@ -61,20 +84,30 @@ class Weights:
         """A Linear of weight [parts * outputs, inputs] as `parts` linears of weight [outputs, inputs]."""
         whole = self.linear(name, parts * outputs, inputs, bias)
 
-        def part(tensor: Tensor, begin: int) -> Tensor:
-            shape = (outputs, *tensor.shape[1:])
-            return Tensor(shape, tensor.sources, lambda start, stop: tensor.rows(begin + start, begin + stop))
+        def linear(begin: int) -> Linear:
+            return whole.map(lambda tensor: part(tensor, begin, begin + outputs))
 
-        begins = range(0, parts * outputs, outputs)
-        return [Linear(part(whole.weight, each), whole.bias and part(whole.bias, each)) for each in begins]
+        return [linear(begin) for begin in range(0, parts * outputs, outputs)]
+
+    def by_heads(
+        self, name: str, parts: int, heads: int, head_dim: int, inputs: int, bias: bool = True
+    ) -> list[Linear]:
+        """A Linear that has its parts head by head, as `parts` linears of weight [heads * head_dim, inputs]."""
+        whole = self.linear(name, heads * parts * head_dim, inputs, bias)
+        rows = np.arange(heads * parts * head_dim).reshape(heads, parts, head_dim)
+
+        def linear(index: int) -> Linear:
+            return whole.map(lambda tensor: gather(tensor, rows[:, index].ravel()))
+
+        return [linear(index) for index in range(parts)]
 
     def conv1d(self, name: str, outputs: int, inputs: int, parts: int = 1) -> list[Linear]:
         """The first GPT's Conv1D, weight [inputs, parts * outputs], as `parts` linears of weight [outputs, inputs]."""
-        stored = self.tensor(f"{name}.weight", (inputs, parts * outputs))
+        stored = self.tensor(f"{name}.weight", (inputs, parts * outputs), transposed=True)
         biases = self.tensor(f"{name}.bias", (parts * outputs,))
 
-        def linear(part: int) -> Linear:
-            begin = part * outputs
+        def linear(index: int) -> Linear:
+            begin = index * outputs
 
             def weight(start: int, stop: int) -> Array:
                 return _columns(stored, begin + start, begin + stop).T
@@ -84,7 +117,7 @@ class Weights:
 
             return Linear(Tensor((outputs, inputs), stored.sources, weight), Tensor((outputs,), biases.sources, bias))
 
-        return [linear(part) for part in range(parts)]
+        return [linear(index) for index in range(parts)]
 
     def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
         """The head's matrix: the table of tokens where the model is tied, otherwise a matrix of its own."""
@@ -96,6 +129,12 @@ class Weights:
         Where a checkpoint stores both and they differ, the copy is used, as in transformers 5. Where it stores the copy
         alone, as safetensors' save_model does, the copy is the table.
         """
+        changed = next((each for each in (name, *table.sources) if each in self._added), None)
+        if changed is not None:
+            raise UnsupportedModelError(
+                f"{self._adapter()}: the adapter changes {quoted(changed)}, a table that the model uses twice; "
+                "expected none of such: merge it with peft's merge_and_unload() and bake what save_pretrained writes"
+            )
         (original,) = (self._renamed.get(source, source) for source in table.sources)
         if original not in self._stored and name in self._stored:
             self._renamed[original] = name
@@ -124,6 +163,18 @@ class Weights:
         assert self._checkpoint is not None
         return self._checkpoint.tensors[self._stored[name]]
 
+    def _adapter(self) -> Path:
+        assert self._checkpoint is not None
+        assert self._checkpoint.adapter is not None
+        return self._checkpoint.adapter.weights
+
+    def _check_added(self, name: str, shape: Shape) -> None:
+        if shape != self.expected[name]:
+            raise CheckpointError(
+                f"{self._adapter()}: what is added to {quoted(name)} has shape {list(shape)}; expected "
+                f"{list(self.expected[name])}: pass the model that the adapter was trained with"
+            )
+
     def finish(self, what: str) -> None:
         """Raises where a tensor is missing, has another shape, or is left over: one more would be a part left out."""
         assert self._checkpoint is not None
@@ -135,6 +186,12 @@ class Weights:
                 raise UnsupportedModelError(
                     f"{self._info(name).file}: {quoted(name)} is no tensor of {what}; expected no others, as one might "
                     "change the model: merge adapters into the weights, correct the number of layers, or remove it"
+                )
+        for name in self._added:
+            if name not in self.expected:
+                raise CheckpointError(
+                    f"{self._adapter()}: the adapter changes {quoted(name)}, which is no matrix of {what}; expected "
+                    "modules of this model: pass the model that the adapter was trained with"
                 )
         required = [name for name in self.expected if name not in self._optional]
         missing = [name for name in required if self._renamed.get(name, name) not in self._stored]

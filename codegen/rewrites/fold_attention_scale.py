@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..graph import Attention, Graph, Linear, Mlp
+from ..graph import Attention, Graph, Mlp
 
 
 def fold_attention_scale(graph: Graph) -> Graph:
@@ -18,12 +18,7 @@ def fold_attention_scale(graph: Graph) -> Graph:
 def _fold(body: Attention | Mlp) -> Attention | Mlp:
     if not isinstance(body, Attention):
         return body
-    scale, bias = body.scale, body.query.bias
-    query = Linear(
-        body.query.weight.map(lambda rows: rows * scale),
-        bias.map(lambda rows: rows * scale) if bias is not None else None,
-    )
-    relative = body.relative
+    scale, relative = body.scale, body.relative
     if relative is not None and relative.queries is not None:
         relative = replace(relative, queries=relative.queries.map(lambda rows: rows * scale))
-    return replace(body, query=query, scale=1.0, relative=relative)
+    return replace(body, query=body.query.scaled(scale), scale=1.0, relative=relative)

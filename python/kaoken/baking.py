@@ -83,6 +83,7 @@ class _Bake:
             "tensor-dtypes": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
             "cache-dtype": options.types.cache,
             "kernels": options.kernels,
+            "adapter": "" if self.checkpoint.adapter is None else str(self.checkpoint.adapter.directory),
             "isa": ",".join(self.isas),
             "jobs": "" if options.jobs is None else str(options.jobs),
             "compile-memory": str(options.compile_memory),
@@ -90,12 +91,14 @@ class _Bake:
 
     def key(self) -> str:
         """SHA-256 of everything that decides the library: 64 hexadecimal digits."""
+        adapter = self.checkpoint.adapter
+        elsewhere = () if adapter is None else adapter.files
+        inside = [file for file in self.checkpoint.files if file not in elsewhere]
         facts = {
-            "checkpoint": [
-                (os.path.relpath(file, self.source.directory), _sha256(file)) for file in self.checkpoint.files
-            ],
+            "checkpoint": [(os.path.relpath(file, self.source.directory), _sha256(file)) for file in inside],
+            "adapter": adapter and [adapter.directory.resolve().name, *map(_sha256, adapter.files)],
             "source": [self.source.name, self.source.revision],
-            "settings": {name: value for name, value in self.settings().items() if name != "jobs"},
+            "settings": {name: value for name, value in self.settings().items() if name not in ("jobs", "adapter")},
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": self.compiler.machine,
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
@@ -114,6 +117,7 @@ def bake(
     isa: str = "native",
     out: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     compile_memory: int | str | None = None,
     progress: bool | None = None,
@@ -136,6 +140,8 @@ def bake(
             None uses the cache ($KAOKEN_CACHE, else $XDG_CACHE_HOME/kaoken, else ~/.cache/kaoken), where a
             second bake of the same checkpoint, options, Kaoken and compiler finds the first one's library.
         revision: Of a hub id: a branch, tag or commit.
+        adapter: The directory of a LoRA adapter, as peft's save_pretrained makes it, which is merged into the weights
+            before they are quantized.
         jobs: Compilations at once; None is one a processor.
         compile_memory: A cap for each process of the build, in bytes or like "600M"; None is 512M.
         progress: Whether to draw a bar on stderr; None draws it on a terminal.
@@ -152,7 +158,7 @@ def bake(
     types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
     options = _options(types, kernels, isa, jobs, compile_memory)
     check_packages()
-    work = _validate(checkpoint, revision, options)
+    work = _validate(checkpoint, revision, None if adapter is None else file_path("adapter", adapter), options)
     with Progress(work.source.name, progress) as bar:
         if destination is None:
             return _bake_into_cache(work, bar)
@@ -217,7 +223,9 @@ def _memory(size: int | str | None) -> int:
     return make_budget(str(integer("compile_memory", size, minimum=1)), None).cap
 
 
-def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options: _Options) -> _Bake:
+def _validate(
+    checkpoint: str | os.PathLike[str], revision: str | None, adapter: Path | None, options: _Options
+) -> _Bake:
     """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
     from kaoken.codegen.checkpoint import open_checkpoint
     from kaoken.codegen.families import read_graph
@@ -228,7 +236,7 @@ def _validate(checkpoint: str | os.PathLike[str], revision: str | None, options:
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
-    opened = open_checkpoint(source.directory)
+    opened = open_checkpoint(source.directory, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
     read_graph(opened)
     warning = read_generation(opened).warning()
     if warning:
@@ -347,6 +355,8 @@ class _Workplace:
     def prepare(self) -> None:
         self._directory.mkdir(exist_ok=True)
         (self._directory / "checkpoint").symlink_to(self._work.source.directory)
+        if self._work.checkpoint.adapter is not None:
+            (self._directory / "adapter").symlink_to(self._work.checkpoint.adapter.directory)
         (self._directory / "kaoken").symlink_to(_ROOT.absolute())
         self._ninja.symlink_to(find_ninja())
 
@@ -366,6 +376,8 @@ class _Workplace:
     def _definitions(self) -> dict[str, str]:
         source = self._work.source
         settings = {SETTINGS[name].cmake: value for name, value in self._work.settings().items()}
+        if self._work.checkpoint.adapter is not None:
+            settings[SETTINGS["adapter"].cmake] = str(self._directory / "adapter")
         return {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": str(self._ninja),
@@ -396,6 +408,8 @@ class _Workplace:
     def _failure(self, lines: list[str]) -> KaokenError:
         """The output with the user's own names in the place of this directory's."""
         text = explanation(lines).replace(str(self._directory / "checkpoint"), str(self._work.source.directory))
+        if self._work.checkpoint.adapter is not None:
+            text = text.replace(str(self._directory / "adapter"), str(self._work.checkpoint.adapter.directory))
         root = self._root.parent
         if "No space left on device" in text or shutil.disk_usage(root).free < 1 << 20:
             return BuildError(f"the disk is full: {root} has no room for the build; free some or set TMPDIR\n{text}")

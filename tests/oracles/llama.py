@@ -43,6 +43,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
+
 # Fields that differ from TINY.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "grouped": {},
@@ -85,6 +87,24 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "head_dim": 2,
         "intermediate_size": 7,
     },
+    "yarn": {"rope_scaling": YARN, "rope_theta": 50.0, "head_dim": 24},
+    "yarn_in_all": {
+        "rope_parameters": {
+            **YARN,
+            "rope_theta": 1000.0,
+            "beta_fast": 8,
+            "beta_slow": 0.5,
+            "mscale": 2.0,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        },
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 40,
+    },
+    "yarn_with_a_factor": {"rope_scaling": {**YARN, "attention_factor": 1.7}, "num_hidden_layers": 1},
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "num_hidden_layers": 1},
 }
 
 
@@ -185,7 +205,7 @@ class Llama:
         query = self._linear(f"{name}.self_attn.q_proj", x).reshape(len(x), heads, dim)
         key = self._linear(f"{name}.self_attn.k_proj", x).reshape(len(x), kv_heads, dim)
         value = self._linear(f"{name}.self_attn.v_proj", x).reshape(len(x), kv_heads, dim)
-        query, key = self._turn(query), self._turn(key)
+        query, key = (self._cosine_factor() * self._turn(each) for each in (query, key))
         attended = np.zeros_like(query)
         for head in range(heads):
             shared = head // (heads // kv_heads)
@@ -202,13 +222,27 @@ class Llama:
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
+    def _scaling(self) -> dict[str, Any]:
+        return self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+
+    def _cosine_factor(self) -> float:
+        """Of YaRN."""
+        given = self._scaling()
+        if given.get("rope_type") != "yarn":
+            return 1.0
+        logarithm = 0.1 * math.log(given["factor"])
+        over, under = given.get("mscale", 1.0), given.get("mscale_all_dim", 0.0)
+        return given.get("attention_factor", (1 + over * logarithm) / (1 + under * logarithm))
+
     def _frequencies(self, half: int) -> Array:
-        given = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        given = self._scaling()
         theta = given.get("rope_theta", self.config.get("rope_theta", 10000.0))
         frequencies = np.array([theta ** (-pair / half) for pair in range(half)])
         kind = given.get("rope_type", given.get("type"))
         if kind == "linear":
             return frequencies / given["factor"]
+        if kind == "yarn":
+            return self._yarn(frequencies, given, theta)
         if kind != "llama3":
             return frequencies
         scaled = []
@@ -223,6 +257,17 @@ class Llama:
                 smooth = (context / wavelength - low) / (high - low)
                 scaled.append((1 - smooth) * frequency / given["factor"] + smooth * frequency)
         return np.array(scaled)
+
+    def _yarn(self, frequencies: Array, given: dict[str, Any], theta: float) -> Array:
+        """Pairs that turn often in the original context stay, those that turn seldom are divided."""
+        half, context = len(frequencies), given["original_max_position_embeddings"]
+        often, seldom = given.get("beta_fast", 32), given.get("beta_slow", 1)
+        low, high = (half * math.log(context / (2 * math.pi * turns), theta) for turns in (often, seldom))
+        if given.get("truncate", True):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        divided = np.clip((np.arange(half) - low) / (high - low), 0, 1)
+        return frequencies * (1 - divided) + frequencies / given["factor"] * divided
 
 
 if __name__ == "__main__":
