@@ -81,6 +81,12 @@ def pack_int8(weight: NDArray[np.floating]) -> Parts:
     return _unsigned_panels(integers), scale
 
 
+def pack_int8_keys(weight: NDArray[np.floating]) -> Parts:
+    """The panels of [N, K] as signed integers, scales, and sums of integers."""
+    integers, scale = quantize_int8(pad(weight, PANEL, 4))
+    return panels(integers, 4), scale, integers.sum(axis=1, dtype=np.int32)
+
+
 def _unsigned_panels(integers: NDArray[np.int8]) -> NDArray[Any]:
     return panels(integers.view(np.uint8) ^ np.uint8(128), 4)
 
@@ -257,6 +263,15 @@ MATRIX_TYPES = {
         input_bytes=1,
         product="int8",
         row_group=GROUP,
+    ),
+}
+
+# Of constants that queries meet as they meet the keys of a KV cache of these types (runtime/kernels/cache.h).
+KEY_TYPES = {
+    **{dtype: MATRIX_TYPES[dtype] for dtype in ("float32", "bfloat16")},
+    "int8": MATRIX_TYPES["int8"]._replace(
+        pack=pack_int8_keys,
+        arrays=(ArrayType("weight", "i1", 1), ArrayType("scale", "f4", None), ArrayType("sum", "i4", None)),
     ),
 }
 

@@ -37,7 +37,7 @@ from .graph import (
     pieces,
     stack,
 )
-from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
+from .layout import KEY_TYPES, MATRIX_TYPES, PANEL, MatrixType, pad_columns, pad_vector, round_up
 
 Floats = NDArray[np.floating]
 Values = NDArray[Any]
@@ -445,7 +445,7 @@ def _relative_arrays(relative: Relative | None, dtype: str) -> list[Packed]:
     if relative is None:
         return arrays
     if relative.keys is not None:
-        arrays += _matrix("relative_key", "", _flat(relative.keys), dtype).arrays
+        arrays += _arrays("relative_key", _flat(relative.keys), KEY_TYPES[dtype])
     if relative.queries is not None:
         arrays.append(_packed("relative_queries", _flat(relative.queries), pad_columns))
     return arrays
@@ -663,13 +663,16 @@ def _slice(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 def _matrix(name: str, source: str, tensor: Tensor, dtype: str) -> Matrix:
     rows, depth = tensor.shape
-    kind = MATRIX_TYPES[dtype]
+    return Matrix(name, source, dtype, rows, depth, _arrays(name, tensor, MATRIX_TYPES[dtype]))
+
+
+def _arrays(name: str, tensor: Tensor, kind: MatrixType) -> tuple[Packed, ...]:
+    rows, depth = tensor.shape
     packed = _Arrays(tensor, kind.pack)
-    arrays = (
+    return tuple(
         Packed(f"{name}_{array.name}", tensor.sources, array.type, size, packed.reader(index))
         for index, (array, size) in enumerate(zip(kind.arrays, kind.packed_sizes(rows, depth), strict=True))
     )
-    return Matrix(name, source, dtype, rows, depth, tuple(arrays))
 
 
 def _exploded(

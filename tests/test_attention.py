@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from kaoken.codegen.dtypes import CACHE_DTYPES
-from kaoken.codegen.layout import MATRIX_TYPES, round_up
+from kaoken.codegen.layout import KEY_TYPES, round_up
 from numpy.typing import NDArray
 
 from native_kernels import REGISTRY, UNIT, Side, Values, gamma, guarded, output, pointer
@@ -333,7 +333,7 @@ def distance_tables(library: ctypes.CDLL, kind: str, dtype: str, side: Side) -> 
     for whole, table in zip((keys, queries), tables, strict=True):
         whole[:, first : first + count] = 0
         whole[:, first : first + count, :HEAD_DIM] = table
-    packed = MATRIX_TYPES[dtype].pack(keys.reshape(-1, PADDED))
+    packed = KEY_TYPES[dtype].pack(keys.reshape(-1, PADDED))
     places = np.pad(buckets + np.int32(first), (0, 64), mode="edge")
     return DistanceTables(tuple(guarded(each, side) for each in packed), *(guarded(a, side) for a in (queries, places)))
 
