@@ -231,6 +231,15 @@ def test_missing_directories_are_named_in_full(
     assert f"the source root, which is {source} " in str(caught.value)
 
 
+def test_a_gguf_file_is_a_model(hooks: Hooks, source: Path) -> None:
+    (source / "smol.gguf").touch()
+    for model in ("smol.gguf", "./smol.gguf"):
+        assert hooks("build_wheel", model=model) == {"cmake.define.KAOKEN_MODEL": str(source / "smol.gguf")}
+    assert hooks("build_wheel", model="org/name:Q4_K_M") == {"cmake.define.KAOKEN_MODEL": "org/name:Q4_K_M"}
+    with pytest.raises(SystemExit, match=r"model=other\.gguf is not a directory: .*, or a \.gguf file"):
+        hooks("build_wheel", model="other.gguf")
+
+
 def test_a_file_is_no_model(hooks: Hooks, source: Path) -> None:
     (source / "model.safetensors").touch()
     with pytest.raises(SystemExit, match=r"model=model\.safetensors is not a directory"):
@@ -249,6 +258,11 @@ def test_packages_are_required_for_the_models_that_need_them(hooks: Hooks, sourc
     assert hooks.requires == ["cmake"]
     hooks(hook, model="gpt2")
     assert hooks.requires == ["cmake", "huggingface_hub", "tokenizers"]
+    hooks(hook, model="org/name:Q4_K_M")
+    assert hooks.requires == ["cmake", "huggingface_hub", "gguf>=0.17", "tokenizers"]
+    (source / "smol.gguf").touch()
+    hooks(hook, model="smol.gguf")
+    assert hooks.requires == ["cmake", "gguf>=0.17", "tokenizers"]
     (source / "gpt2").mkdir()
     hooks(hook, model="gpt2")
     assert hooks.requires == ["cmake"]
