@@ -158,6 +158,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     config = make_config(path, header)
     architecture = header.metadata["general.architecture"]
     tokenizer, tokenizer_config = read_tokenizer(path, header.metadata)
+    _check_tokens(path, header.metadata, config["vocab_size"])
     sentence = _sentence(path, header.metadata) if architecture == "bert" else None
     opened = GgufCheckpoint(
         path.parent, config, None, tensors, (path,), (path,), tokenizer, tokenizer_config, sentence, architecture
@@ -209,6 +210,15 @@ def _layout(architecture: str, name: str, config: Mapping[str, Any]) -> Layout:
     if architecture == "gemma3" and kind == "weight" and part.endswith("norm"):
         return Layout(plus=-1.0)
     return Layout()
+
+
+def _check_tokens(path: Path, metadata: Mapping[str, Any], rows: int) -> None:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > rows:
+        raise CheckpointError(
+            f"{path} has {len(tokens)} tokens, and token_embd.weight has {rows} rows; expected one for each: "
+            "convert the model anew"
+        )
 
 
 def _sentence(path: Path, metadata: Mapping[str, Any]) -> Sentence | None:

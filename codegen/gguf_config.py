@@ -182,14 +182,16 @@ def _rotary_decoder(metadata: _Metadata) -> dict[str, Any]:
 
 def _scaling(metadata: _Metadata) -> dict[str, Any]:
     """Of rotary positions. Factors for each pair of dimensions, which are a tensor, are no matter of metadata."""
-    yarn = ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier")
-    for key in ("original_context_length", "attn_factor", "finetuned", *yarn):
-        metadata.get(f"rope.scaling.{key}")  # of kinds that families refuse
     kind, factor = metadata.get("rope.scaling.type"), metadata.get("rope.scaling.factor")
+    context = metadata.get("rope.scaling.original_context_length")
+    metadata.get("rope.scaling.finetuned")
     factor = metadata.get("rope.scale_linear") if factor is None else factor
     if kind == "none" or (kind in (None, "linear") and factor in (None, 0, 1)):
         return {}
-    return {"rope_scaling": {"rope_type": kind or "linear", "factor": factor}}
+    scaling = {"rope_type": kind or "linear", "factor": factor}
+    if kind == "yarn" and context is not None:
+        scaling["original_max_position_embeddings"] = context
+    return {"rope_scaling": scaling}
 
 
 def _gemma3(metadata: _Metadata) -> dict[str, Any]:

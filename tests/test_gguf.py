@@ -316,11 +316,17 @@ def test_what_kaoken_does_not_know_is_named(name: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
+BARE = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_bos_token": False}
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "no width": ({}, "llama.embedding_length", "lacks llama.embedding_length"),
     "a text for a width": ({"llama.embedding_length": "48"}, "", "embedding_length is '48'"),
     "no layers": ({"llama.block_count": 0}, "", "num_hidden_layers is 0"),
     "too many layers": ({"llama.block_count": 2000}, "", "num_hidden_layers is 2000"),
+    "more tokens than rows": (
+        {**BARE, "tokenizer.ggml.tokens": [str(index) for index in range(62)]},
+        "",
+        "has 62 tokens, and token_embd.weight has 61 rows",
+    ),
     "blocks that are not there": ({}, "", r"lacks the tensor 'layers\.0\.self_attn\.q_proj\.weight'"),
 }
 

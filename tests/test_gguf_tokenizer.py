@@ -365,6 +365,18 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         UnsupportedModelError,
         "remove_extra_whitespaces is true",
     ),
+    "a word without end": ({"tokens": ["a", "b", "ab" * 600]}, CheckpointError, "has 1200 characters in one token"),
+    "too many characters": (
+        {"tokens": ["ab" * 500] * 8500, "token_type": None},
+        CheckpointError,
+        "has 8500000 characters; expected",
+    ),
+    "too many tokens": ({"tokens": ["a"] * (1 << 21), "token_type": None}, CheckpointError, "has 2097152 tokens;"),
+    "too many that are never cut": (
+        {"tokens": ["a"] * 40000, "token_type": [3] * 40000},
+        CheckpointError,
+        "has 40000 tokens that are never cut",
+    ),
 }
 
 
