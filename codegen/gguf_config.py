@@ -154,7 +154,7 @@ class _Metadata:
 
 
 def _decoder(metadata: _Metadata) -> dict[str, Any]:
-    """The tokens, and a head that is the table of tokens unless the file has another."""
+    """The tokens, and a head that is the table of tokens unless the file has one that differs, as families read it."""
     ends = [_token(metadata, key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     return {
         "bos_token_id": _token(metadata, "bos_token_id"),

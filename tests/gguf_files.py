@@ -6,7 +6,7 @@ Nothing of Kaoken is imported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +238,24 @@ def write_bert(directory: Path, path: Path, metadata: Mapping[str, Any] | None =
         "bert.attention.causal": False,
     }
     return write_file(path, "bert", {**keys, **(metadata or {})}, tensors)
+
+
+def wordpiece_metadata(vocab: Mapping[str, int], special: Sequence[str]) -> dict[str, Any]:
+    """The keys of a vocabulary behind tokenizer.ggml., as llama.cpp writes it: a space in front of a word, no ##."""
+    tokens = sorted(vocab, key=vocab.__getitem__)
+
+    def phantom(token: str) -> str:
+        if token in special:
+            return token
+        return token[2:] if token.startswith("##") else f"\u2581{token}"
+
+    return {
+        "model": "bert",
+        "tokens": list(map(phantom, tokens)),
+        "token_type": [3 if token in special else 1 for token in tokens],
+        "bos_token_id": vocab["[CLS]"],
+        "seperator_token_id": vocab["[SEP]"],
+        "unknown_token_id": vocab["[UNK]"],
+        "padding_token_id": vocab["[PAD]"],
+        "mask_token_id": vocab["[MASK]"],
+    }

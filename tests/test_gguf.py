@@ -20,6 +20,7 @@ from kaoken.codegen.families import read_graph, read_weights
 from kaoken.codegen.gguf_checkpoint import GgufCheckpoint, GgufTensor, readable_types
 from kaoken.codegen.gguf_header import read_header
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 import gguf_files
 import kaoken
@@ -31,6 +32,8 @@ from native_build import bake_together
 from oracles import bert, llama
 from oracles.bert import Bert
 from reference import LIMIT, relative_error
+
+ROOT = Path(__file__).parent.parent
 
 # A GGUF cannot say which activation a Llama has, so all have its own.
 LLAMAS = {name: llama.config_of(name) for name in llama.CONFIGURATIONS}
@@ -278,6 +281,21 @@ def test_smollm2_is_that_of_transformers(smollm2: Path, record_error: RecordErro
         record_error("logits of SmolLM2 from a GGUF against transformers, live", error)
         assert error < 1e-4
         assert model.generate(ids, max_new_tokens=40, do_sample=False).tolist() == greedy.tolist()
+
+
+@pytest.mark.ci
+def test_minilm_as_a_file(minilm: Path, tmp_path: Path) -> None:
+    """Its vectors are those of sentence-transformers, where they are brought to length 1."""
+    library = pytest.importorskip("sentence_transformers")
+    tokenizer = Tokenizer.from_file(str(minilm / "tokenizer.json"))
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    vocabulary = gguf_files.wordpiece_metadata(tokenizer.get_vocab(), special)
+    keys = {f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()}
+    model = kaoken.load(kaoken.bake(write_bert(minilm, tmp_path / "minilm.gguf", {**keys, "bert.pooling_type": 1})))
+    theirs = library.SentenceTransformer(str(minilm), device="cpu")
+    texts = [text for text in (ROOT / "README.md").read_text(encoding="utf-8").split("\n") if text][:60]
+    found = model.encode(texts, normalize_embeddings=True)
+    assert relative_error(theirs.encode(texts), found) < LIMIT
 
 
 # Metadata

@@ -14,7 +14,7 @@ from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
 from kaoken.codegen.gguf_tokenizer import read_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from gguf_files import write_file
+from gguf_files import wordpiece_metadata, write_file
 from oracles import sentence
 
 ROOT = Path(__file__).parent.parent
@@ -257,26 +257,6 @@ def test_a_small_sentencepiece() -> None:
 
 
 # WordPiece
-
-
-def wordpiece_metadata(vocab: Mapping[str, int], special: Sequence[str]) -> dict[str, Any]:
-    tokens = sorted(vocab, key=vocab.__getitem__)
-
-    def phantom(token: str) -> str:
-        if token in special:
-            return token
-        return token[2:] if token.startswith("##") else f"\u2581{token}"
-
-    return {
-        "model": "bert",
-        "tokens": list(map(phantom, tokens)),
-        "token_type": [CONTROL if token in special else NORMAL for token in tokens],
-        "bos_token_id": vocab["[CLS]"],
-        "seperator_token_id": vocab["[SEP]"],
-        "unknown_token_id": vocab["[UNK]"],
-        "padding_token_id": vocab["[PAD]"],
-        "mask_token_id": vocab["[MASK]"],
-    }
 
 
 @pytest.mark.parametrize("capital", [False, True])
