@@ -138,11 +138,11 @@ class GgufCheckpoint(Checkpoint):
         """Rows of a matrix as they are stored, in the family's order: uint8 [rows, bytes of a row].
 
         `tensors[name].dtype` says what they are. Raises CheckpointError for an unknown name, ValueError where rows
-        of the family are columns of the file (GPT-2's Conv1D).
+        of the family are columns of the file (GPT-2's Conv1D) or other values (Gemma's norms).
         """
         tensor = self._tensor(name)
-        if tensor.layout.transposed:
-            raise ValueError(f"{name} is stored transposed, and has no blocks along its rows")
+        if tensor.layout.transposed or tensor.layout.plus:
+            raise ValueError(f"{name} is stored transposed or with other values: blocks of the file are not its rows")
         first, shape = row_range(tensor.shape, rows)
         return _stored_rows(tensor, first, first + shape[0])
 
@@ -164,6 +164,11 @@ def open_gguf(path: Path) -> GgufCheckpoint:
         path.parent, config, None, tensors, (path,), (path,), tokenizer, tokenizer_config, sentence, architecture
     )
     if _ROPE_FACTORS in tensors:
+        if "rope_scaling" in config:
+            raise UnsupportedModelError(
+                f"{path} has {_ROPE_FACTORS} beside {architecture}.rope.scaling; expected one of the two: "
+                "choose another model"
+            )
         factors = opened.read(_ROPE_FACTORS).ravel().tolist()
         config["rope_scaling"] = {"rope_type": "factors", "factors": factors}
         del tensors[_ROPE_FACTORS]

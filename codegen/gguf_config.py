@@ -32,8 +32,8 @@ _LLAMA_OPTIONAL = {
 }
 _NO_EXPERTS = dict.fromkeys(("expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count"), 0)
 
-# Keys that the tensors say too, and two that change nothing.
-_HARMLESS = ("vocab_size", "tensor_data_layout", "pooling_type")
+# Keys that the tensors say too.
+_HARMLESS = ("vocab_size", "tensor_data_layout")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class _Metadata:
     def rows(self, name: str) -> int:
         """Of a tensor."""
         if name not in self.tensors:
-            raise CheckpointError(f"{self.path} lacks the tensor {name}: pass a whole model")
+            raise CheckpointError(
+                f"{self.path} lacks the tensor {name}, which a {self.architecture} has: pass a whole one"
+            )
         return self.tensors[name].shape[0]
 
     def has(self, name: str) -> bool:
@@ -155,6 +157,8 @@ class _Metadata:
 
 def _decoder(metadata: _Metadata) -> dict[str, Any]:
     """The tokens, and a head that is the table of tokens unless the file has one that differs, as families read it."""
+    metadata.require("attention.causal", True)
+    metadata.require("pooling_type", 0)  # none: with another it makes vectors of texts
     ends = [_token(metadata, key) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     return {
         "bos_token_id": _token(metadata, "bos_token_id"),
@@ -203,7 +207,8 @@ def _gemma3(metadata: _Metadata) -> dict[str, Any]:
     )
     large = metadata.integer("block_count") == 62
     scale = {"query_pre_attn_scalar": width // heads if large else dims}
-    return {**_rotary_decoder(metadata), **scale, "sliding_window_pattern": 6}
+    pattern = {"sliding_window_pattern": metadata.get("attention.sliding_window_pattern") or 6}
+    return {**_rotary_decoder(metadata), **scale, **pattern}
 
 
 def _gptneox(metadata: _Metadata) -> dict[str, Any]:
@@ -213,6 +218,7 @@ def _gptneox(metadata: _Metadata) -> dict[str, Any]:
 
 def _bert(metadata: _Metadata) -> dict[str, Any]:
     metadata.head_dim()
+    metadata.get("pooling_type")  # which stands behind the encoder
     return {"type_vocab_size": metadata.rows("token_types.weight")}
 
 

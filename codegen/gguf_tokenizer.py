@@ -257,6 +257,9 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
         raise UnsupportedModelError(
             f"{vocabulary.path}: tokenizer.ggml.remove_extra_whitespaces is true; expected false: choose another model"
         )
+    # Tokens that are never cut are looked for before spaces become tokens.
+    pairs = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    vocabulary.tokens = [token.replace(_SPACE, " ") if kind == _USER_DEFINED else token for token, kind in pairs]
     ids = vocabulary.ids()
     unknown = vocabulary.roles.get(
         "unk_token", next((i for i, kind in enumerate(vocabulary.types) if kind == _UNKNOWN), None)

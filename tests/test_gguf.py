@@ -319,6 +319,8 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "a part of a head": ({"llama.rope.dimension_count": 4}, "rope.dimension_count is 4; expected 8"),
     "layers that differ": ({"llama.attention.head_count": [6, 6]}, "a value for each layer"),
     "yarn": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
+    "an encoder": ({"llama.attention.causal": False}, "attention.causal is False; expected True"),
+    "a model of vectors": ({"llama.pooling_type": 3}, "pooling_type is 3; expected 0"),
     "an adapter": ({"general.type": "adapter"}, "holds 'adapter'"),
     "one of several files": ({"split.count": 3}, "one of 3 files"),
     "a vocabulary of another kind": ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),

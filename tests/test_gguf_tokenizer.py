@@ -256,6 +256,20 @@ def test_a_small_sentencepiece() -> None:
     assert [unprefixed.id_to_token(index) for index in unprefixed.encode("abc").ids] == ["a", "bc", "</s>"]
 
 
+def test_spaces_that_are_never_cut() -> None:
+    """As Gemma has runs of them."""
+    metadata = {
+        "model": "llama",
+        "tokens": ["<unk>", "\u2581", "a", "\u2581\u2581", "\u2581a"],
+        "token_type": [UNKNOWN, NORMAL, NORMAL, USER_DEFINED, NORMAL],
+        "add_space_prefix": False,
+        "add_bos_token": False,
+    }
+    own = rebuilt(metadata)
+    assert own.encode("a  a a").ids == [2, 3, 2, 4]
+    assert own.decode([2, 3, 2, 4]) == "a  a a"
+
+
 # WordPiece
 
 
