@@ -161,7 +161,16 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     _check_tokens(path, header.metadata, config["vocab_size"])
     sentence = _sentence(path, header.metadata) if architecture == "bert" else None
     opened = GgufCheckpoint(
-        path.parent, config, None, tensors, (path,), (path,), tokenizer, tokenizer_config, sentence, architecture
+        directory=path.parent,
+        config=config,
+        generation_config=None,
+        tensors=tensors,
+        files=(path,),
+        weight_files=(path,),
+        tokenizer=tokenizer,
+        tokenizer_config=tokenizer_config,
+        sentence=sentence,
+        architecture=architecture,
     )
     if _ROPE_FACTORS in tensors:
         if "rope_scaling" in config:
