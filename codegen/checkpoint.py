@@ -195,7 +195,7 @@ class Checkpoint:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}: {_AGAIN}")
+            raise CheckpointError(f"{self.place} has no tensor {quoted(name)}: {_AGAIN}")
         self.check_type(name)
         first, shape = row_range(info.shape, rows)
         row_bytes = math.prod(info.shape[1:]) * BYTES_PER_VALUE[info.dtype]

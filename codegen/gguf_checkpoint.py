@@ -109,7 +109,10 @@ class GgufCheckpoint(Checkpoint):
         return tensor
 
     def check_type(self, name: str) -> None:
-        tensor = self._tensor(name)
+        tensor = self.tensors[name]
+        if not isinstance(tensor, GgufTensor):
+            super().check_type(name)
+            return
         known = _FLOATS if len(tensor.stored) == 1 else readable_types()
         if tensor.dtype not in known:
             raise CheckpointError(
@@ -119,7 +122,9 @@ class GgufCheckpoint(Checkpoint):
 
     def read(self, name: str, rows: slice | None = None) -> Values:
         """As of a directory; values of blocks are those that the gguf package's `dequantize` makes of them."""
-        tensor = self._tensor(name)
+        tensor = self.tensors.get(name)
+        if not isinstance(tensor, GgufTensor):  # of a safetensors file that stands beside it, or of none
+            return super().read(name, rows)
         self.check_type(name)
         first, shape = row_range(tensor.shape, rows)
         values = np.empty((shape[0], math.prod(shape[1:])), np.float32)
