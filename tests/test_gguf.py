@@ -32,6 +32,7 @@ from native_build import bake_together
 from oracles import bert, llama
 from oracles.bert import Bert
 from reference import LIMIT, relative_error
+from test_adapter import write_adapter
 
 ROOT = Path(__file__).parent.parent
 
@@ -296,6 +297,17 @@ def test_minilm_as_a_file(minilm: Path, tmp_path: Path) -> None:
     texts = [text for text in (ROOT / "README.md").read_text(encoding="utf-8").split("\n") if text][:60]
     found = model.encode(texts, normalize_embeddings=True)
     assert relative_error(theirs.encode(texts), found) < LIMIT
+
+
+@pytest.mark.ci
+def test_an_adapter_is_merged_into_a_file(tmp_path: Path) -> None:
+    directory = llama.write(tmp_path / "llama", llama.TINY)
+    modules = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+    adapter = write_adapter(tmp_path / "adapter", directory, modules)
+    path = write_llama(directory, tmp_path / "model.gguf")
+    own, theirs = (kaoken.load(kaoken.bake(each, adapter=adapter)).logits(IDS) for each in (path, directory))
+    require_same_bits(own, theirs)
+    assert np.abs(own - llama.Llama(directory).logits(IDS)).max() > 1e-3
 
 
 # Metadata
