@@ -151,7 +151,8 @@ OPTIONS = (  # of whichever model
     ),
     Setting(
         "dtype",
-        "of the weights: `float32`, `bfloat16`, `int8`, `int4` (the head in int8) or `int4-all`",
+        "of the weights: `float32`, `bfloat16`, `int8`, `int8-g32`, `int4` and `int4-min` (the head in int8), or "
+        "`int4-all`",
         lambda value: make_types(value).dtype,
         default="float32",
     ),
