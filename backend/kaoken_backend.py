@@ -26,6 +26,7 @@ from typing import TypeAlias
 from scikit_build_core import build as skbuild
 
 from codegen.errors import InputError
+from codegen.model_names import is_gguf, split_file
 from codegen.settings import SETTINGS
 
 Settings: TypeAlias = "dict[str, str | list[str]]"
@@ -189,10 +190,13 @@ def _checked_settings(
 
 
 def _model_requirements(values: Mapping[str, str]) -> list[str]:
-    """The packages that only some models need: those of the hub, and those without a tokenizer.json."""
+    """The packages that only some models need: those of the hub, those without a tokenizer.json, and GGUF files."""
     model = values.get("model", "/")
+    gguf = ["gguf>=0.17", "tokenizers"] if is_gguf(model) or split_file(model)[1] else []
     if not os.path.isabs(model):
-        return ["huggingface_hub", "tokenizers"]
+        return ["huggingface_hub", *(gguf or ["tokenizers"])]
+    if is_gguf(model) and not os.path.isdir(model):
+        return gguf
     files = [os.path.lexists(os.path.join(model, name)) for name in ("vocab.json", "tokenizer.json")]
     return ["tokenizers"] if files == [True, False] else []
 

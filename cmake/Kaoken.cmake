@@ -1,6 +1,6 @@
 # kaoken_add_model(): a checkpoint becomes a library target.
 #
-#   kaoken_add_model(<target> CHECKPOINT <directory or hub id>
+#   kaoken_add_model(<target> CHECKPOINT <directory, GGUF file or hub id>
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [ADAPTER <directory>]
 #                    [DTYPE float32|bfloat16|int8|int4|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
@@ -11,7 +11,7 @@
 # nothing but the C++ runtime; with STATIC it is an archive that exports kaoken_model_<name>() alone, so that one
 # program can hold several. A shared library ends with a digest of itself, which `kaoken verify` checks until a tool such
 # as strip changes the file. Build statistics lie beside it, in <library>.json. A relative CHECKPOINT starts at
-# the calling CMakeLists.txt; an existing directory wins over a hub id. NAME is by default the target, or the
+# the calling CMakeLists.txt; what exists wins over a hub id. NAME is by default the target, or the
 # checkpoint's with NAMED_BY_CHECKPOINT. To install it, install(TARGETS <target> EXPORT ...) needs no other target, and
 # ${KAOKEN_ROOT}/runtime/include holds the header. ISA is of the machine that the compiler makes code for.
 # The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
@@ -19,7 +19,7 @@
 # ADAPTER is a LoRA adapter of peft, merged into the weights; a relative one starts where a relative CHECKPOINT does.
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
-# Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id): KAOKEN_PYTHON, else the one
+# Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id, gguf and tokenizers for a GGUF): KAOKEN_PYTHON, else the one
 # that find_package(Python) finds. Needs the Ninja generator, for job pools and depfiles.
 
 include_guard()

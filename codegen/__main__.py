@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     plan = commands.add_parser("plan", help="say which files a checkpoint becomes, from its headers alone")
     plan.set_defaults(run=_plan)
-    plan.add_argument("--checkpoint", required=True, help="a directory or a hub id")
+    plan.add_argument("--checkpoint", required=True, help="a directory, a GGUF file or a hub id")
     plan.add_argument("--root", type=Path, default=Path.cwd(), help="where relative directories start")
     plan.add_argument("--commit", default=None, help="where a directory came from, to be recorded")
     plan.add_argument("--name", default=None, help="a C identifier; made from the checkpoint's name without it")
@@ -78,16 +78,17 @@ def _plan(arguments: argparse.Namespace) -> None:
         kernels=check_kernels(arguments.kernels),
         adapter=_adapter_directory(arguments.adapter, arguments.root),
     )
-    directory = os.path.abspath(source.directory)
-    opened = open_checkpoint(source.directory, options.adapter_directory)
-    planned = state(directory, watched_names(opened, source.directory))
-    baked = bake(source.directory, options)
+    checkpoint = os.path.abspath(source.path)
+    directory = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
+    opened = open_checkpoint(source.path, options.adapter_directory)
+    planned = state(directory, watched_names(opened, source.path))
+    baked = bake(source.path, options)
     warning = read_generation(baked.checkpoint).warning()
     if warning:
         print(f"kaoken: warning: {warning}", file=sys.stderr)
     check_reach(baked.packed.nbytes, canonical_machine(arguments.machine))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    saved = {"checkpoint": directory, **asdict(options)}
+    saved = {"checkpoint": checkpoint, **asdict(options)}
     write_if_changed(arguments.out / "options.json", [json.dumps(saved, indent=1).encode()])
     write_if_changed(arguments.out / "plan.cmake", [plan_text(baked, _program()).encode()])
     write_if_changed(arguments.out / STATE, [json.dumps(planned, indent=1).encode()])

@@ -17,7 +17,8 @@ import re
 import reprlib
 import shlex
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError, UnsupportedModelError
+from .model_names import GGUF, is_gguf
 from .tokenizer import configured, refuse_sentencepiece, tokenizer_json, wordpiece_json
 
 CONFIG = "config.json"
@@ -168,6 +170,23 @@ class Checkpoint:
     sentence: Sentence | None = None
     adapter: Adapter | None = None  # to be merged into the weights
 
+    @property
+    def place(self) -> Path:
+        """The directory, or the one file, as messages name it."""
+        return self.directory
+
+    @property
+    def config_file(self) -> Path:
+        """Where the config stands."""
+        return self.directory / CONFIG
+
+    def named(self, expected: Callable[[], Iterable[str]], prefix: str) -> Checkpoint:
+        """With tensors by the names that a family has for them, which `expected` gives without its `prefix`.
+
+        Only the file of another program has others.
+        """
+        return self
+
     def read(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or a range of its rows (axis 0, step 1), as C-contiguous float32.
 
@@ -176,17 +195,14 @@ class Checkpoint:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(f"{self.directory} has no tensor {quoted(name)}: {_AGAIN}")
+            raise CheckpointError(f"{self.place} has no tensor {quoted(name)}: {_AGAIN}")
         self.check_type(name)
-        first, shape = _row_range(info.shape, rows)
+        first, shape = row_range(info.shape, rows)
         row_bytes = math.prod(info.shape[1:]) * BYTES_PER_VALUE[info.dtype]
         values = np.empty(shape, np.float32)
         bad = _fill(values.reshape(-1), info, info.offset + first * row_bytes)
         if bad:
-            raise CheckpointError(
-                f"{info.file}: {bad} of the {values.size} values read from {quoted(name)} are NaN or "
-                "infinite; expected finite weights: save the checkpoint again from a sound model"
-            )
+            raise not_finite(info.file, name, bad, values.size)
         return values
 
     def check_type(self, name: str) -> None:
@@ -210,14 +226,19 @@ class Checkpoint:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def open_checkpoint(directory: Path, adapter: Path | None = None) -> Checkpoint:
-    """Reads the configs and the safetensors headers of a directory, and of an adapter's; raises CheckpointError.
+def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
+    """Reads the configs and the safetensors headers of a directory, or the header of a GGUF file, and of an adapter's.
 
-    As in transformers, `model.safetensors` wins over an index of shards.
+    As in transformers, `model.safetensors` wins over an index of shards. Raises CheckpointError, of a GGUF also
+    UnsupportedModelError.
     """
-    root = directory.absolute()
+    root = path.absolute()
+    if is_gguf(root) and not os.path.isdir(root):
+        from .gguf_checkpoint import open_gguf
+
+        return _with_adapter(open_gguf(root), adapter)
     if not os.path.isdir(root):
-        raise CheckpointError(f"{root} is not a directory: pass one with {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(f"{root} is not a directory: pass one with {CONFIG} and {WEIGHTS}, or a {GGUF} file")
     if os.path.lexists(root / ADAPTER_CONFIG) and not os.path.lexists(root / CONFIG):
         raise CheckpointError(
             f"{root} is an adapter, without the model that it changes: pass the model's checkpoint, and this directory "
@@ -240,11 +261,7 @@ def open_checkpoint(directory: Path, adapter: Path | None = None) -> Checkpoint:
     if sentence:
         files += sentence.files
         weight_files += tuple(sentence.weight_files)
-    opened = None if adapter is None else open_adapter(adapter)
-    if opened:
-        files += opened.files
-        weight_files += (opened.weights,)
-    return Checkpoint(
+    found = Checkpoint(
         directory,
         config,
         None if generation_json is None else generation_config,
@@ -254,8 +271,16 @@ def open_checkpoint(directory: Path, adapter: Path | None = None) -> Checkpoint:
         tokenizer,
         special | tokenizer_config,
         sentence,
-        opened,
     )
+    return _with_adapter(found, adapter)
+
+
+def _with_adapter(checkpoint: Checkpoint, directory: Path | None) -> Checkpoint:
+    if directory is None:
+        return checkpoint
+    adapter = open_adapter(directory)
+    files, weight_files = (*checkpoint.files, *adapter.files), (*checkpoint.weight_files, adapter.weights)
+    return replace(checkpoint, files=files, weight_files=weight_files, adapter=adapter)
 
 
 def open_adapter(directory: Path) -> Adapter:
@@ -273,14 +298,16 @@ def open_adapter(directory: Path) -> Adapter:
 def watched_names(checkpoint: Checkpoint, root: Path) -> list[str]:
     """Of all files whose change, appearance or absence makes another library, from the directory that was opened.
 
-    Those of an adapter are absolute.
+    Of a GGUF it is the file alone, from the directory that it is in. Those of an adapter are absolute.
     """
+    elsewhere = () if checkpoint.adapter is None else checkpoint.adapter.files
+    if not os.path.isdir(root):
+        return [root.name, *map(str, elsewhere)]
     names = dict.fromkeys(NAMES)
     if checkpoint.sentence:
         first, *behind = checkpoint.sentence.modules
         names |= dict.fromkeys(os.path.join(first.path, name) for name in NAMES)
         names |= dict.fromkeys(os.path.join(each.path, name) for each in behind for name in (CONFIG, WEIGHTS))
-    elsewhere = () if checkpoint.adapter is None else checkpoint.adapter.files
     inside = (file for file in checkpoint.files if file not in elsewhere)
     names |= dict.fromkeys(os.path.relpath(file, root.absolute()) for file in inside)
     return [*names, *map(str, elsewhere)]
@@ -299,7 +326,7 @@ def conversion_line(model: str, directory: str) -> str:
 # Files
 
 
-def _file_size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """The size in bytes of a regular file, so that no pipe or device is ever opened."""
     try:
         status = path.stat()
@@ -321,11 +348,18 @@ def _read_bytes(path: Path, count: int, offset: int = 0) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     if len(data) != count:
-        raise _truncated(path)
+        raise truncated(path)
     return data
 
 
-def _truncated(path: Path) -> CheckpointError:
+def not_finite(file: Path, name: str, bad: int, count: int) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {bad} of the {count} values read from {quoted(name)} are NaN or infinite; expected finite weights: "
+        "save the checkpoint again from a sound model"
+    )
+
+
+def truncated(path: Path) -> CheckpointError:
     return CheckpointError(f"{path} ended early; it was truncated or is being changed: {_AGAIN}")
 
 
@@ -393,7 +427,7 @@ def _parse(data: bytes, path: Path) -> Any:
 
 def read_small(path: Path) -> bytes:
     """The whole of a file that holds no weights."""
-    size = _file_size(path)
+    size = file_size(path)
     if size > _MAX_JSON_BYTES:
         raise CheckpointError(f"{path} has {size} bytes; expected at most {_MAX_JSON_BYTES}: {_AGAIN}")
     return _read_bytes(path, size)
@@ -558,7 +592,7 @@ class _Header:
 
 def _read_header(path: Path) -> _Header:
     """The header of a file that the safetensors library has found sound."""
-    size = _file_size(path)
+    size = file_size(path)
     try:
         with safe_open(str(path), framework="np"):
             pass
@@ -591,7 +625,7 @@ def _tensor_info(header: _Header, name: str) -> TensorInfo:
 # Values
 
 
-def _row_range(shape: tuple[int, ...], rows: slice | None) -> tuple[int, tuple[int, ...]]:
+def row_range(shape: tuple[int, ...], rows: slice | None) -> tuple[int, tuple[int, ...]]:
     """The first row of a slice, and the shape [rows, ...] that it selects."""
     if rows is None:
         return 0, shape

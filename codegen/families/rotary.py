@@ -75,6 +75,8 @@ def read_rotary(fields: Fields, head_dim: int, theta: float, limit: int, share: 
         _check_dynamic(inner, limit)
     elif kind == "llama3":
         frequencies = _llama3(inner, frequencies, limit)
+    elif kind == "factors":  # Kaoken's own, of a GGUF, which has the quotients that llama3 leads to
+        frequencies = frequencies / _factors(inner, len(frequencies))
     elif kind == "yarn":
         frequencies, factor = _yarn(inner, frequencies, theta, limit)
     elif kind != "default":
@@ -107,6 +109,14 @@ def _check_dynamic(inner: Fields, limit: int) -> None:
             f"original_max_position_embeddings, {original:.0f}: results would depend on how a text is split; expected "
             f"no more positions than that: set max_position_embeddings, which is {limit}, to {original:.0f}"
         )
+
+
+def _factors(inner: Fields, count: int) -> Frequencies:
+    factors = inner.get("factors")
+    known = isinstance(factors, list) and len(factors) == count and all(isinstance(each, float) for each in factors)
+    if not known or not all(1e-3 <= each <= MAX_VALUE for each in factors):
+        raise inner.fail("factors", f"{count} numbers from 0.001 to {MAX_VALUE:g}")
+    return np.array(factors, np.float32)
 
 
 def _llama3(inner: Fields, frequencies: Frequencies, limit: int) -> Frequencies:

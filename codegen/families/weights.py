@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import CONFIG, Checkpoint, TensorInfo, quoted
+from ..checkpoint import Checkpoint, TensorInfo, quoted
 from ..errors import CheckpointError, UnsupportedModelError
 from ..graph import Array, Linear, Norm, Tensor, gather, part, pieces
 from .adapter import Added
@@ -197,7 +197,7 @@ class Weights:
         missing = [name for name in required if self._renamed.get(name, name) not in self._stored]
         if missing:
             raise CheckpointError(
-                f"{self._checkpoint.directory} lacks the tensor {missing[0]!r} that its {CONFIG} calls for "
+                f"{self._checkpoint.place} lacks the tensor {missing[0]!r} that its config calls for "
                 f"({len(missing)} of {len(required)} are missing): pass a whole checkpoint"
             )
         for name, shape in self.expected.items():
@@ -206,7 +206,7 @@ class Weights:
                 info = self._info(stored)
                 raise CheckpointError(
                     f"{info.file}: {stored!r} has shape {quoted(list(info.shape))}; expected {list(shape)}, "
-                    f"as {CONFIG} says: make the two agree"
+                    f"as {self._checkpoint.config_file.name} says: make the two agree"
                 )
 
 

@@ -30,6 +30,7 @@ from kaoken.codegen.dtypes import Types, make_types
 from kaoken.codegen.exploded import EXPLODED_LIMIT
 from kaoken.codegen.isa import check_names, resolve
 from kaoken.codegen.memory import make_budget
+from kaoken.codegen.model_names import is_gguf
 from kaoken.codegen.seal import is_intact
 from kaoken.codegen.settings import KERNELS, SETTINGS, check_kernels
 from kaoken.errors import BuildError, CheckpointError, GenerationConfigWarning, InputError, KaokenError
@@ -95,7 +96,7 @@ class _Bake:
         elsewhere = () if adapter is None else adapter.files
         inside = [file for file in self.checkpoint.files if file not in elsewhere]
         facts = {
-            "checkpoint": [(os.path.relpath(file, self.source.directory), _sha256(file)) for file in inside],
+            "checkpoint": [(os.path.relpath(file, self.source.path), _sha256(file)) for file in inside],
             "adapter": adapter and [adapter.directory.resolve().name, *map(_sha256, adapter.files)],
             "source": [self.source.name, self.source.revision],
             "settings": {name: value for name, value in self.settings().items() if name not in ("jobs", "adapter")},
@@ -125,8 +126,8 @@ def bake(
     """Compiles a checkpoint into a model library and returns the library's path, for `kaoken.load`.
 
     Args:
-        checkpoint: A directory with config.json and model.safetensors, or the id of a model on the Hugging
-            Face hub; an existing directory wins.
+        checkpoint: A directory with config.json and model.safetensors, a GGUF file, or the id of a model on the
+            Hugging Face hub, as OWNER/NAME:Q4_K_M for a GGUF; what exists wins.
         dtype: Of the baked weights: "float32", "bfloat16", "int8", "int4" (the head in int8) or "int4-all".
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
             are the first four. A later pattern wins.
@@ -236,7 +237,7 @@ def _validate(
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
-    opened = open_checkpoint(source.directory, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
+    opened = open_checkpoint(source.path, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
     read_graph(opened)
     warning = read_generation(opened).warning()
     if warning:
@@ -347,6 +348,7 @@ class _Workplace:
         self._root = root
         self._directory = root / name
         self._work = work
+        self._checkpoint = self._directory / ("checkpoint.gguf" if is_gguf(work.source.path) else "checkpoint")
         self._build = self._directory / "build"
         self._ninja = self._directory / "ninja"
         self.library = self._build / "model.so"
@@ -354,7 +356,7 @@ class _Workplace:
 
     def prepare(self) -> None:
         self._directory.mkdir(exist_ok=True)
-        (self._directory / "checkpoint").symlink_to(self._work.source.directory)
+        self._checkpoint.symlink_to(self._work.source.path)
         if self._work.checkpoint.adapter is not None:
             (self._directory / "adapter").symlink_to(self._work.checkpoint.adapter.directory)
         (self._directory / "kaoken").symlink_to(_ROOT.absolute())
@@ -381,7 +383,7 @@ class _Workplace:
         return {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": str(self._ninja),
-            "KAOKEN_MODEL": str(self._directory / "checkpoint"),
+            "KAOKEN_MODEL": str(self._checkpoint),
             "KAOKEN_MODEL_NAME": _model_name(self._work),
             "KAOKEN_SOURCE": _UNSAFE_TEXT.sub("_", source.name),
             "KAOKEN_COMMIT": source.revision or "",
@@ -407,7 +409,7 @@ class _Workplace:
 
     def _failure(self, lines: list[str]) -> KaokenError:
         """The output with the user's own names in the place of this directory's."""
-        text = explanation(lines).replace(str(self._directory / "checkpoint"), str(self._work.source.directory))
+        text = explanation(lines).replace(str(self._checkpoint), str(self._work.source.path))
         if self._work.checkpoint.adapter is not None:
             text = text.replace(str(self._directory / "adapter"), str(self._work.checkpoint.adapter.directory))
         root = self._root.parent

@@ -29,7 +29,7 @@ Run small transformers that were baked into native code, and bake new ones.
 
   kaoken generate "ROMEO:"                  continue a text with the model in this wheel
   kaoken info                               what that model is and how it was built
-  kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory or a hub id)
+  kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory, a GGUF file or a hub id)
   kaoken generate "Hello" --model my.so     and run it
   kaoken encode --model my.so < lines.txt   an encoder: vectors; rank, classify, tag and fill-mask are for others
   kaoken bench                              how fast it is on this machine
@@ -61,8 +61,9 @@ Show a baked model's kind, name, source, weights digest, build settings, shapes 
 """
 
 _BAKE = """\
-Compile a checkpoint into one model library. CHECKPOINT is a directory with config.json and model.safetensors
-(an existing directory wins), or the id of a model on the Hugging Face hub. Prints the library's path.
+Compile a checkpoint into one model library. CHECKPOINT is a directory with config.json and model.safetensors, a GGUF
+file, or the id of a model on the Hugging Face hub, as OWNER/NAME:Q4_K_M for a GGUF; what exists wins. Prints the
+library's path.
 
 Needs a C++17 compiler (CXX names one) and `pip install "kaoken[bake]"`. Compile statistics are written
 beside the library, to OUT.json. Without -o a cache serves, in which an unchanged bake is instant:
@@ -283,7 +284,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_graph(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a GGUF file, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the file to write (default: DOT to standard output)")
     parser.add_argument("--format", help="dot or svg (default: as OUT ends)")
     parser.add_argument(
@@ -300,7 +301,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bake(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a hub id such as gpt2")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a GGUF file, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
     for setting in OPTIONS:
         takes: dict[str, Any] = {"type": setting.type, "default": setting.bake_value}

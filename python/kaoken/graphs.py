@@ -134,7 +134,7 @@ def _resolve(checkpoint: str | os.PathLike[str], revision: str | None) -> tuple[
 
     named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(file_path("checkpoint", checkpoint))
     source = resolve_model(named, revision=revision, root=Path.cwd())
-    return source.directory, source.name
+    return source.path, source.name
 
 
 def _require(what: str, packages: Iterable[str], extra: str) -> None:

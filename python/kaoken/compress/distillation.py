@@ -128,6 +128,14 @@ def train(
         return _finish(work, recipe, [stage], say)
 
 
+def _directory(teacher: str) -> Path:
+    """Of a teacher. Raises InputError for a GGUF file, which transformers would not train in full precision."""
+    path = resolve_model(teacher, revision=None, root=Path.cwd()).path
+    if not path.is_dir():
+        raise InputError(f"{teacher} is a GGUF file; expected a checkpoint with config.json and safetensors: pass one")
+    return path
+
+
 def distill(
     out: str | Path,
     text: str | Path,
@@ -154,7 +162,7 @@ def distill(
     way = way or Way()
     if (smaller is None) == (student is None):
         raise InputError("expected either a scale or a student: say in one way how large the student is")
-    directories = [resolve_model(teacher, revision=None, root=Path.cwd()).directory for teacher in teachers]
+    directories = [_directory(teacher) for teacher in teachers]
     loaded = [models.load(directory) for directory in directories]
     for other in loaded[1:]:
         models.check_vocabulary(loaded[0], other)
@@ -202,7 +210,7 @@ def prune(
     parts: dict[str, Any] = {"heads": heads, "mlp": mlp, "layers": layers, "width": width}
     if sum([any(parts.values()), parameters is not None, sparsity is not None]) != 1:
         raise InputError("expected heads, mlp, layers and width, or parameters, or sparsity: say in one way what goes")
-    directory = resolve_model(teacher, revision=None, root=Path.cwd()).directory
+    directory = _directory(teacher)
     if not models.is_gpt2(directory):
         found = models.read_config(directory)["model_type"]
         raise InputError(f"{teacher} is a {found}; expected a GPT-2: only that is pruned")
