@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.families import read_graph
+from kaoken.codegen.layout import MATRIX_TYPES
 
 if TYPE_CHECKING:
     from kaoken import BakedGPT2, Session
@@ -80,7 +81,7 @@ def test_every_engine_has_an_entry_and_a_module() -> None:
 
 def test_the_kernels_are_those_of_the_table() -> None:
     assert kernel_table() == {
-        "matrix": ["float32", "bfloat16", "int8", "int4"],
+        "matrix": list(MATRIX_TYPES),
         "cache": ["float32", "bfloat16", "int8"],
     }
 

@@ -410,12 +410,12 @@ def test_what_would_change_the_model_must_be_off(tiny: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"model_type": "mistral"}, "'mistral'"),
-        ({"model_type": "gpt_neo"}, "'gpt_neo'"),
+        ({"model_type": "mamba"}, "'mamba'"),
+        ({"model_type": "gptj"}, "'gptj'"),
         ({"model_type": "GPT2"}, "'GPT2'"),
         ({"model_type": ["gpt2"]}, "['gpt2']"),
         ({"model_type": ..., "architectures": ...}, "None"),
-        ({"model_type": ..., "architectures": ["MistralForCausalLM"]}, "'MistralForCausalLM'"),
+        ({"model_type": ..., "architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM'"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "'GPT2ForSequenceClassification'"),
         (
             {"architectures": ["GPT2LMHeadModel", "GPT2ForTokenClassification"]},
