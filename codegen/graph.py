@@ -41,6 +41,11 @@ class Tensor:
         return Tensor(self.shape, merge_sources(self, *others), lambda start, stop: function(self.rows(start, stop)))
 
 
+def constant(count: int, value: float) -> Tensor:
+    """[count], each `value`."""
+    return Tensor((count,), (), lambda start, stop: np.full(stop - start, value))
+
+
 def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
     """The sources of all, each once, in order."""
     return tuple(dict.fromkeys(source for tensor in tensors for source in tensor.sources))
@@ -204,6 +209,8 @@ class Relative:
 class Attention:
     """out(softmax(scale * (query . key + relative) + distance_bias) value).
 
+    Heads of queries and keys go through norms, where there are any, before they are turned.
+
     A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
     ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
     fewer of those.
@@ -225,11 +232,14 @@ class Attention:
     distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
     window: int | None = None
     relative: Relative | None = None
+    query_norm: Norm | None = None  # "rms", of each head by itself: [dims]
+    key_norm: Norm | None = None
 
     @property
     def bias_of_keys(self) -> bool:
         """Whether scores depend on the keys' bias: otherwise it adds the same to all scores of a row."""
-        return self.rotary is not None or (self.relative is not None and self.relative.queries is not None)
+        by_distance = self.relative is not None and self.relative.queries is not None
+        return self.rotary is not None or self.key_norm is not None or by_distance
 
     @property
     def reach(self) -> int | None:
@@ -551,6 +561,10 @@ def _verify_attention(body: Attention, width: int, source: int | None, limit: in
     shapes["out"] = (width, body.width)
     for name, linear in body.linears.items():
         _expect_linear(linear, *shapes[name])
+    for norm in (body.query_norm, body.key_norm):
+        _expect_norm(norm, body.dims)
+        if norm is not None and (norm.kind, norm.bias) != ("rms", None):
+            raise AssertionError("attention has a norm of heads that is no RMSNorm, or has a bias")
     if body.distance_bias is not None:
         _expect(body.distance_bias, (body.heads, 2 * limit))
     if body.relative is not None:
@@ -641,7 +655,14 @@ def _check_attention(attention: Attention, where: str) -> None:
     _require(has_bias == attention.bias_of_keys, where, "a bias of keys just where scores depend on it")
     _require(attention.heads % attention.kv_heads == 0, where, "as many queries of each key")
     _require(attention.dims == attention.padded_dims, where, "heads of whole panels")
+    norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+    if norms:
+        weights = [norm.weight for norm in norms]
+        _require(len(norms) == 2 and None not in weights, where, "norms of queries and of keys, with their weights")
+        _require(norms[0].epsilon == norms[1].epsilon, where, "one epsilon of the norms of queries and of keys")
+        _require(attention.sees != "source", where, "no norms of heads that see a source")
     if attention.relative is not None:
+        _require(not norms, where, "no norms of heads that keys and queries of distances meet")
         simple = (attention.sees, attention.window, attention.distance_bias) == ("all", None, None)
         _require(simple, where, "keys and queries of distances to see all, and no bias beside them")
 

@@ -162,6 +162,7 @@ class PackedSublayer:
     key_value: Matrix | None = None  # what a cross attention reads the source with, once
     norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first of them
     relative: tuple[str, ...] = ()  # those of keys and queries of distances: weights, scales, sums, queries
+    heads: tuple[str, ...] = ()  # the weights of the norms of queries and of keys
 
 
 @dataclass(frozen=True)
@@ -528,6 +529,7 @@ def _pack_block(
     for sublayer in block.sublayers:
         body, key_value = sublayer.body, None
         relative: list[Packed] = []
+        heads: list[Packed] = []
         name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
         norm = norm_of(name, sublayer.before)
         if isinstance(body, Mlp):
@@ -546,10 +548,13 @@ def _pack_block(
             fused, panels = [body.query, body.key, body.value], body.kv_heads * body.dims // PANEL
             products = {"qkv": product("qkv", fused, first=body.width // PANEL, panels=panels)}
             bias("qkv", fused)  # the queries', and the keys' where scores depend on it
+            heads = [*norm_of("query", body.query_norm), *norm_of("key", body.key_norm)]
             relative = vectors(_relative_key(body), partial(_relative_arrays, body.relative, types.cache))
             products["out"] = product("out", [body.out])
             bias("out", [body.out])
-        sublayers.append(PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative)))
+        sublayers.append(
+            PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative), _names(heads))
+        )
     return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables)
 
 

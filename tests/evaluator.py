@@ -103,6 +103,7 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
         read = source
     query = linear(op.query, x).reshape(len(x), op.heads, -1)
     key, value = (linear(each, read).reshape(len(read), op.kv_heads, -1) for each in (op.key, op.value))
+    query, key = norm_heads(op, op.query_norm, query), norm_heads(op, op.key_norm, key)
     if op.rotary is not None:
         query, key = turn(op.rotary, query), turn(op.rotary, key)
     key, value = (np.repeat(each, op.heads // op.kv_heads, axis=1) for each in (key, value))
@@ -122,6 +123,13 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))
+
+
+def norm_heads(op: Attention, by: Norm | None, x: Array) -> Array:
+    """[count, heads, dims], of which head_dim are no padding."""
+    if by is None:
+        return x
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) / op.head_dim + by.epsilon) * loaded(by.weight, 1.0)
 
 
 def relative_scores(op: Relative, query: Array, key: Array, buckets: NDArray[np.int64]) -> Array:

@@ -202,6 +202,13 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "no biases": (UnsupportedModelError, {"attention_bias": False}, "'attention_bias'"),
         "another scaling": (UnsupportedModelError, {"rope_scaling": {"type": "mrope"}}, "'mrope'; expected default"),
     },
+    "qwen3": {
+        "kinds of other blocks": (CheckpointError, {"layer_types": ["full_attention"]}, "expected a list of 2"),
+        "odd heads": (CheckpointError, {"head_dim": 19}, "head_dim is 19; expected an even number"),
+        "no heads": (CheckpointError, {"head_dim": 0}, "head_dim is 0; expected a whole number"),
+        "heads of another width": (CheckpointError, {"head_dim": 22}, "has shape"),
+        "experts": (UnsupportedModelError, {"num_experts": 4}, "'num_experts'"),
+    },
     "smollm3": {
         "positions of too few": (CheckpointError, {"no_rope_layers": [1, 1]}, "a list with 0 or 1 for each of 4"),
         "positions of some": (CheckpointError, {"no_rope_layers": [1, 1, 0.5, 1]}, "no_rope_layers is"),

@@ -18,9 +18,13 @@ RelativeBias<CacheType, GEN(body.relative.count | round_up), GEN((body.relative.
 GEN("DistanceBias" if body.distance_bias else "NoBias")
 //%- endif
 //%- endmacro
+//% macro rotary_type(body)
+//% set turned = "Rotary" if body.rotary else "NoRotary"
+GEN("NormedHeads<" ~ turned ~ ", " ~ body.head_dim ~ ">" if body.query_norm else turned)
+//%- endmacro
 //% macro scheme(each, layout)
 //% set body = each.sublayer.body
-  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN(bias_type(body)), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
+  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN(rotary_type(body)), GEN(bias_type(body)), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
 //% endmacro
 // GEN(note)
 // From: GEN(units | sources)
@@ -81,10 +85,11 @@ GEN(arrays(each))
 GEN(name if name in relative else "nullptr")
 //%- endmacro
 //% set bias = "{{" ~ among("relative_key_weight") ~ ", " ~ among("relative_key_scale") ~ ", " ~ among("relative_key_sum") ~ "}, " ~ among("relative_queries") ~ ", " ~ buckets ~ ", " ~ stack.limit ~ "}" if relative else "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
+//% set turning = "{{" ~ rotary ~ "}, " ~ each.heads | join(", ") ~ ", " ~ (each.sublayer.body.query_norm.epsilon | float32) ~ "}" if each.heads else "{" ~ rotary ~ "}"
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, GEN(cache_before.attention), GEN(norm(each)),
           GEN(product("qkv")),
-          GEN(product("out")), {GEN(rotary)}, GEN(bias))) {
+          GEN(product("out")), GEN(turning), GEN(bias))) {
     return;
   }
 //% elif each.name == "cross"
