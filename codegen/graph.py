@@ -308,9 +308,14 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Block:
-    """Sublayers one after another: attention, in the decoder of an encoder-decoder attention to the source, an MLP."""
+    """Sublayers one after another: attention, in the decoder of an encoder-decoder attention to the source, an MLP.
+
+    With `parallel` each reads the stream in front of the block, and what they add is added together (GPT-J; Wang and
+    Komatsuzaki, 2021).
+    """
 
     sublayers: tuple[Sublayer, ...]
+    parallel: bool = False
 
     @property
     def attention(self) -> Attention:
@@ -368,10 +373,17 @@ class Stack:
         """Of all blocks, in order."""
         return [each for block in self.blocks for each in block.sublayers]
 
+    @property
+    def side_by_side(self) -> list[Sublayer]:
+        """Those of blocks that are parallel."""
+        return [each for block in self.blocks if block.parallel for each in block.sublayers]
+
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Stack:
         """The stack with each sublayer rewritten; those that are one stay one."""
         rewritten = {key: rewrite(each) for key, each in {id(each): each for each in self.sublayers}.items()}
-        blocks = (Block(tuple(rewritten[id(each)] for each in block.sublayers)) for block in self.blocks)
+        blocks = (
+            replace(block, sublayers=tuple(rewritten[id(each)] for each in block.sublayers)) for block in self.blocks
+        )
         return replace(self, blocks=tuple(blocks))
 
     def map_bodies(self, rewrite: Callable[[Attention | Mlp], Attention | Mlp]) -> Stack:
@@ -530,6 +542,8 @@ def _verify_stack(stack: Stack, source: int | None) -> None:
     if embeddings.projection is not None:
         _expect_linear(embeddings.projection, width, embeddings.width)
     _expect_norm(embeddings.norm, embeddings.width)
+    if any(each.after is not None or each.replaces for each in stack.side_by_side):
+        raise AssertionError("sublayers side by side change a stream that the others read")
     norms = [stack.norm]
     for sublayer in stack.sublayers:
         norms += [sublayer.before, sublayer.after]
@@ -635,6 +649,7 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
     """`sees` is what its attentions have to see, in order; the MLP stands behind them."""
     bodies = [each.body.sees if isinstance(each.body, Attention) else "" for each in block.sublayers]
     _require(bodies == [*sees, ""], where, f"attention that sees {' and '.join(sees)}, and an MLP behind it")
+    _require(not block.parallel or len(bodies) == 2, where, "no attention to a source beside other sublayers")
     for sublayer in block.sublayers:
         body, before = sublayer.body, sublayer.before
         _require(sublayer.after is None, where, "no norms behind sublayers")

@@ -42,6 +42,7 @@ from .layout import MATRIX_TYPES, PANEL, pad_columns, pad_vector, round_up
 Floats = NDArray[np.floating]
 Values = NDArray[Any]
 
+PARALLEL_ORDER = ("qkv", "up", "out", "down")  # of the products of sublayers side by side
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 PAGE = 64  # kPage of the same: positions of a page of the cache
 SMALL_OUTPUT = 64  # outputs up to which a head's last matrix is float32 by default, as other types would save nothing
@@ -173,11 +174,21 @@ class PackedBlock:
     sublayers: tuple[PackedSublayer, ...]
     arrays: tuple[Packed, ...]  # what it reads: of its unit and, where it shares tensors, of those of blocks before it
     tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, biases of distances and their buckets
+    parallel: bool = False
 
     @property
     def products(self) -> dict[str, Matrix]:
         """Those of a pass, in the order of their use."""
-        return {name: matrix for each in self.sublayers for name, matrix in each.products.items()}
+        products = {name: matrix for each in self.sublayers for name, matrix in each.products.items()}
+        return {name: products[name] for name in PARALLEL_ORDER} if self.parallel else products
+
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether what sublayers side by side read of the stream is the same."""
+        norms = [each.sublayer.before for each in self.sublayers]
+        types = {self.products[name].dtype for name in ("qkv", "up")}
+        bare = all(norm is None or norm.bare for norm in norms)
+        return bare and all(norm == norms[0] for norm in norms) and len(types) == 1
 
     @property
     def key_value(self) -> Matrix | None:
@@ -238,6 +249,11 @@ class PackedModel:
     def blocks(self) -> tuple[PackedBlock, ...]:
         """Of the stack that outputs come from."""
         return self.stacks[-1].blocks
+
+    @property
+    def parallel(self) -> bool:
+        """Whether some block has sublayers side by side."""
+        return any(block.parallel for each in self.stacks for block in each.blocks)
 
     @property
     def decoding(self) -> list[Matrix]:
@@ -555,7 +571,14 @@ def _pack_block(
         sublayers.append(
             PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative), _names(heads))
         )
-    return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables)
+    own = sorted(own, key=_place) if block.parallel else own
+    return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables, block.parallel)
+
+
+def _place(array: Packed) -> int:
+    """Of an array among those of sublayers side by side."""
+    product = array.name.partition("_")[0]
+    return PARALLEL_ORDER.index(product) if product in PARALLEL_ORDER else 0
 
 
 def _names(arrays: Iterable[Packed]) -> tuple[str, ...]:

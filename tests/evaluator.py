@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Tensor
+from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Sublayer, Tensor
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -66,12 +66,21 @@ def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, sou
     x = norm(embeddings.norm, x)
     if embeddings.projection is not None:
         x = linear(embeddings.projection, x)
-    for sublayer in stack.sublayers:
-        read = norm(sublayer.before, x)
-        body = sublayer.body
-        made = mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, stack.limit)
-        x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
+    for block in stack.blocks:
+        if block.parallel:
+            x = x + sum(made_of(each, norm(each.before, x), source, stack.limit) for each in block.sublayers)
+            continue
+        for sublayer in block.sublayers:
+            read = norm(sublayer.before, x)
+            made = made_of(sublayer, read, source, stack.limit)
+            x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
     return norm(stack.norm, x)
+
+
+def made_of(sublayer: Sublayer, read: Array, source: Array | None, limit: int) -> Array:
+    """What a sublayer adds to the stream, of what it reads of it."""
+    body = sublayer.body
+    return mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, limit)
 
 
 def norm(op: Norm | None, x: Array) -> Array:

@@ -198,8 +198,21 @@ def test_norms_of_heads_stand_behind_their_linears(normed_heads: Path) -> None:
     assert ("h.0.value", "h.0.attention") in found
 
 
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-NeoX's checkpoint."""
+    return decoders.write(tmp_path_factory.mktemp("graphs") / "neox", decoders.config_of("gpt_neox"))
+
+
+def test_sublayers_side_by_side_read_the_same_stream(side_by_side: Path) -> None:
+    found = edges(drawn(side_by_side))
+    assert {("tokens", "h.0.ln_1"), ("tokens", "h.0.ln_2"), ("tokens", "h.0.add_1")} <= found
+    assert {("h.0.add_1", "h.0.add_2"), ("h.0.add_2", "h.1.ln_1"), ("h.0.add_2", "h.1.ln_2")} <= found
+    assert ("h.0.add_1", "h.0.ln_2") not in found
+
+
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("kind", ["encoder", "seq2seq", "normed_heads"])
+@pytest.mark.parametrize("kind", ["encoder", "seq2seq", "normed_heads", "side_by_side"])
 def test_every_node_is_connected(kind: str, before: bool, request: pytest.FixtureRequest) -> None:
     """Each has an edge, and each but the inputs is made of something."""
     text = drawn(request.getfixturevalue(kind), before=before)

@@ -173,6 +173,13 @@ def replacing(graph: Graph) -> Graph:
     return graph.map(lambda each: replace(each, before=norm, replaces=True) if each is first else each)
 
 
+def side_by_side(graph: Graph) -> Graph:
+    """With attention and MLP of each block reading the same stream."""
+    return graph.map_stacks(
+        lambda stack: replace(stack, blocks=tuple(replace(block, parallel=True) for block in stack.blocks))
+    )
+
+
 def with_normed_heads(graph: Graph, weights: bool = True) -> Graph:
     """With norms of queries and keys in each attention to the past."""
     make = Maker()
@@ -210,6 +217,8 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "rotary decoder with normed heads": lambda: with_normed_heads(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
     "decoder with plainly normed heads": lambda: with_normed_heads(decoder(biases=False), weights=False),
     "encoder-decoder with normed heads": lambda: with_normed_heads(encoder_decoder()),
+    "decoder of sublayers side by side": lambda: side_by_side(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
+    "decoder of sublayers side by side without biases": lambda: side_by_side(decoder(biases=False, tied=True)),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
@@ -310,6 +319,15 @@ def test_norms_on_both_sides_are_refused() -> None:
         rewrites.run(ended)
 
 
+def test_a_norm_in_front_of_sublayers_side_by_side_is_refused() -> None:
+    graph = post_norm_decoder()
+    first, second = graph.blocks
+    beside = replace(second, sublayers=tuple(replace(each, after=None) for each in second.sublayers), parallel=True)
+    mixed = graph.map_stacks(lambda stack: replace(stack, blocks=(first, beside)))
+    with pytest.raises(UnsupportedModelError, match="read the same stream"):
+        rewrites.run(mixed)
+
+
 def test_what_the_stream_takes_is_not_folded() -> None:
     graph = rewrites.run(encoder_decoder(post=True))
     for stack in graph.stacks:
@@ -398,6 +416,7 @@ UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
         "shape",
     ),
     "norms of heads with biases": (lambda: attentions(decoder(), key_norm=Maker().norm(HEAD_DIM)), "no RMSNorm"),
+    "a norm behind one of two side by side": (lambda: side_by_side(encoder()), "change a stream that the others read"),
     "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
     "a bias of other distances": (lambda: attentions(decoder(), distance_bias=Maker().tensor(HEADS, LIMIT)), "shape"),
     "a bias of other heads": (lambda: attentions(decoder(), distance_bias=Maker().tensor(3, 2 * LIMIT)), "shape"),
@@ -439,6 +458,10 @@ UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
     "distances and a bias": (
         lambda: attentions(rewrites.run(relative_to(encoder())), distance_bias=Maker().tensor(HEADS, 2 * LIMIT)),
         "no bias beside them",
+    ),
+    "a source beside other sublayers": (
+        lambda: side_by_side(rewrites.run(encoder_decoder())),
+        "no attention to a source beside",
     ),
     "normed heads and distances": (
         lambda: attentions(

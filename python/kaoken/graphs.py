@@ -514,12 +514,13 @@ def _inner_node(view: _View, notes: dict[str, list[str]], name: Callable[[str], 
 
 def _connect_block(view: _View, index: int, hidden: str, edges: list[Edge]) -> str:
     """Adds the edges of a block that reads `hidden`; returns what the next one reads."""
-    name = view.namer(index)
-    for number, sublayer in enumerate(view.stack.blocks[index].sublayers, 1):
-        body, read = sublayer.body, hidden
+    name, block, start = view.namer(index), view.stack.blocks[index], hidden
+    for number, sublayer in enumerate(block.sublayers, 1):
+        body, entry = sublayer.body, start if block.parallel else hidden
+        read = entry
         if sublayer.before is not None:
             read = name(f"ln_{number}")
-            edges.append((hidden, read))
+            edges.append((entry, read))
         stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
         edges += _attention_edges(view, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
         out = _part_name(body, list(body.linears)[-1])
