@@ -41,6 +41,11 @@ class Tensor:
         return Tensor(self.shape, merge_sources(self, *others), lambda start, stop: function(self.rows(start, stop)))
 
 
+def constant(count: int, value: float) -> Tensor:
+    """[count], each `value`."""
+    return Tensor((count,), (), lambda start, stop: np.full(stop - start, value))
+
+
 def merge_sources(*tensors: Tensor) -> tuple[str, ...]:
     """The sources of all, each once, in order."""
     return tuple(dict.fromkeys(source for tensor in tensors for source in tensor.sources))
@@ -204,6 +209,8 @@ class Relative:
 class Attention:
     """out(softmax(scale * (query . key + relative) + distance_bias) value).
 
+    Heads of queries and keys go through norms, where there are any, before they are turned.
+
     A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
     ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
     fewer of those.
@@ -225,11 +232,14 @@ class Attention:
     distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
     window: int | None = None
     relative: Relative | None = None
+    query_norm: Norm | None = None  # "rms", of each head by itself: [dims]
+    key_norm: Norm | None = None
 
     @property
     def bias_of_keys(self) -> bool:
         """Whether scores depend on the keys' bias: otherwise it adds the same to all scores of a row."""
-        return self.rotary is not None or (self.relative is not None and self.relative.queries is not None)
+        by_distance = self.relative is not None and self.relative.queries is not None
+        return self.rotary is not None or self.key_norm is not None or by_distance
 
     @property
     def reach(self) -> int | None:
@@ -298,9 +308,14 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Block:
-    """Sublayers one after another: attention, in the decoder of an encoder-decoder attention to the source, an MLP."""
+    """Sublayers one after another: attention, in the decoder of an encoder-decoder attention to the source, an MLP.
+
+    With `parallel` each reads the stream in front of the block, and what they add is added together (GPT-J; Wang and
+    Komatsuzaki, 2021).
+    """
 
     sublayers: tuple[Sublayer, ...]
+    parallel: bool = False
 
     @property
     def attention(self) -> Attention:
@@ -358,10 +373,17 @@ class Stack:
         """Of all blocks, in order."""
         return [each for block in self.blocks for each in block.sublayers]
 
+    @property
+    def side_by_side(self) -> list[Sublayer]:
+        """Those of blocks that are parallel."""
+        return [each for block in self.blocks if block.parallel for each in block.sublayers]
+
     def map(self, rewrite: Callable[[Sublayer], Sublayer]) -> Stack:
         """The stack with each sublayer rewritten; those that are one stay one."""
         rewritten = {key: rewrite(each) for key, each in {id(each): each for each in self.sublayers}.items()}
-        blocks = (Block(tuple(rewritten[id(each)] for each in block.sublayers)) for block in self.blocks)
+        blocks = (
+            replace(block, sublayers=tuple(rewritten[id(each)] for each in block.sublayers)) for block in self.blocks
+        )
         return replace(self, blocks=tuple(blocks))
 
     def map_bodies(self, rewrite: Callable[[Attention | Mlp], Attention | Mlp]) -> Stack:
@@ -520,6 +542,8 @@ def _verify_stack(stack: Stack, source: int | None) -> None:
     if embeddings.projection is not None:
         _expect_linear(embeddings.projection, width, embeddings.width)
     _expect_norm(embeddings.norm, embeddings.width)
+    if any(each.after is not None or each.replaces for each in stack.side_by_side):
+        raise AssertionError("sublayers side by side change a stream that the others read")
     norms = [stack.norm]
     for sublayer in stack.sublayers:
         norms += [sublayer.before, sublayer.after]
@@ -551,6 +575,10 @@ def _verify_attention(body: Attention, width: int, source: int | None, limit: in
     shapes["out"] = (width, body.width)
     for name, linear in body.linears.items():
         _expect_linear(linear, *shapes[name])
+    for norm in (body.query_norm, body.key_norm):
+        _expect_norm(norm, body.dims)
+        if norm is not None and (norm.kind, norm.bias) != ("rms", None):
+            raise AssertionError("attention has a norm of heads that is no RMSNorm, or has a bias")
     if body.distance_bias is not None:
         _expect(body.distance_bias, (body.heads, 2 * limit))
     if body.relative is not None:
@@ -621,6 +649,7 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
     """`sees` is what its attentions have to see, in order; the MLP stands behind them."""
     bodies = [each.body.sees if isinstance(each.body, Attention) else "" for each in block.sublayers]
     _require(bodies == [*sees, ""], where, f"attention that sees {' and '.join(sees)}, and an MLP behind it")
+    _require(not block.parallel or len(bodies) == 2, where, "no attention to a source beside other sublayers")
     for sublayer in block.sublayers:
         body, before = sublayer.body, sublayer.before
         _require(sublayer.after is None, where, "no norms behind sublayers")
@@ -641,7 +670,14 @@ def _check_attention(attention: Attention, where: str) -> None:
     _require(has_bias == attention.bias_of_keys, where, "a bias of keys just where scores depend on it")
     _require(attention.heads % attention.kv_heads == 0, where, "as many queries of each key")
     _require(attention.dims == attention.padded_dims, where, "heads of whole panels")
+    norms = [norm for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+    if norms:
+        weights = [norm.weight for norm in norms]
+        _require(len(norms) == 2 and None not in weights, where, "norms of queries and of keys, with their weights")
+        _require(norms[0].epsilon == norms[1].epsilon, where, "one epsilon of the norms of queries and of keys")
+        _require(attention.sees != "source", where, "no norms of heads that see a source")
     if attention.relative is not None:
+        _require(not norms, where, "no norms of heads that keys and queries of distances meet")
         simple = (attention.sees, attention.window, attention.distance_bias) == ("all", None, None)
         _require(simple, where, "keys and queries of distances to see all, and no bias beside them")
 

@@ -42,6 +42,7 @@ from .layout import KEY_TYPES, MATRIX_TYPES, PANEL, MatrixType, pad_columns, pad
 Floats = NDArray[np.floating]
 Values = NDArray[Any]
 
+PARALLEL_ORDER = ("qkv", "up", "out", "down")  # of the products of sublayers side by side
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 PAGE = 64  # kPage of the same: positions of a page of the cache
 SMALL_OUTPUT = 64  # outputs up to which a head's last matrix is float32 by default, as other types would save nothing
@@ -162,6 +163,7 @@ class PackedSublayer:
     key_value: Matrix | None = None  # what a cross attention reads the source with, once
     norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first of them
     relative: tuple[str, ...] = ()  # those of keys and queries of distances: weights, scales, sums, queries
+    heads: tuple[str, ...] = ()  # the weights of the norms of queries and of keys
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,21 @@ class PackedBlock:
     sublayers: tuple[PackedSublayer, ...]
     arrays: tuple[Packed, ...]  # what it reads: of its unit and, where it shares tensors, of those of blocks before it
     tables: tuple[Packed, ...]  # of the embeddings' unit: rotary positions, biases of distances and their buckets
+    parallel: bool = False
 
     @property
     def products(self) -> dict[str, Matrix]:
         """Those of a pass, in the order of their use."""
-        return {name: matrix for each in self.sublayers for name, matrix in each.products.items()}
+        products = {name: matrix for each in self.sublayers for name, matrix in each.products.items()}
+        return {name: products[name] for name in PARALLEL_ORDER} if self.parallel else products
+
+    @property
+    def shares_inputs(self) -> bool:
+        """Whether what sublayers side by side read of the stream is the same."""
+        norms = [each.sublayer.before for each in self.sublayers]
+        types = {self.products[name].dtype for name in ("qkv", "up")}
+        bare = all(norm is None or norm.bare for norm in norms)
+        return bare and all(norm == norms[0] for norm in norms) and len(types) == 1
 
     @property
     def key_value(self) -> Matrix | None:
@@ -237,6 +249,11 @@ class PackedModel:
     def blocks(self) -> tuple[PackedBlock, ...]:
         """Of the stack that outputs come from."""
         return self.stacks[-1].blocks
+
+    @property
+    def parallel(self) -> bool:
+        """Whether some block has sublayers side by side."""
+        return any(block.parallel for each in self.stacks for block in each.blocks)
 
     @property
     def decoding(self) -> list[Matrix]:
@@ -528,6 +545,7 @@ def _pack_block(
     for sublayer in block.sublayers:
         body, key_value = sublayer.body, None
         relative: list[Packed] = []
+        heads: list[Packed] = []
         name = "mlp" if isinstance(body, Mlp) else "cross" if body.sees == "source" else "attention"
         norm = norm_of(name, sublayer.before)
         if isinstance(body, Mlp):
@@ -546,11 +564,21 @@ def _pack_block(
             fused, panels = [body.query, body.key, body.value], body.kv_heads * body.dims // PANEL
             products = {"qkv": product("qkv", fused, first=body.width // PANEL, panels=panels)}
             bias("qkv", fused)  # the queries', and the keys' where scores depend on it
+            heads = [*norm_of("query", body.query_norm), *norm_of("key", body.key_norm)]
             relative = vectors(_relative_key(body), partial(_relative_arrays, body.relative, types.cache))
             products["out"] = product("out", [body.out])
             bias("out", [body.out])
-        sublayers.append(PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative)))
-    return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables)
+        sublayers.append(
+            PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative), _names(heads))
+        )
+    own = sorted(own, key=_place) if block.parallel else own
+    return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables, block.parallel)
+
+
+def _place(array: Packed) -> int:
+    """Of an array among those of sublayers side by side."""
+    product = array.name.partition("_")[0]
+    return PARALLEL_ORDER.index(product) if product in PARALLEL_ORDER else 0
 
 
 def _names(arrays: Iterable[Packed]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ OPT: dict[str, Any] = {
     "max_position_embeddings": LIMITED,
 }
 BLOOM: dict[str, Any] = {"vocab_size": 61, "hidden_size": 48, "n_layer": 2, "n_head": 6, "seq_length": LIMITED}
+NEOX: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": LIMITED,
+    "rotary_pct": 0.25,
+}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # By family, configurations by name; the fields that are theirs and, in front, those that they share.
@@ -94,6 +104,37 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "layer_types": ALTERNATING,
         },
         "qwen2_yarn": {**SMALL, **WIDE, "rope_scaling": YARN, "hidden_act": "gelu_pytorch_tanh"},
+    },
+    "qwen3": {
+        "qwen3": {
+            **SMALL,
+            "head_dim": 20,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+            "rope_theta": 1000000.0,
+        },
+        "qwen3_windows": {
+            **SMALL,
+            **ONE_KEY,
+            "head_dim": 32,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "max_window_layers": 1,
+            "attention_bias": True,
+        },
+        "qwen3_alternating": {
+            **SMALL,
+            **ODD,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 70,
+            "layer_types": ALTERNATING,
+            "rms_norm_eps": 0.01,
+        },
+        "qwen3_yarn": {**SMALL, **WIDE, "rope_scaling": YARN, "hidden_act": "gelu_pytorch_tanh"},
+        "qwen3_wide_heads": {**SMALL, "num_key_value_heads": 6},
     },
     "smollm3": {
         "smollm3": {**SMALL, "num_hidden_layers": 4, "tie_word_embeddings": True},
@@ -147,6 +188,35 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "gpt_neo_one_head": {**NEO, "hidden_size": 20, "num_heads": 1, "window_size": 1, "vocab_size": 67},
         "gpt_neo_untied": {**NEO, "window_size": 4096, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
     },
+    "gpt_neox": {
+        "gpt_neox": {**NEOX, "use_parallel_residual": True, "rotary_emb_base": 10000},
+        "gpt_neox_in_sequence": {
+            **NEOX,
+            "use_parallel_residual": False,
+            "hidden_size": 120,
+            "num_attention_heads": 3,
+            "rotary_pct": 0.4,
+            "hidden_act": "gelu_new",
+        },
+        "gpt_neox_one_head": {
+            **NEOX,
+            "hidden_size": 20,
+            "num_attention_heads": 1,
+            "rotary_pct": 1.0,
+            "vocab_size": 67,
+            "intermediate_size": 33,
+            "tie_word_embeddings": True,
+        },
+        "gpt_neox_without_biases": {
+            **NEOX,
+            "hidden_size": 160,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "attention_bias": False,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            "layer_norm_eps": 1e-3,
+        },
+    },
     "opt": {
         "opt": {**OPT, "word_embed_proj_dim": 48, "_remove_final_layer_norm": False},
         "opt_projected": {**OPT, "hidden_size": 56, "num_attention_heads": 4, "word_embed_proj_dim": 20},
@@ -182,6 +252,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         "bloom_eleven_heads": {**BLOOM, "hidden_size": 77, "n_head": 11, "n_layer": 3, "layer_norm_epsilon": 1e-3},
     },
 }
+HEADS = ("embed_out.weight", "lm_head.weight")
 TIED = ("bloom", "gpt_neo", "opt", "smollm3")  # families that are tied where the config does not say it
 FAMILY_OF = {name: family for family, names in CONFIGURATIONS.items() for name in names}
 FIRST = [next(iter(names)) for names in CONFIGURATIONS.values()]
@@ -204,9 +275,9 @@ def write(directory: Path, config: Mapping[str, Any], *, prefixed: bool = True) 
     prefix = importlib.import_module(f"kaoken.codegen.families.{config['model_type']}").PREFIX if prefixed else ""
     tied = config.get("tie_word_embeddings", config["model_type"] in TIED)
     tensors = {
-        name if name == "lm_head.weight" else prefix + name: make_tensor(name, shape)
+        name if name in HEADS else prefix + name: make_tensor(name, shape)
         for name, shape in check_config(config, directory / "config.json").items()
-        if not (tied and name == "lm_head.weight")
+        if not (tied and name in HEADS)
     }
     save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -280,3 +351,7 @@ def make_references(root: Path) -> dict[str, NDArray[Any]]:
         arrays[name] = live_logits(load_live(directory), ids_of(config))[0, list(POSITIONS)]
         arrays[f"{name}.digest"] = np.array(digest(directory))
     return arrays
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[2]), config_of(sys.argv[1]))

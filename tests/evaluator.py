@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Tensor
+from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Sublayer, Tensor
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -66,12 +66,21 @@ def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, sou
     x = norm(embeddings.norm, x)
     if embeddings.projection is not None:
         x = linear(embeddings.projection, x)
-    for sublayer in stack.sublayers:
-        read = norm(sublayer.before, x)
-        body = sublayer.body
-        made = mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, stack.limit)
-        x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
+    for block in stack.blocks:
+        if block.parallel:
+            x = x + sum(made_of(each, norm(each.before, x), source, stack.limit) for each in block.sublayers)
+            continue
+        for sublayer in block.sublayers:
+            read = norm(sublayer.before, x)
+            made = made_of(sublayer, read, source, stack.limit)
+            x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
     return norm(stack.norm, x)
+
+
+def made_of(sublayer: Sublayer, read: Array, source: Array | None, limit: int) -> Array:
+    """What a sublayer adds to the stream, of what it reads of it."""
+    body = sublayer.body
+    return mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, limit)
 
 
 def norm(op: Norm | None, x: Array) -> Array:
@@ -103,6 +112,7 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
         read = source
     query = linear(op.query, x).reshape(len(x), op.heads, -1)
     key, value = (linear(each, read).reshape(len(read), op.kv_heads, -1) for each in (op.key, op.value))
+    query, key = norm_heads(op, op.query_norm, query), norm_heads(op, op.key_norm, key)
     if op.rotary is not None:
         query, key = turn(op.rotary, query), turn(op.rotary, key)
     key, value = (np.repeat(each, op.heads // op.kv_heads, axis=1) for each in (key, value))
@@ -122,6 +132,13 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))
+
+
+def norm_heads(op: Attention, by: Norm | None, x: Array) -> Array:
+    """[count, heads, dims], of which head_dim are no padding."""
+    if by is None:
+        return x
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) / op.head_dim + by.epsilon) * loaded(by.weight, 1.0)
 
 
 def relative_scores(op: Relative, query: Array, key: Array, buckets: NDArray[np.int64]) -> Array:

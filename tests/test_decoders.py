@@ -22,6 +22,7 @@ from decoders import (
     FIRST,
     LIMITED,
     POSITIONS,
+    YARN,
     config_of,
     ids_of,
     live_logits,
@@ -202,6 +203,13 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "no biases": (UnsupportedModelError, {"attention_bias": False}, "'attention_bias'"),
         "another scaling": (UnsupportedModelError, {"rope_scaling": {"type": "mrope"}}, "'mrope'; expected default"),
     },
+    "qwen3": {
+        "kinds of other blocks": (CheckpointError, {"layer_types": ["full_attention"]}, "expected a list of 2"),
+        "odd heads": (CheckpointError, {"head_dim": 19}, "head_dim is 19; expected an even number"),
+        "no heads": (CheckpointError, {"head_dim": 0}, "head_dim is 0; expected a whole number"),
+        "heads of another width": (CheckpointError, {"head_dim": 22}, "has shape"),
+        "experts": (UnsupportedModelError, {"num_experts": 4}, "'num_experts'"),
+    },
     "smollm3": {
         "positions of too few": (CheckpointError, {"no_rope_layers": [1, 1]}, "a list with 0 or 1 for each of 4"),
         "positions of some": (CheckpointError, {"no_rope_layers": [1, 1, 0.5, 1]}, "no_rope_layers is"),
@@ -228,6 +236,14 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "heads": (CheckpointError, {"num_heads": 5}, "num_heads is 5; expected a divisor"),
         "a window": (CheckpointError, {"window_size": 0}, "window_size is 0"),
         "rotary positions": (UnsupportedModelError, {"rotary_dim": 4}, "'rotary_dim'"),
+    },
+    "gpt_neox": {
+        "heads": (CheckpointError, {"num_attention_heads": 5}, "num_attention_heads is 5; expected a divisor"),
+        "three dimensions that turn": (CheckpointError, {"rotary_pct": 0.375}, "partial_rotary_factor is 0.375"),
+        "nothing that turns": (CheckpointError, {"rotary_pct": 0.0}, "partial_rotary_factor is 0.0"),
+        "two shares": (CheckpointError, {"partial_rotary_factor": 0.5}, "rotary_pct is 0.25, but partial_rotary"),
+        "no word": (CheckpointError, {"use_parallel_residual": 1}, "use_parallel_residual is 1; expected true"),
+        "a part that is scaled": (UnsupportedModelError, {"rope_scaling": YARN}, "'yarn' multiplies the 2 dimensions"),
     },
     "opt": {
         "no last norm": (UnsupportedModelError, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import decoders
 from checkpoints import write_checkpoint
 from configurations import blocks
 from conftest import Checkpoints
@@ -108,6 +109,12 @@ def seq2seq(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return t5.write(tmp_path_factory.mktemp("graphs") / "t5", t5.config_of("deep_decoder"))
 
 
+@pytest.fixture(scope="module")
+def normed_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 3's checkpoint, whose heads of 20 are padded to 32."""
+    return decoders.write(tmp_path_factory.mktemp("graphs") / "qwen3", decoders.config_of("qwen3"))
+
+
 def test_an_encoder_ends_in_vectors_and_has_token_types(encoder: Path) -> None:
     text = drawn(encoder, before=True)
     nodes = labels(text)
@@ -179,8 +186,33 @@ def test_keys_and_values_of_a_source_read_the_encoder(seq2seq: Path) -> None:
     assert ("decoder.h.0.add_1", "decoder.h.0.add_2") in found
 
 
+def test_norms_of_heads_stand_behind_their_linears(normed_heads: Path) -> None:
+    text = drawn(normed_heads)
+    nodes, found = labels(text), edges(text)
+    arrays = ["weight [32] of layers.0.self_attn.q_norm.weight", "no bias"]
+    changes = ["fold_attention_scale: weight scaled", "pad_heads: weight was [20]"]
+    assert nodes["h.0.query_norm"] == ["RMSNorm query_norm", *arrays, "of each head", *changes]
+    for name in ("query", "key"):
+        assert {(f"h.0.{name}", f"h.0.{name}_norm"), (f"h.0.{name}_norm", "h.0.attention")} <= found
+        assert (f"h.0.{name}", "h.0.attention") not in found
+    assert ("h.0.value", "h.0.attention") in found
+
+
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-NeoX's checkpoint."""
+    return decoders.write(tmp_path_factory.mktemp("graphs") / "neox", decoders.config_of("gpt_neox"))
+
+
+def test_sublayers_side_by_side_read_the_same_stream(side_by_side: Path) -> None:
+    found = edges(drawn(side_by_side))
+    assert {("tokens", "h.0.ln_1"), ("tokens", "h.0.ln_2"), ("tokens", "h.0.add_1")} <= found
+    assert {("h.0.add_1", "h.0.add_2"), ("h.0.add_2", "h.1.ln_1"), ("h.0.add_2", "h.1.ln_2")} <= found
+    assert ("h.0.add_1", "h.0.ln_2") not in found
+
+
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("kind", ["encoder", "seq2seq"])
+@pytest.mark.parametrize("kind", ["encoder", "seq2seq", "normed_heads", "side_by_side"])
 def test_every_node_is_connected(kind: str, before: bool, request: pytest.FixtureRequest) -> None:
     """Each has an edge, and each but the inputs is made of something."""
     text = drawn(request.getfixturevalue(kind), before=before)

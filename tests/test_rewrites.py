@@ -173,6 +173,28 @@ def replacing(graph: Graph) -> Graph:
     return graph.map(lambda each: replace(each, before=norm, replaces=True) if each is first else each)
 
 
+def side_by_side(graph: Graph) -> Graph:
+    """With attention and MLP of each block reading the same stream."""
+    return graph.map_stacks(
+        lambda stack: replace(stack, blocks=tuple(replace(block, parallel=True) for block in stack.blocks))
+    )
+
+
+def with_normed_heads(graph: Graph, weights: bool = True) -> Graph:
+    """With norms of queries and keys in each attention to the past."""
+    make = Maker()
+
+    def change(body: Attention | Mlp) -> Attention | Mlp:
+        if not isinstance(body, Attention) or body.sees != "past":
+            return body
+        norms = [replace(make.norm(HEAD_DIM, "rms"), epsilon=0.1) for _ in range(2)]
+        if not weights:
+            norms = [replace(each, weight=None) for each in norms]
+        return replace(body, query_norm=norms[0], key_norm=norms[1])
+
+    return graph.map_bodies(change)
+
+
 GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder": decoder,
     "tied decoder": lambda: decoder(tied=True),
@@ -191,6 +213,12 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "encoder with keys of distances": lambda: relative_to(encoder(), queries=False),
     "encoder with queries of distances": lambda: relative_to(encoder(), keys=False),
     "encoder with a norm behind a projection": lambda: replacing(projected_encoder()),
+    "decoder with normed heads": lambda: with_normed_heads(decoder()),
+    "rotary decoder with normed heads": lambda: with_normed_heads(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
+    "decoder with plainly normed heads": lambda: with_normed_heads(decoder(biases=False), weights=False),
+    "encoder-decoder with normed heads": lambda: with_normed_heads(encoder_decoder()),
+    "decoder of sublayers side by side": lambda: side_by_side(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
+    "decoder of sublayers side by side without biases": lambda: side_by_side(decoder(biases=False, tied=True)),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
@@ -245,6 +273,8 @@ def test_keys_keep_a_bias_that_scores_depend_on() -> None:
         (encoder(), False),
         (relative_to(encoder(), queries=False), False),
         (relative_to(encoder()), True),
+        (decoder(), False),
+        (with_normed_heads(decoder()), True),
     ):
         assert all((block.attention.key.bias is not None) == kept for block in rewrites.run(graph).blocks)
 
@@ -287,6 +317,15 @@ def test_norms_on_both_sides_are_refused() -> None:
     ended = replace(graph, encoder=replace(graph.encoder, norm=Maker().norm()))
     with pytest.raises(UnsupportedModelError, match="norms on both sides"):
         rewrites.run(ended)
+
+
+def test_a_norm_in_front_of_sublayers_side_by_side_is_refused() -> None:
+    graph = post_norm_decoder()
+    first, second = graph.blocks
+    beside = replace(second, sublayers=tuple(replace(each, after=None) for each in second.sublayers), parallel=True)
+    mixed = graph.map_stacks(lambda stack: replace(stack, blocks=(first, beside)))
+    with pytest.raises(UnsupportedModelError, match="read the same stream"):
+        rewrites.run(mixed)
 
 
 def test_what_the_stream_takes_is_not_folded() -> None:
@@ -372,6 +411,12 @@ UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
         ),
         "shape",
     ),
+    "norms of heads of another width": (
+        lambda: attentions(decoder(), query_norm=Maker().norm(HEADS * HEAD_DIM, "rms")),
+        "shape",
+    ),
+    "norms of heads with biases": (lambda: attentions(decoder(), key_norm=Maker().norm(HEAD_DIM)), "no RMSNorm"),
+    "a norm behind one of two side by side": (lambda: side_by_side(encoder()), "change a stream that the others read"),
     "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
     "a bias of other distances": (lambda: attentions(decoder(), distance_bias=Maker().tensor(HEADS, LIMIT)), "shape"),
     "a bias of other heads": (lambda: attentions(decoder(), distance_bias=Maker().tensor(3, 2 * LIMIT)), "shape"),
@@ -413,6 +458,26 @@ UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
     "distances and a bias": (
         lambda: attentions(rewrites.run(relative_to(encoder())), distance_bias=Maker().tensor(HEADS, 2 * LIMIT)),
         "no bias beside them",
+    ),
+    "a source beside other sublayers": (
+        lambda: side_by_side(rewrites.run(encoder_decoder())),
+        "no attention to a source beside",
+    ),
+    "normed heads and distances": (
+        lambda: attentions(
+            rewrites.run(relative_to(encoder())), query_norm=Maker().norm(16, "rms"), key_norm=Maker().norm(16, "rms")
+        ),
+        "no norms of heads",
+    ),
+    "normed queries alone": (
+        lambda: attentions(
+            rewrites.run(with_normed_heads(decoder())), key_norm=Maker().norm(16, "rms"), query_norm=None
+        ),
+        "norms of queries and of keys",
+    ),
+    "norms of heads with two epsilons": (
+        lambda: attentions(rewrites.run(with_normed_heads(decoder())), key_norm=Maker().norm(16, "rms")),
+        "one epsilon",
     ),
     "keys without the bias that distances need": (
         lambda: rewrites.run(relative_to(encoder())).map_bodies(

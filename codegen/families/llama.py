@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Stack, Sublayer
+from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Norm, Stack, Sublayer
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .rotary import read_rotary
 from .weights import Weights
@@ -34,6 +34,7 @@ class Defaults:
     inner: int = 11008
     heads: int = 32
     kv_heads: int | None = None  # as many as heads
+    head_dim: int | None = None  # width / heads
     positions: int = 2048
     theta: float = 10000.0
     tied: bool = False
@@ -77,6 +78,7 @@ class Variant:
     biases: Biases
     defaults: Defaults = Defaults()
     factors: Factors = Factors()
+    normed_heads: bool = False  # whether queries and keys of each head have a norm
 
 
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
@@ -118,7 +120,7 @@ def _read_blocks(
     defaults, biases, factors = variant.defaults, variant.biases, variant.factors
     heads = fields.integer("num_attention_heads", defaults.heads, MAX_HEADS)
     kv_heads = _read_kv_heads(fields, heads, defaults)
-    head_dim = fields.integer("head_dim", max(1, width // heads), MAX_WIDTH, null=True)
+    head_dim = fields.integer("head_dim", defaults.head_dim or max(1, width // heads), MAX_WIDTH, null=True)
     if head_dim % 2:
         raise fields.fail("head_dim", "an even number")
     inner = fields.integer("intermediate_size", defaults.inner, MAX_INNER)
@@ -130,6 +132,9 @@ def _read_blocks(
         def linear(name: str, outputs: int, inputs: int, bias: bool, layer: str = f"layers.{index}") -> Linear:
             return weights.linear(f"{layer}.{name}", outputs, inputs, bias)
 
+        def head_norm(name: str, layer: str = f"layers.{index}") -> Norm | None:
+            return weights.rms_norm(f"{layer}.self_attn.{name}", head_dim, epsilon) if variant.normed_heads else None
+
         attention = Attention(
             heads=heads,
             kv_heads=kv_heads,
@@ -140,6 +145,8 @@ def _read_blocks(
             out=linear("self_attn.o_proj", width, heads * head_dim, biases.out).scaled(factors.branches),
             scale=scale * turning.gain if kind.turned else scale,
             rotary=turning.rotary if kind.turned else None,
+            query_norm=head_norm("q_norm"),
+            key_norm=head_norm("k_norm"),
             window=kind.window if kind.window is not None and kind.window < limit else None,
         )
         mlp = Mlp(

@@ -23,14 +23,18 @@ DEFAULTS = Defaults(vocabulary=151936, inner=22016, kv_heads=32, positions=32768
 
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     """The graph of a config; special tokens stand in `tokens`."""
+    return read_llama(fields, tokens, weights, Variant(read_kinds(fields), Biases(projections=True), DEFAULTS))
+
+
+def read_kinds(fields: Fields) -> list[Kind]:
+    """What tells the blocks from each other."""
     layers = fields.integer("num_hidden_layers", 32, MAX_LAYERS)
     window = read_window(fields, 4096) if fields.boolean("use_sliding_window", False) else None
     types = read_layer_types(fields, layers)
     if types is None:
         first = layers if window is None else _read_first(fields)
         types = [GLOBAL if index < first else LOCAL for index in range(layers)]
-    kinds = [Kind(window=each) for each in read_windows(fields, window, types)]
-    return read_llama(fields, tokens, weights, Variant(kinds, Biases(projections=True), DEFAULTS))
+    return [Kind(window=each) for each in read_windows(fields, window, types)]
 
 
 def _read_first(fields: Fields) -> int:

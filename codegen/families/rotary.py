@@ -84,6 +84,12 @@ def read_rotary(fields: Fields, head_dim: int, theta: float, limit: int, share: 
             f"{fields.where}: {name} is of type {quoted(kind)}; expected default, linear, dynamic, llama3 or yarn: "
             "choose a checkpoint with one of these"
         )
+    if factor != 1.0 and dims < head_dim:
+        raise UnsupportedModelError(
+            f"{inner.where}: the type {quoted(kind)} multiplies the {dims} dimensions of a head that turn by "
+            f"{factor:.6g}, and not the others; expected a scaling that multiplies none: set attention_factor to 1 or "
+            "choose a checkpoint without it"
+        )
     inner.finish("rotary positions", frozenset(), frozenset())
     all_pairs = np.pad(frequencies, (0, head_dim // 2 - len(frequencies)))
     return Turning(Rotary(tuple(all_pairs.tolist())), dims, factor * factor)

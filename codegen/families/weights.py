@@ -119,9 +119,9 @@ class Weights:
 
         return [linear(index) for index in range(parts)]
 
-    def head(self, name: str, tokens: Tensor, tied: bool) -> Tensor:
+    def head(self, name: str, tokens: Tensor, tied: bool, old: str | None = None) -> Tensor:
         """The head's matrix: the table of tokens where the model is tied, otherwise a matrix of its own."""
-        return self.copy(name, tokens) if tied else self.tensor(name, tokens.shape)
+        return self.copy(name, tokens) if tied else self.tensor(name, tokens.shape, old)
 
     def copy(self, name: str, table: Tensor) -> Tensor:
         """A tensor that is the same as `table`, which a checkpoint may also store under `name`.

@@ -2,16 +2,14 @@
 
 Values get no bias, as the linear behind them has taken it in. Keys get one just where scores depend on it. Norms are
 filled where their results are kept: the norm of the embeddings, the last norm of an encoder, those that replace the
-residual stream, and those of a head. Kernels apply the other norms bare.
+residual stream, those of queries and keys, and those of a head. Kernels apply the other norms bare.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from ..graph import Attention, Graph, Layer, Linear, Mlp, Norm, Stack, Sublayer, Tensor
+from ..graph import Attention, Graph, Layer, Linear, Mlp, Norm, Stack, Sublayer, constant
 
 
 def fill_biases(graph: Graph) -> Graph:
@@ -27,7 +25,9 @@ def fill_biases(graph: Graph) -> Graph:
 def _fill(body: Attention | Mlp) -> Attention | Mlp:
     if isinstance(body, Attention):
         key = _with_bias(body.key) if body.bias_of_keys else body.key
-        return replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out))
+        filled = replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out))
+        query_norm, key_norm = (_filled(each, body.dims) for each in (body.query_norm, body.key_norm))
+        return replace(filled, query_norm=query_norm, key_norm=key_norm)
     gate = None if body.gate is None else _with_bias(body.gate)
     return replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate)
 
@@ -57,15 +57,11 @@ def _width(body: Attention | Mlp) -> int:
 def _filled(norm: Norm | None, width: int) -> Norm | None:
     if norm is None:
         return None
-    bias = _constant(width, 0.0) if norm.bias is None and norm.kind == "layer" else norm.bias
-    return replace(norm, weight=norm.weight or _constant(width, 1.0), bias=bias)
+    bias = constant(width, 0.0) if norm.bias is None and norm.kind == "layer" else norm.bias
+    return replace(norm, weight=norm.weight or constant(width, 1.0), bias=bias)
 
 
 def _with_bias(linear: Linear) -> Linear:
     if linear.bias is not None:
         return linear
-    return replace(linear, bias=_constant(linear.weight.shape[0], 0.0))
-
-
-def _constant(count: int, value: float) -> Tensor:
-    return Tensor((count,), (), lambda start, stop: np.full(stop - start, value))
+    return replace(linear, bias=constant(linear.weight.shape[0], 0.0))

@@ -2,7 +2,8 @@
 
 The next sublayer reads x = after(x + body(x)) and adds to it, so its `before` replaces the residual stream. The next
 sublayer may belong to the next block. Behind the last sublayer the norm becomes the stack's own. The place has to be
-free: a norm behind a sublayer and another in front of the next are refused.
+free: a norm behind a sublayer and another in front of the next are refused, as is a norm in front of sublayers side by
+side, all of which would read it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import UnsupportedModelError
-from ..graph import Block, Graph, Norm, Stack, Sublayer
+from ..graph import Graph, Norm, Stack, Sublayer
 
 
 def move_post_norms(graph: Graph) -> Graph:
@@ -24,13 +25,18 @@ def _move(stack: Stack) -> Stack:
     blocks = []
     for block in stack.blocks:
         sublayers = []
+        if moving is not None and block.parallel:
+            raise UnsupportedModelError(
+                "a norm stands behind a sublayer, and in the block behind it attention and MLP read the same stream; "
+                "expected one of the two: choose a model without such norms"
+            )
         for sublayer in block.sublayers:
             key = id(sublayer), id(moving)
             if key not in moved:
                 moved[key] = _behind(moving, sublayer)
             sublayers.append(moved[key])
             moving = sublayer.after
-        blocks.append(Block(tuple(sublayers)))
+        blocks.append(replace(block, sublayers=tuple(sublayers)))
     if moving is not None:
         _require_free(stack.norm)
     return replace(stack, blocks=tuple(blocks), norm=stack.norm if moving is None else moving)

@@ -1,5 +1,5 @@
 """Pads every head with zeros to whole panels of 16 dimensions: rows of query, key and value, and columns of `out`.
-Keys and queries of distances are padded likewise.
+Keys and queries of distances are padded likewise, and weights of norms, which divide by the real dimensions.
 
 Zero dimensions change neither query . key nor what `out` gives, and every head then starts on a panel. Under rotary
 each half of a head starts on a panel, so that kernels can turn one half by the other.
@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import Array, Attention, Graph, Linear, Mlp, Tensor
+from ..graph import Array, Attention, Graph, Linear, Mlp, Norm, Tensor
 
 
 def pad_heads(graph: Graph) -> Graph:
@@ -29,6 +29,8 @@ def _pad(body: Attention | Mlp) -> Attention | Mlp:
         key=_pad_outputs(body, body.key),
         value=_pad_outputs(body, body.value),
         out=replace(body.out, weight=_pad_inputs(body, body.out.weight)),
+        query_norm=_pad_norm(body, body.query_norm),
+        key_norm=_pad_norm(body, body.key_norm),
         relative=body.relative and body.relative.map(lambda table: _pad_table(body, table)),
     )
 
@@ -45,6 +47,12 @@ def _places(attention: Attention) -> NDArray[np.int64]:
 def _pad_outputs(attention: Attention, linear: Linear) -> Linear:
     bias = linear.bias
     return Linear(_pad_rows(attention, linear.weight), bias if bias is None else _pad_rows(attention, bias))
+
+
+def _pad_norm(attention: Attention, norm: Norm | None) -> Norm | None:
+    if norm is None or norm.weight is None:
+        return norm
+    return replace(norm, weight=_pad_rows(attention, norm.weight))
 
 
 def _pad_rows(attention: Attention, tensor: Tensor) -> Tensor:

@@ -18,9 +18,13 @@ RelativeBias<CacheType, GEN(body.relative.count | round_up), GEN((body.relative.
 GEN("DistanceBias" if body.distance_bias else "NoBias")
 //%- endif
 //%- endmacro
+//% macro rotary_type(body)
+//% set turned = "Rotary" if body.rotary else "NoRotary"
+GEN("NormedHeads<" ~ turned ~ ", " ~ body.head_dim ~ ">" if body.query_norm else turned)
+//%- endmacro
 //% macro scheme(each, layout)
 //% set body = each.sublayer.body
-  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN("Rotary" if body.rotary else "NoRotary"), GEN(bias_type(body)), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
+  using Scheme = KAOKEN_ISA::Scheme<GEN(layout)<GEN(body.heads), GEN(body.kv_heads), GEN(body.dims)>, CacheType, GEN(rotary_type(body)), GEN(bias_type(body)), Sees::GEN(sees[body.sees])GEN("" if body.reach is none else ", " ~ body.reach)>;
 //% endmacro
 // GEN(note)
 // From: GEN(units | sources)
@@ -44,6 +48,9 @@ GEN(scheme(each, "QueryLayout") | trim("\n"))
   using Out = GEN(packed_block.products.cross_out | kind);
 //% else
   static constexpr int64_t kInner = GEN(body.inner);
+//% if packed_block.parallel
+  static constexpr bool kSharesInputs = GEN(packed_block.shares_inputs | lower);
+//% endif
   static constexpr bool kGated = GEN((body.gate is not none) | lower);
   using Activation = GEN(body.activation)_activation;
   using Up = GEN(packed_block.products.up | kind);
@@ -81,18 +88,31 @@ GEN(arrays(each))
 GEN(name if name in relative else "nullptr")
 //%- endmacro
 //% set bias = "{{" ~ among("relative_key_weight") ~ ", " ~ among("relative_key_scale") ~ ", " ~ among("relative_key_sum") ~ "}, " ~ among("relative_queries") ~ ", " ~ buckets ~ ", " ~ stack.limit ~ "}" if relative else "{" ~ distances.name ~ ", " ~ distances.size // each.sublayer.body.heads ~ ", " ~ stack.limit ~ "}" if distances else "{}"
+//% set turning = "{{" ~ rotary ~ "}, " ~ each.heads | join(", ") ~ ", " ~ (each.sublayer.body.query_norm.epsilon | float32) ~ "}" if each.heads else "{" ~ rotary ~ "}"
+//% if packed_block.parallel
+//% set beside = packed_block.sublayers[-1]
+  if (!parallel<GEN(unit.name)_attention, GEN(unit.name)_mlp>(
+          pass, worker, GEN(cache_before.attention), GEN(norm(each)),
+          GEN(product("qkv")),
+          GEN(product("out")), GEN(turning), GEN(bias), GEN(norm(beside)),
+          GEN(product("up")),
+          GEN(product("down")))) {
+    return;
+  }
+//% else
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, GEN(cache_before.attention), GEN(norm(each)),
           GEN(product("qkv")),
-          GEN(product("out")), {GEN(rotary)}, GEN(bias))) {
+          GEN(product("out")), GEN(turning), GEN(bias))) {
     return;
   }
+//% endif
 //% elif each.name == "cross"
   cross_attention<GEN(unit.name)_cross>(
       pass, worker, GEN(cache_before.cross), GEN(norm(each)),
       GEN(product("cross_query")),
       GEN(product("cross_out")));
-//% else
+//% elif not packed_block.parallel
   mlp<GEN(unit.name)_mlp>(
       pass, worker, GEN(norm(each)),
       GEN(product("up")),

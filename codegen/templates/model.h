@@ -10,6 +10,9 @@
 #include "sublayers/cross_attention.h"
 #include "sublayers/mlp.h"
 #include "sublayers/outputs.h"
+//% if packed.parallel
+#include "sublayers/parallel.h"
+//% endif
 #include "sublayers/self_attention.h"
 
 extern "C" {

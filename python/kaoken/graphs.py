@@ -246,6 +246,8 @@ def _block_slots(block: Block) -> Iterator[tuple[str, Op | None]]:
         yield f"ln_{number}", sublayer.before
         yield from ((_part_name(body, name), linear) for name, linear in body.linears.items())
         if isinstance(body, Attention):
+            yield "query_norm", body.query_norm
+            yield "key_norm", body.key_norm
             yield _part_name(body, "attention"), body.scale
         yield f"post_ln_{number}", sublayer.after
 
@@ -475,9 +477,18 @@ def _block_nodes(view: _View, notes: dict[str, list[str]], index: int) -> Iterat
             length = "S" if own in ("cross_key", "cross_value") else view.length
             title = f"Linear {own} -> [{length}, {linear.weight.shape[0]}]"
             yield _node(notes, name(own), title, *_tensor_lines(linear))
+            norm = _norm_behind(body, own)
+            if norm is not None:
+                yield _norm_node(notes, name(f"{own}_norm"), norm, "of each head")
         yield Node(name(f"add_{number}"), f"Add -> [{view.length}, {view.stack.width}]")
         if sublayer.after is not None:
             yield _norm_node(notes, name(f"post_ln_{number}"), sublayer.after)
+
+
+def _norm_behind(body: Attention | Mlp, name: str) -> Norm | None:
+    """The norm of what the linear of this name gives."""
+    norms = {"query": body.query_norm, "key": body.key_norm} if isinstance(body, Attention) else {}
+    return norms.get(name)
 
 
 def _inner_node(view: _View, notes: dict[str, list[str]], name: Callable[[str], str], body: Attention | Mlp) -> Node:
@@ -503,12 +514,13 @@ def _inner_node(view: _View, notes: dict[str, list[str]], name: Callable[[str], 
 
 def _connect_block(view: _View, index: int, hidden: str, edges: list[Edge]) -> str:
     """Adds the edges of a block that reads `hidden`; returns what the next one reads."""
-    name = view.namer(index)
-    for number, sublayer in enumerate(view.stack.blocks[index].sublayers, 1):
-        body, read = sublayer.body, hidden
+    name, block, start = view.namer(index), view.stack.blocks[index], hidden
+    for number, sublayer in enumerate(block.sublayers, 1):
+        body, entry = sublayer.body, start if block.parallel else hidden
+        read = entry
         if sublayer.before is not None:
             read = name(f"ln_{number}")
-            edges.append((hidden, read))
+            edges.append((entry, read))
         stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
         edges += _attention_edges(view, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
         out = _part_name(body, list(body.linears)[-1])
@@ -533,7 +545,10 @@ def _attention_edges(view: _View, name: Callable[[str], str], body: Attention, r
     )
     for linear in (query, key, value):
         yield "encoder.vectors" if body.sees == "source" and linear != query else read, linear
-        yield linear, attention
+        if _norm_behind(body, linear.rpartition(".")[2]) is None:
+            yield linear, attention
+        else:
+            yield from pairwise((linear, f"{linear}_norm", attention))
     if body.distance_bias is not None:
         yield view.name(_distances(view)[id(body.distance_bias)][0]), attention
     yield attention, out

@@ -417,7 +417,7 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
     alignas(kAlignment) float turned[Scheme::Rotary::kNone ? kLanes : dim];
-    const float *given = rotary.template turn<dim>(query + row * query_stride, position + row, turned);
+    const float *given = rotary.template query<dim>(query + row * query_stride, position + row, turned);
     scales[row] = Scheme::Cache::template query<dim>(given, queries + row * dim);
   }
   if constexpr (Scheme::kWindow) {
@@ -474,7 +474,7 @@ void extend_cache(const Pass &pass, const HeadShare &own, const CacheOf<Scheme> 
       const int64_t end = sequence.past + sequence.count;
       if constexpr (!Scheme::Rotary::kNone) {
         for (int64_t row = 0; row < sequence.count; ++row) {
-          rotary.template turn<dim>(keys + row * stride, sequence.past + row, keys + row * stride);
+          rotary.template key<dim>(keys + row * stride, sequence.past + row, keys + row * stride);
         }
       }
       for (int64_t position = sequence.past, stored; position < end; position += stored) {

@@ -49,7 +49,7 @@ KAOKEN_INLINE const typename Kind::Input *normed(const Pass &pass, const Worker 
 
 // The vectors of a norm; null where it is bare.
 struct NormVectors {
-  const float *weight, *bias;
+  const float *weight = nullptr, *bias = nullptr;
 };
 
 // The same where the residual stream takes the result, as it does behind a post-norm. Each row is one worker's, a lone

@@ -39,18 +39,17 @@ KAOKEN_INLINE void layer_norm(const float *x, float *y, float epsilon, const flo
   }
 }
 
-// y = x / sqrt(mean of squares + epsilon), otherwise as above.
-template <int64_t Width>
+// y = x / sqrt(mean of squares + epsilon), otherwise as above. The zeros among Padded values may lie anywhere.
+template <int64_t Width, int64_t Padded = round_up(Width, kLanes)>
 KAOKEN_INLINE void rms_norm(const float *x, float *y, float epsilon, const float *weight, const float *bias) {
-  constexpr int64_t padded = round_up(Width, kLanes);
   Vec squares[] = {broadcast(0.0f), broadcast(0.0f)};
-  for (int64_t i = 0; i < padded; i += 2 * kLanes) {
+  for (int64_t i = 0; i < Padded; i += 2 * kLanes) {
     squares[0] = fma(load(x + i), load(x + i), squares[0]);
-    if (i + kLanes < padded) squares[1] = fma(load(x + i + kLanes), load(x + i + kLanes), squares[1]);
+    if (i + kLanes < Padded) squares[1] = fma(load(x + i + kLanes), load(x + i + kLanes), squares[1]);
   }
   const float mean = reduce_add(add(squares[0], squares[1])) / Width;
   const Vec scale = broadcast(1.0f / __builtin_sqrtf(mean + epsilon) + 0.0f * mean);
-  for (int64_t i = 0; i < padded; i += kLanes) {
+  for (int64_t i = 0; i < Padded; i += kLanes) {
     Vec normed = mul(load(x + i), scale);
     if (weight) normed = mul(normed, load(weight + i));
     if (bias) normed = add(normed, load(bias + i));

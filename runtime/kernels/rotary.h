@@ -1,7 +1,11 @@
-// Rotary positions (Su et al., RoFormer, arXiv:2104.09864): the two halves of a head turned by each other.
+// What becomes of a head's query or key before they meet: rotary positions (Su et al., RoFormer, arXiv:2104.09864), by
+// which the two halves of a head are turned by each other, and norms (Henry et al., arXiv:2010.04245).
+//
+// Each type below has query<Dim>(x, position, y) and key<Dim>(x, position, y): x as it meets others, in y, which may be
+// x, or x itself where nothing becomes of it.
 #pragma once
 
-#include "vector.h"
+#include "norm.h"
 
 namespace kaoken::KAOKEN_ISA {
 
@@ -24,6 +28,14 @@ struct Rotary {
     }
     return y;
   }
+  template <int64_t Dim>
+  KAOKEN_MEMBER const float *query(const float *x, int64_t position, float *y) const {
+    return turn<Dim>(x, position, y);
+  }
+  template <int64_t Dim>
+  KAOKEN_MEMBER const float *key(const float *x, int64_t position, float *y) const {
+    return turn<Dim>(x, position, y);
+  }
 };
 
 // Of a model without.
@@ -31,8 +43,32 @@ struct NoRotary {
   static constexpr bool kNone = true;
 
   template <int64_t Dim>
-  KAOKEN_MEMBER const float *turn(const float *x, int64_t, float *) const {
+  KAOKEN_MEMBER const float *query(const float *x, int64_t, float *) const {
     return x;
+  }
+  template <int64_t Dim>
+  KAOKEN_MEMBER const float *key(const float *x, int64_t, float *) const {
+    return x;
+  }
+};
+
+// An RMSNorm of each head, of which HeadDim values are no padding, and then what Turned makes of it.
+template <class Turned, int64_t HeadDim>
+struct NormedHeads {
+  static constexpr bool kNone = false;
+  Turned turned;
+  const float *query_weight, *key_weight;  // [Dim], zeros in the padding
+  float epsilon;
+
+  template <int64_t Dim>
+  KAOKEN_MEMBER const float *query(const float *x, int64_t position, float *y) const {
+    rms_norm<HeadDim, Dim>(x, y, epsilon, query_weight, nullptr);
+    return turned.template query<Dim>(y, position, y);
+  }
+  template <int64_t Dim>
+  KAOKEN_MEMBER const float *key(const float *x, int64_t position, float *y) const {
+    rms_norm<HeadDim, Dim>(x, y, epsilon, key_weight, nullptr);
+    return turned.template key<Dim>(y, position, y);
   }
 };
 

@@ -1,6 +1,6 @@
 // How often the workers of a team wait for each other in a pass of the bundled model, which has six blocks of eight
-// heads, and of a BERT and a T5 of two blocks of three: each worker's part is run by itself, with a barrier that only
-// counts.
+// heads, of a BERT and a T5 of two blocks of three, and of a GPT-NeoX of two blocks of six: each worker's part is run
+// by itself, with a barrier that only counts.
 #include <cstdio>
 #include <initializer_list>
 #include <vector>
@@ -36,6 +36,8 @@ KAOKEN_PASS(scalar_bert_float32, forward)
 KAOKEN_PASS(scalar_bert_int8, forward)
 KAOKEN_PASS(scalar_t5_float32, forward)
 KAOKEN_PASS(scalar_t5_int8, forward)
+KAOKEN_PASS(scalar_gpt_neox_float32, forward)
+KAOKEN_PASS(scalar_gpt_neox_int8, forward)
 KAOKEN_PASS(scalar_t5_float32, encode)
 KAOKEN_PASS(scalar_t5_int8, encode)
 
@@ -107,6 +109,7 @@ int check(const char *what, Run float32, Run int8, std::initializer_list<Expecte
 
 int main() {
   using namespace kaoken::scalar;
+  const Run neox = model_scalar_gpt_neox_float32::forward, neox_int8 = model_scalar_gpt_neox_int8::forward;
   const int failures = check("GPT-2", model_second::forward, model_integer::forward,
                              {
                                  {2, 1, 1, KAOKEN_LOGITS_LAST, 25, 25},
@@ -144,6 +147,17 @@ int main() {
                                  {3, 4, 1, KAOKEN_LOGITS_LAST, 20, 26},
                                  {3, 1, 24, KAOKEN_LOGITS_LAST, 19, 22},
                                  {2, 1, 24, KAOKEN_LOGITS_NONE, 15, 18},
+                             }) +
+                       check("sublayers side by side", neox, neox_int8,
+                             {
+                                 {2, 1, 1, KAOKEN_LOGITS_LAST, 5, 5},
+                                 {4, 1, 1, KAOKEN_LOGITS_LAST, 8, 8},
+                                 {2, 4, 1, KAOKEN_LOGITS_LAST, 8, 18},
+                                 {4, 4, 1, KAOKEN_LOGITS_LAST, 11, 21},
+                                 {2, 2, 24, KAOKEN_LOGITS_ALL, 8, 18},
+                                 {4, 2, 24, KAOKEN_LOGITS_ALL, 13, 23},
+                                 {2, 1, 24, KAOKEN_LOGITS_LAST, 9, 14},
+                                 {2, 1, 24, KAOKEN_LOGITS_NONE, 5, 10},
                              });
   return failures ? 1 : 0;
 }

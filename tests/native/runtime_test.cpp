@@ -40,6 +40,8 @@ KAOKEN_DECLARE_MODEL(classifier_float32);
 KAOKEN_DECLARE_MODEL(classifier_int8);
 KAOKEN_DECLARE_MODEL(t5_float32);
 KAOKEN_DECLARE_MODEL(t5_int8);
+KAOKEN_DECLARE_MODEL(gpt_neox_float32);
+KAOKEN_DECLARE_MODEL(gpt_neox_int8);
 
 namespace {
 
@@ -250,6 +252,36 @@ void test_narrow_types_keep_their_bits() { require_steps_like_a_prompt(kaoken_mo
 
 // A Llama whose three groups of heads come out even for three threads and not for two.
 void test_grouped_heads_keep_their_bits() { require_steps_like_a_prompt(kaoken_model_grouped()); }
+
+// What several workers compute is what one computes: a part of a prompt of which the last block goes on with one row, a
+// part of which it goes on with none, rows by themselves, and several sequences with a row each.
+void require_bits_of_one_worker(const kaoken_model_api *model) {
+  const auto vocabulary = static_cast<size_t>(model->info->vocab_size);
+  Ids ids = random_ids(2 * 75, 15);
+  for (int64_t &id : ids) id %= model->info->vocab_size;
+  Session alone(2, 1, nullptr, model);
+  const Logits expected = alone.append(ids, 75);
+  const auto check = [&](const Logits &found, size_t sequence, size_t position) {
+    CHECK(std::memcmp(&found[0], &expected[(sequence * 75 + position) * vocabulary], vocabulary * sizeof(float)) == 0);
+  };
+  for (const int threads : {2, 3, 4}) {
+    Session session(1, threads, nullptr, model), both(2, threads, nullptr, model);
+    Logits logits(vocabulary);
+    CHECK(model->session_append(session.handle, ids.data(), 40, KAOKEN_LOGITS_LAST, logits.data()) == KAOKEN_OK);
+    check(logits, 0, 39);
+    CHECK(model->session_append(session.handle, ids.data() + 40, 30, KAOKEN_LOGITS_NONE, nullptr) == KAOKEN_OK);
+    for (size_t position = 70; position < 75; ++position) check(session.append({ids[position]}, 1), 0, position);
+    CHECK(same_bits(both.append(ids, 75), expected));
+  }
+}
+
+// Attention and MLP side by side, with norms that are one and, in int8, with two.
+void test_parallel_sublayers_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_gpt_neox_float32(), kaoken_model_gpt_neox_int8()}) {
+    require_steps_like_a_prompt(model);
+    require_bits_of_one_worker(model);
+  }
+}
 
 void test_memory_of_an_ended_session_is_used_again() {
   const Ids ids = random_ids(2 * 30, 13);
@@ -855,6 +887,7 @@ const Test tests[] = {
     TEST(two_models_in_one_program),
     TEST(narrow_types_keep_their_bits),
     TEST(grouped_heads_keep_their_bits),
+    TEST(parallel_sublayers_keep_their_bits),
     TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)
     TEST(fork_while_another_thread_generates),

@@ -6,14 +6,14 @@
 
 namespace kaoken::KAOKEN_ISA {
 
-// Traits has a Scheme, what entered() asks for, the types of the matrices (Qkv, Out), and kLast, for the last block:
-// behind its keys and values only the rows that outputs are asked of go on. Where none are, the pass is over, and this
-// returns false.
-template <class Traits>
-KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before, const NormVectors &norm,
-                                  const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
-                                  const typename Traits::Scheme::Rotary &rotary,
-                                  const typename Traits::Scheme::Bias &bias) {
+// From the inputs `x` to pass.attended; the caller puts a barrier behind it. Traits has a Scheme, the types of the
+// matrices (Qkv, Out), and kLast, for the last block: behind its keys and values only the rows that outputs are asked
+// of go on. Where none are, the pass is over, and this returns false. `beside` is called behind the queries'
+// projection, for rows that go on.
+template <class Traits, class Beside>
+KAOKEN_INLINE bool attend(Pass &pass, const Worker &worker, int64_t cache_before, const typename Traits::Qkv::Input *x,
+                          const Product<typename Traits::Qkv> &qkv, const typename Traits::Scheme::Rotary &rotary,
+                          const typename Traits::Scheme::Bias &bias, const Beside &beside) {
   using Qkv = typename Traits::Qkv;
   using Scheme = typename Traits::Scheme;
   using Heads = typename Scheme::Layout;
@@ -22,8 +22,6 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   constexpr bool biased_keys = !Scheme::Rotary::kNone || Scheme::Bias::kBiasedKeys;
   const StoreQueryKeyValue<Heads, biased_keys ? Heads::kValues : Heads::kKeys> store_qkv = {pass.qkv, qkv.bias};
 
-  OwnRow<Qkv, width> row;
-  const typename Qkv::Input *x = entered<Traits>(pass, worker, row, norm);
   // The strips of code are in no order of heads, so their workers wait for each other.
   const HeadShare own = Qkv::kExploded ? HeadShare{{0, Heads::kGroups}, worker} : head_share<Heads::kGroups>(worker);
   if constexpr (Qkv::kExploded) {
@@ -34,6 +32,7 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
       project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
     }
   }
+  if (!Traits::kLast) beside();
   barrier(own.worker);
   extend_cache<Scheme>(pass, own, cache, rotary);
 
@@ -42,8 +41,9 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
     keep_outputs<Heads, Qkv, width, round_up(width, kPanel)>(pass, worker);
     if constexpr (!Qkv::kExploded) {
       project_queries<Heads, Qkv, width>(worker, x, pass.batch.rows, qkv.matrix, store_qkv, qkv.next);
-      barrier(own.worker);
     }
+    beside();
+    if constexpr (!Qkv::kExploded) barrier(own.worker);
   }
 
   wait_for_cache<Scheme>(pass, own);
@@ -52,8 +52,20 @@ KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cach
   } else {
     attention<Scheme>(pass, own, cache, rotary, bias);
   }
+  return true;
+}
+
+// Traits has what attend() and entered() ask for. Returns false where the pass is over.
+template <class Traits>
+KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before, const NormVectors &norm,
+                                  const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
+                                  const typename Traits::Scheme::Rotary &rotary,
+                                  const typename Traits::Scheme::Bias &bias) {
+  OwnRow<typename Traits::Qkv, Traits::kWidth> row;
+  const typename Traits::Qkv::Input *x = entered<Traits>(pass, worker, row, norm);
+  if (!attend<Traits>(pass, worker, cache_before, x, qkv, rotary, bias, [] {})) return false;
   barrier(worker);
-  add_product<typename Traits::Out, Heads::kKeys, width>(pass, worker, pass.attended, out);
+  add_product<typename Traits::Out, Traits::Scheme::Layout::kKeys, Traits::kWidth>(pass, worker, pass.attended, out);
   barrier(worker);
   return true;
 }
