@@ -1,8 +1,16 @@
-"""Chat templates in the manner of the families that Kaoken bakes, and chats for them."""
+"""Chat templates in the manner of the families that Kaoken bakes, chats for them, and a tiny model that chats."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
+
+from checkpoints import TOKENIZER, write_checkpoint, write_json
+
+START, END = 257, 258  # <|im_start|> and <|im_end|>, behind the bytes and <|endoftext|>
+POSITIONS = 256
 
 # The tokens that these templates name.
 SPECIAL = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
@@ -265,3 +273,14 @@ CHATS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "variables": (said("Hi"), {"date_string": "1 Jan 1970", "controls": {"length": "long"}, "bos_token": "<s>"}),
     "two_users": ([*said("Hi"), *said("again")], {}),
 }
+
+
+def write_chat_model(directory: Path, template: str = CHATML) -> Path:
+    """A tiny GPT-2 of bytes with a chat template; its config knows nothing of the end of a turn."""
+    fields = {"vocab_size": 259, "n_positions": POSITIONS, "eos_token_id": 256, "bos_token_id": 256}
+    write_checkpoint(directory, fields)
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    write_json(directory / "tokenizer_config.json", {**SPECIAL, "chat_template": template})
+    return directory

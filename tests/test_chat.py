@@ -19,28 +19,14 @@ from kaoken.codegen.errors import CheckpointError
 from tokenizers import Tokenizer
 
 import kaoken
-from chat_templates import CHATML, CHATS, SPECIAL, TEMPLATES, said
-from checkpoints import TOKENIZER, write_checkpoint, write_json
+from chat_templates import CHATS, END, POSITIONS, SPECIAL, START, TEMPLATES, said, write_chat_model
+from checkpoints import TOKENIZER
 from kaoken import ChatWarning, InputError, KaokenError
 from kaoken.template import ChatTemplate
 
 if TYPE_CHECKING:
     from conftest import Bake
     from kaoken import BakedCausalLM
-
-START, END = 257, 258  # <|im_start|> and <|im_end|>, behind the bytes and <|endoftext|>
-POSITIONS = 256
-
-
-def write_chat_model(directory: Path, template: str = CHATML) -> Path:
-    """A tiny GPT-2 of bytes with a chat template; generation_config.json knows nothing of the end of a turn."""
-    fields = {"vocab_size": 259, "n_positions": POSITIONS, "eos_token_id": 256, "bos_token_id": 256}
-    write_checkpoint(directory, fields)
-    tokenizer = Tokenizer.from_file(str(TOKENIZER))
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    write_json(directory / "tokenizer_config.json", {**SPECIAL, "chat_template": template})
-    return directory
 
 
 @pytest.fixture(scope="module")

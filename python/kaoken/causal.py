@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -388,7 +388,9 @@ class BakedCausalLM(BakedModel):
             given = {"max_new_tokens": MAX_NEW_TOKENS, **given}
         return generation_options_of(self, **given)
 
-    def _answer(self, ids: list[int], session: Session | None, options: GenerationOptions) -> Iterator[str]:
+    def _answer(
+        self, ids: list[int], session: Session | None, options: GenerationOptions
+    ) -> Generator[str, None, None]:
         session = self.session() if session is None else session
         if session.batch != 1 or session._config is not self.config:
             raise InputError("a chat takes a session of this model with batch = 1: make one with model.session()")
