@@ -39,6 +39,7 @@ VOCAB, MERGES = "vocab.json", "merges.txt"
 # What a tokenizer.json is made from where there is none; the last three may be absent.
 _TOKENIZER_CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_PARTS = (VOCAB, MERGES, _TOKENIZER_CONFIG, _SPECIAL, "added_tokens.json")
+CHAT_TEMPLATE = "chat_template.jinja"  # which wins over the field of tokenizer_config.json
 WORDPIECE = "vocab.txt"  # which takes the place of the first two
 SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "spm.model")  # of which none is made
 
@@ -56,7 +57,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 # All files that a checkpoint may consist of, beside the shards that an index names and the directories of modules.
 NAMES = (
     *(CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX, TOKENIZER, *TOKENIZER_PARTS, WORDPIECE, *SENTENCEPIECE),
-    *(MODULES, SENTENCE_CONFIG, *TRANSFORMER_CONFIGS),
+    *(CHAT_TEMPLATE, MODULES, SENTENCE_CONFIG, *TRANSFORMER_CONFIGS),
 )
 
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
@@ -166,7 +167,8 @@ class Checkpoint:
     files: tuple[Path, ...]  # every file that a bake depends on
     weight_files: tuple[Path, ...]  # the safetensors alone, in the order of the index
     tokenizer: bytes | None  # tokenizer.json as transformers would use it, or made of the older files
-    tokenizer_config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json over special_tokens_map.json
+    # tokenizer_config.json over special_tokens_map.json, with the text of chat_template.jinja
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
     sentence: Sentence | None = None
     adapter: Adapter | None = None  # to be merged into the weights
 
@@ -250,12 +252,13 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
     generation_json, generation_config = _read_optional_json(directory / GENERATION_CONFIG)
     tokenizer, parts = read_tokenizer(directory, config.get("model_type"))
     special, tokenizer_config = (_read_optional_json(directory / name)[1] for name in (_SPECIAL, _TOKENIZER_CONFIG))
+    template = _read_chat_template(directory)
     if tokenizer is not None:
         lower = sentence is not None and sentence.modules[0].config.get("do_lower_case") is True
         tokenizer = configured(tokenizer, tokenizer_config, lower)
     index, weight_files = _find_weights(directory)
     tensors = _read_headers(weight_files, index)
-    others = dict.fromkeys((CONFIG, GENERATION_CONFIG, *parts, _TOKENIZER_CONFIG, _SPECIAL))
+    others = dict.fromkeys((CONFIG, GENERATION_CONFIG, *parts, _TOKENIZER_CONFIG, _SPECIAL, CHAT_TEMPLATE))
     others |= {INDEX: None} if index else {}
     files = [*(directory / name for name in others if (directory / name).exists()), *weight_files]
     if sentence:
@@ -269,7 +272,7 @@ def open_checkpoint(path: Path, adapter: Path | None = None) -> Checkpoint:
         tuple(files),
         weight_files,
         tokenizer,
-        special | tokenizer_config,
+        special | tokenizer_config | template,
         sentence,
     )
     return _with_adapter(found, adapter)
@@ -440,6 +443,17 @@ def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 def _read_optional_json(path: Path) -> tuple[bytes | None, dict[str, Any]]:
     return _read_json(path) if os.path.lexists(path) else (None, {})
+
+
+def _read_chat_template(directory: Path) -> dict[str, str]:
+    """chat_template.jinja as the field of tokenizer_config.json that it stands for; {} where it is absent."""
+    path = directory / CHAT_TEMPLATE
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return {"chat_template": read_small(path).decode("utf-8")}
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 (byte {error.start}): {_AGAIN}") from error
 
 
 def read_tokenizer(directory: Path, model_type: object = None) -> tuple[bytes | None, tuple[str, ...]]:

@@ -36,5 +36,9 @@ class InputError(KaokenError, ValueError):
     """Token ids or options outside what the model accepts."""
 
 
+class ChatWarning(UserWarning):
+    """A chat is longer than the model's context, so its oldest turns were left out."""
+
+
 class GenerationConfigWarning(UserWarning):
     """A checkpoint's generation_config.json asks for what Kaoken's generate does not do."""

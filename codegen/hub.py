@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from .checkpoint import (
+    CHAT_TEMPLATE,
     CONFIG,
     INDEX,
     MODULES,
@@ -42,6 +43,7 @@ ALLOW_PATTERNS = (
     INDEX,
     TOKENIZER,
     *TOKENIZER_PARTS,
+    CHAT_TEMPLATE,
     WORDPIECE,
     *SENTENCEPIECE,
     MODULES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import rewrites, tokenizer
+from . import chat, rewrites, tokenizer
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
@@ -61,7 +61,7 @@ class Baked:
     checkpoint: Checkpoint
     packed: PackedModel
     options: Options
-    texts_read: dict[str, Any]  # how an encoder's texts are prepared and its outputs used, for the description
+    texts_read: dict[str, Any]  # for the description: how an encoder's texts are prepared, or a decoder's chats
 
     def code(self) -> Iterator[CodeFile]:
         """Files compiled once for each ISA, and the header they share."""
@@ -174,10 +174,13 @@ def bake(directory: Path, options: Options) -> Baked:
     graph = rewrites.run(read_graph(checkpoint), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
-    return Baked(checkpoint, packed, options, _texts_read(checkpoint) if graph.kind == "encoder" else {})
+    return Baked(checkpoint, packed, options, _texts_read(checkpoint, graph.kind))
 
 
-def _texts_read(checkpoint: Checkpoint) -> dict[str, Any]:
+def _texts_read(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
+    if kind != "encoder":
+        template = chat.describe(checkpoint.tokenizer_config) if checkpoint.tokenizer and kind == "decoder" else None
+        return {} if template is None else {"chat": template}
     return {
         "sentence": sentence.describe(checkpoint),
         "text": tokenizer.describe(checkpoint.tokenizer, checkpoint.tokenizer_config),

@@ -151,7 +151,7 @@ def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = {}
     for role in ("mask_token", "unk_token"):
         known = (_BERT[role], _ROBERTA[role])
-        found[role] = _roles(config, {}, {}).get(role) or next((token for token in known if token in added), None)
+        found[role] = special_roles(config).get(role) or next((token for token in known if token in added), None)
     limit: Any = config.get("model_max_length")
     number = isinstance(limit, int | float) and not isinstance(limit, bool)
     if number and limit < 1:
@@ -161,6 +161,11 @@ def describe(tokenizer: bytes | None, config: Mapping[str, Any]) -> dict[str, An
         )
     side = "left" if config.get("truncation_side") == "left" else "right"
     return {"max_length": int(limit) if number and limit <= _MAX_LENGTH else None, "truncation_side": side, **found}
+
+
+def special_roles(config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a tokenizer_config.json names, by their roles: {"eos_token": "</s>", ...}."""
+    return _roles(config, {}, {})
 
 
 def refuse_sentencepiece(name: str, directory: str) -> CheckpointError:

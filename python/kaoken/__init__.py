@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kaoken.encoder import BakedEncoder
     from kaoken.errors import (
         BuildError,
+        ChatWarning,
         CheckpointError,
         GenerationConfigWarning,
         HubError,
@@ -50,6 +51,7 @@ __all__ = [
     "BakedTokenClassifier",
     "BlockConfig",
     "BuildError",
+    "ChatWarning",
     "CheckpointError",
     "GenerationConfigWarning",
     "HubError",

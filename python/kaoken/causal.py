@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -25,7 +27,8 @@ from kaoken.arguments import (
     rewind_length,
     token_ids,
 )
-from kaoken.errors import InputError
+from kaoken.chat import MAX_NEW_TOKENS, ChatFormat, Messages
+from kaoken.errors import ChatWarning, InputError
 from kaoken.library import ModelConfig
 from kaoken.model import BakedModel
 from kaoken.text import decode_stream, encode_prompt
@@ -73,6 +76,8 @@ class Session:
     def __init__(self, native: _core.Session, config: ModelConfig) -> None:
         self._native = native
         self._config = config
+        self._ids: list[int] = []  # that a chat left in the cache, while nothing else has changed it
+        self._reused = 0
 
     @property
     def batch(self) -> int:
@@ -99,6 +104,11 @@ class Session:
         """The instruction set that the last `append` really ran, as its code tells; "" before the first."""
         return self._native.executed_isa
 
+    @property
+    def reused(self) -> int:
+        """Positions that the last chat found in the cache and did not compute again."""
+        return self._reused
+
     def append(self, ids: TokenIds, sequences: Sequence[int] | None = None) -> NDArray[np.float32]:
         """Appends ids to all sequences, or to those that are named; returns float32 [sequences, vocab_size].
 
@@ -116,6 +126,7 @@ class Session:
         lengths = self.lengths
         for slot, count in zip(slots, appended.lengths, strict=True):
             self._check_room(lengths[slot], int(count))
+        self._ids = []
         if sequences is None and not appended.ragged:
             logits = self._native.append(appended.array, _core.LOGITS_LAST)
             assert logits is not None
@@ -124,6 +135,7 @@ class Session:
 
     def rewind(self, length: int, sequence: int | None = None) -> None:
         """Forgets all but the first `length` positions, of every sequence or of one; InputError if there are fewer."""
+        self._ids = []
         if sequence is None:
             self._native.rewind(rewind_length(length, self.length))
         else:
@@ -132,7 +144,20 @@ class Session:
 
     def fork(self, source: int, target: int) -> None:
         """Makes sequence `target` a copy of sequence `source`; they share memory until one of them goes on."""
+        self._ids = []
         self._native.fork(self._slot(source), self._slot(target))
+
+    def _continue(self, ids: list[int], options: GenerationOptions) -> Iterator[int]:
+        """Makes the one sequence hold `ids`, of which it keeps what is there already, and yields what follows."""
+        shared = _shared_prefix(self._ids, ids[:-1])  # the last one is computed, for its logits
+        self._native.rewind(shared)
+        self._ids, self._reused = list(ids), shared
+        try:
+            for step in new_tokens(self._native.generate(np.array([ids[shared:]], np.int64), **asdict(options))):
+                self._ids.append(int(step[0]))
+                yield int(step[0])
+        finally:
+            del self._ids[self._native.length :]  # the last token was not read, nor the prompt where that failed
 
     def _slots(self, sequences: Sequence[int]) -> list[int]:
         if not isinstance(sequences, Iterable):
@@ -155,6 +180,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<kaoken.Session batch={self.batch} length={self.length}>"
+
+
+def _shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    pairs = zip(left, right, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 class BakedCausalLM(BakedModel):
@@ -273,6 +304,99 @@ class BakedCausalLM(BakedModel):
         """Yields the completion of `generate_text` piece by piece; no piece ends inside a character."""
         ids = encode_prompt(self.tokenizer, prompt, self.config.bos_token_id)
         return decode_stream(self.tokenizer, ids, self.stream(ids, **options))
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How the model's chats are written. Raises KaokenError if it has no chat template or no tokenizer."""
+        return ChatFormat(self.info, self.tokenizer)
+
+    def apply_chat_template(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        **variables: Any,
+    ) -> list[int] | str:
+        """The prompt of a chat, as token ids or as text, as transformers' `apply_chat_template` with return_dict=False.
+
+        messages: dicts with a role and a content, [{"role": "user", "content": "Hi"}]; None in one counts as absent.
+        tools, documents: dicts that the template writes out, where it does.
+        add_generation_prompt: whether the assistant is to speak next.
+        variables: what else the template reads, such as enable_thinking=False.
+        Raises InputError for messages that the template refuses, and KaokenError where the model has no template or
+        one that fails.
+        """
+        given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt, **variables}
+        text = self.chat_format.render(messages, given)
+        return self.chat_format.encode(text) if tokenize else text
+
+    @explains_options
+    def chat(
+        self,
+        messages: Messages,
+        session: Session | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> dict[str, str]:
+        """The assistant's answer to a chat, as a message: {"role": "assistant", "content": text}.
+
+        It is what transformers' pipeline appends to the messages, and may be appended to them for the next call. The
+        text has no special tokens. It ends at the model's end tokens and at the one that the template ends a turn with.
+
+        A chat that leaves no room for the answer (max_new_tokens, or half of the context) loses its oldest turns, never
+        system messages in front, with a `ChatWarning`.
+
+        Args:
+            messages: As for `apply_chat_template`; the last one is not the assistant's.
+            session: One of this model with batch = 1. It keeps the chat, so that the next call computes only what
+                differs; the bits are those of a call without it. What else it holds is forgotten.
+            tools: Dicts that the template writes out.
+            chat_template_kwargs: What else the template reads, such as {"enable_thinking": False}.
+            options: Those of `generate`. Where neither you nor the model say so, max_new_tokens is 256. An eos_token_id
+                takes the place of all end tokens.
+
+        Errors are those of `generate` and of `apply_chat_template`; InputError also for a last turn that is too long.
+        """
+        pieces = self.stream_chat(messages, session, tools, chat_template_kwargs, **options)
+        return {"role": "assistant", "content": "".join(pieces)}
+
+    @explains_options
+    def stream_chat(
+        self,
+        messages: Messages,
+        session: Session | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[str]:
+        """Yields the text of `chat` piece by piece; no piece ends inside a character."""
+        checked = self._chat_options(options)
+        variables = {"tools": tools, **(chat_template_kwargs or {})}
+        prompt = self.chat_format.prompt(messages, self.config.n_positions, checked.max_new_tokens, variables)
+        if prompt.dropped:
+            warnings.warn(prompt.notice, ChatWarning, stacklevel=3)
+        return self._answer(prompt.ids, session, checked)
+
+    def _chat_options(self, options: GenerateOptions) -> GenerationOptions:
+        """With the end of a turn among the end tokens."""
+        ends = dict.fromkeys((*self.config.eos_token_ids, *self.chat_format.end_token_ids))
+        given = {"eos_token_id": tuple(ends), **options}
+        if "max_new_tokens" not in self.info.generation_defaults:
+            given = {"max_new_tokens": MAX_NEW_TOKENS, **given}
+        return generation_options_of(self, **given)
+
+    def _answer(
+        self, ids: list[int], session: Session | None, options: GenerationOptions
+    ) -> Generator[str, None, None]:
+        session = self.session() if session is None else session
+        if session.batch != 1 or session._config is not self.config:
+            raise InputError("a chat takes a session of this model with batch = 1: make one with model.session()")
+        tokens = session._continue(ids, options)
+        said = (token for token in tokens if token not in options.eos_token_ids)
+        return decode_stream(self.tokenizer, ids, said)
 
     def _prompts(self, ids: TokenIds, attention_mask: ArrayLike | None) -> Sequences:
         prompts = token_ids(ids, self.config.vocab_size, attention_mask)

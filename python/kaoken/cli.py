@@ -9,13 +9,16 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kaoken import chat_command
+from kaoken.chat_command import load_for_chat
 from kaoken.codegen.settings import OPTIONS
 from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
+from kaoken.generation_arguments import add_generation, generation_of
 from kaoken.output import discard_output, print_at_once, print_what_does_not_encode
 from kaoken.text_commands import add_commands as add_text_commands
 from kaoken.text_commands import instead
@@ -28,6 +31,7 @@ _DESCRIPTION = """\
 Run small transformers that were baked into native code, and bake new ones.
 
   kaoken generate "ROMEO:"                  continue a text with the model in this wheel
+  kaoken chat --model my.so                 talk with a model that has a chat template
   kaoken info                               what that model is and how it was built
   kaoken bake ./my-checkpoint -o my.so      bake another checkpoint (a directory, a GGUF file or a hub id)
   kaoken generate "Hello" --model my.so     and run it
@@ -39,8 +43,9 @@ Run small transformers that were baked into native code, and bake new ones.
 
 _GENERATE = """\
 Continue PROMPT: print it and its completion, piece by piece as tokens are made. An encoder-decoder reads PROMPT, such
-as a text to translate, and what it makes of that is printed alone. An encoder makes no text: see `kaoken encode`,
-`classify`, `rank`, `tag` and `fill-mask`.
+as a text to translate, and what it makes of that is printed alone. With --chat PROMPT is a message to a model that has
+a chat template, and its answer is printed alone; `kaoken chat` is for more than one. An encoder makes no text: see
+`kaoken encode`, `classify`, `rank`, `tag` and `fill-mask`.
 
 Without sampling options the model's own are used, where its generation_config.json has some; else the likeliest token
 is taken each time, so the text is always the same. Any of
@@ -50,6 +55,7 @@ end token, after --max-new-tokens, or where the model's context is full.
   kaoken generate "ROMEO:"
   kaoken generate "ROMEO:" --max-new-tokens 100 --temperature 0.8 --seed 1
   cat story.txt | kaoken generate - --model my.so
+  kaoken generate --model smol.so --chat "Why is the sky blue?"
   kaoken generate "translate English to German: How old are you?" --model t5.so
 """
 
@@ -226,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_generate(_command(commands, "generate", _generate, _GENERATE, "continue a text"))
+    chat_command.add_command(commands, _command)
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
@@ -257,19 +264,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="a text to continue or to read; - is standard input as it is")
-    _add_model(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="at most N (default: 100)")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
-    sampling = parser.add_argument_group("sampling (any of these turns it on)")
-    sampling.add_argument(
-        "--do-sample",
-        action=argparse.BooleanOptionalAction,
-        help="draw tokens, or take the likeliest (default: as the model's generation_config.json, else the likeliest)",
-    )
-    sampling.add_argument("--temperature", type=float, metavar="T", help="above 0; less is safer (default: 1.0)")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest; 0: all (default: 50)")
-    sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P (default: 1.0)")
-    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (default: random)")
+    add_generation(parser, "100, with --chat 512")
+    parser.add_argument("--chat", action="store_true", help="PROMPT is a message, and its answer is printed alone")
+    parser.add_argument("--system", metavar="TEXT", help="a system message in front of it, with --chat")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -313,14 +310,29 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     prompt = _prompt(options.prompt)
+    if options.chat:
+        _answer(prompt, options)
+        return
+    if options.system is not None:
+        raise InputError("--system is for chats: add --chat, or put the text into the prompt")
     model = _load(options.model, options.threads)
     if model.kind == "encoder":
         raise InputError(f"{model.info.name} is for {model.config.task} and makes no text: {instead(model)}")
-    pieces = model.stream_text(prompt, max_new_tokens=options.max_new_tokens, **_sampling(options))
+    pieces = model.stream_text(prompt, **generation_of(options, 100))
+    _print_pieces([prompt] if model.kind == "decoder" else [], pieces)  # what continues a prompt, a translation not
+
+
+def _answer(prompt: str, options: argparse.Namespace) -> None:
+    model = load_for_chat(options.model, options.threads)
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    messages = [*system, {"role": "user", "content": prompt}]
+    _print_pieces(model.stream_chat(messages, **generation_of(options, chat_command.MAX_NEW_TOKENS)))
+
+
+def _print_pieces(*parts: Iterable[str]) -> None:
+    """Each as soon as it is made."""
     print_what_does_not_encode("replace")  # a terminal that cannot show a character must not end the text
-    if model.kind == "decoder":  # a completion continues its prompt, a translation does not
-        print_at_once(prompt, end="")
-    for piece in pieces:
+    for piece in chain(*parts):
         print_at_once(piece, end="")
     print_at_once("")
 
@@ -338,13 +350,6 @@ def _load(model: str | None, threads: int | None = None) -> Any:
     from kaoken.model import load
 
     return load(model, threads=threads)
-
-
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("temperature", "top_k", "top_p", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    sample = True if given and options.do_sample is None else options.do_sample
-    return given if sample is None else {"do_sample": sample, **given}
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -375,6 +380,8 @@ def _describe(model: BakedModel) -> list[str]:
         "tokens": f"vocabulary {config.vocab_size}, {_limits(config)}",
         "build": _build(info.statistics),
     }
+    if info.chat_template is not None:
+        lines["chat"] = f"with a template of {len(info.chat_template)} characters"
     if info.generation_defaults:
         lines["defaults"] = ", ".join(f"{name} {value}" for name, value in info.generation_defaults.items())
     if info.ignored_generation_options:

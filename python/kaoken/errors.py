@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kaoken.codegen.errors import (
     BuildError,
+    ChatWarning,
     CheckpointError,
     GenerationConfigWarning,
     HubError,
@@ -16,6 +17,7 @@ from kaoken.codegen.errors import (
 
 __all__ = [
     "BuildError",
+    "ChatWarning",
     "CheckpointError",
     "GenerationConfigWarning",
     "HubError",

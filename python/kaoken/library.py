@@ -98,6 +98,8 @@ class ModelInfo:
     of matrices that differ from `dtype`, by pattern; `statistics` is the JSON that the build left beside the library
     (processes, seconds, peak bytes), None where there is none. `generation_defaults` are the options of
     `generate` that the checkpoint's generation_config.json sets, `ignored_generation_options` those that Kaoken lacks.
+    `chat_template` is the checkpoint's, a Jinja template, and `special_tokens` are the texts of the tokens that it may
+    name; None and {} where it has none.
     `matrices` are those of all blocks and of the head, first the `decoding_matrices` that a token's decoding reads.
     """
 
@@ -118,6 +120,8 @@ class ModelInfo:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     ignored_generation_options: tuple[str, ...] = ()
     matrices: tuple[MatrixInfo, ...] = ()
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
     decoding_matrices: int | None = None  # how many of the first of them decoding a token reads; None: all
 
     @property
@@ -307,6 +311,8 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         generation_defaults={name: value for name, value in defaults.items() if name not in unknown},
         ignored_generation_options=(*description.get("ignored_generation_options", ()), *unknown),
         decoding_matrices=description.get("decoding_matrices"),
+        chat_template=description.get("chat", {}).get("template"),
+        special_tokens=description.get("chat", {}).get("special_tokens", {}),
         matrices=tuple(MatrixInfo(**_known(MatrixInfo, matrix)) for matrix in description.get("matrices", ())),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kaoken.errors import InputError, KaokenError
@@ -106,7 +106,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, bos_token_id: int | None) -
     return ids or [int(bos_token_id or 0)]
 
 
-def decode_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Iterator[str]:
+def decode_stream(tokenizer: Tokenizer, prompt: list[int], tokens: Iterable[int]) -> Generator[str, None, None]:
     """The text of `tokens`, which follow `prompt`, piece by piece and without special tokens.
 
     A piece ends where a character is complete. Each is the difference of two decodings that share the tokens

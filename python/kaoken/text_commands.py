@@ -116,7 +116,7 @@ def _encode(options: argparse.Namespace) -> None:
         return
     if sys.stdout.isatty():
         raise InputError("vectors are no text: send them to a file, as in `> vectors.npy`, or pass --json")
-    write_bytes(_npy(model.encode(_lines(), show_progress_bar=_is_terminal(), **arguments)))
+    write_bytes(_npy(model.encode(read_lines(), show_progress_bar=_is_terminal(), **arguments)))
 
 
 def _encode_as_json(model: Any, arguments: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _encode_as_json(model: Any, arguments: dict[str, Any]) -> None:
     from kaoken.progress import Bar
 
     with Bar(None, "text", _is_terminal()) as bar:
-        for lines in batches(_lines(), BATCH_SIZE):
+        for lines in batches(read_lines(), BATCH_SIZE):
             vectors = model.encode(lines, **arguments)
             print_at_once("\n".join(json.dumps(vector.tolist()) for vector in vectors))
             bar.advance(len(lines))
@@ -146,7 +146,7 @@ def _rank(options: argparse.Namespace) -> None:
     model = _load(options, "rank")
     ranked = model.rank(
         options.query,
-        list(_lines()),
+        list(read_lines()),
         options.top_k,
         return_documents=True,
         show_progress_bar=_is_terminal(),
@@ -156,7 +156,7 @@ def _rank(options: argparse.Namespace) -> None:
 
 def _classify(options: argparse.Namespace) -> None:
     model = _load(options, "classify")
-    texts: Iterable[Any] = map(_pair, _numbered()) if options.pairs else _lines()
+    texts: Iterable[Any] = map(_pair, _numbered()) if options.pairs else read_lines()
     several = model.classify(texts, options.top_k, show_progress_bar=_is_terminal())
     rows = [[row] for row in several] if options.top_k == 1 else several
     _print_rows(options.json, rows, lambda row: "\t".join(f"{each['label']}\t{each['score']:.6f}" for each in row))
@@ -164,7 +164,7 @@ def _classify(options: argparse.Namespace) -> None:
 
 def _tag(options: argparse.Namespace) -> None:
     model = _load(options, "tag")
-    lines = list(_lines())
+    lines = list(read_lines())
     found = model.tag(lines, options.aggregation_strategy, show_progress_bar=_is_terminal())
     if options.json:
         _print_rows(True, found, str)
@@ -231,7 +231,8 @@ def _numbered() -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _lines() -> Iterator[str]:
+def read_lines() -> Iterator[str]:
+    """The lines of standard input, without their ends; InputError for one that is not UTF-8."""
     return (line for _, line in _numbered())
 
 
