@@ -10,20 +10,27 @@ import numpy as np
 import pytest
 
 import kaoken
-from decoders import SMALL, write
+from bits import require_same_bits
+from decoders import LIMITED, SMALL, config_of, ids_of, write
 from native_build import bake_together
+from oracles import bert, t5
 
 POSITIONS = 131072
 LLAMA = {**SMALL, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": POSITIONS}
 CACHE = 4 * 3 * 2 * 32 * 4 * POSITIONS  # bytes of a sequence of 4 blocks in float32: heads of 8 are padded to 32
 MiB = 1 << 20
+CUT = ("opt", "bloom", "mistral", "mistral_wide_window")  # tables of positions, of distances and of angles; windows
+CONTEXT = 70
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("long")
-    checkpoint = write(root / "llama", {**LLAMA, "num_hidden_layers": 4})
-    return bake_together(root, {"llama": (checkpoint, "ISA native")})
+    models = {"llama": (write(root / "llama", {**LLAMA, "num_hidden_layers": 4}), "ISA native")}
+    for name in CUT:
+        checkpoint = write(root / name, config_of(name))
+        models |= {name: (checkpoint, "ISA native"), f"{name}_cut": (checkpoint, f"ISA native CONTEXT {CONTEXT}")}
+    return bake_together(root, models)
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,22 @@ def test_the_next_session_finds_the_memory_of_the_last(model: kaoken.BakedCausal
         model.session(batch=3).append(np.arange(300)[None].repeat(3, 0) % 61)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert max(faults[1:]) < faults[0] / 4, faults
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_shorter_context_is_the_beginning_of_the_whole(name: str, libraries: dict[str, Path]) -> None:
+    whole, cut = kaoken.load(libraries[name]), kaoken.load(libraries[f"{name}_cut"])
+    assert (whole.config.n_positions, cut.config.n_positions) == (LIMITED, CONTEXT)
+    ids = ids_of(config_of(name), count=CONTEXT)
+    require_same_bits(cut.logits(ids), whole.logits(ids))
+    assert cut.generate(ids[:, :-3], max_new_tokens=50, eos_token_id=None).shape == (1, CONTEXT)
+    with pytest.raises(kaoken.InputError, match="71 tokens, but the model has n_positions = 70"):
+        cut.logits([0] * 71)
+    assert libraries[f"{name}_cut"].stat().st_size <= libraries[name].stat().st_size
+
+
+def test_a_context_is_of_decoders(tmp_path: Path) -> None:
+    for oracle, kind in ((bert, "encoder"), (t5, "encoder-decoder")):
+        directory = oracle.write(tmp_path / kind, oracle.config_of(next(iter(oracle.CONFIGURATIONS))))
+        with pytest.raises(kaoken.InputError, match=f"context=8 is for decoders, and this model is an {kind}: leave"):
+            kaoken.bake(directory, context=8)
