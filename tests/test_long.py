@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 
 import kaoken
 from bits import require_same_bits
+from conftest import RecordError
 from decoders import LIMITED, SMALL, config_of, ids_of, write
+from evaluator import evaluate
 from native_build import bake_together
 from oracles import bert, t5
+from reference import LIMIT, relative_error
 
 POSITIONS = 131072
 LLAMA = {**SMALL, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": POSITIONS}
@@ -96,3 +101,13 @@ def test_a_context_is_of_decoders(tmp_path: Path) -> None:
         directory = oracle.write(tmp_path / kind, oracle.config_of(next(iter(oracle.CONFIGURATIONS))))
         with pytest.raises(kaoken.InputError, match=f"context=8 is for decoders, and this model is an {kind}: leave"):
             kaoken.bake(directory, context=8)
+
+
+def test_logits_far_into_a_text(libraries: dict[str, Path], record_error: RecordError) -> None:
+    """A float32 angle, as transformers computes it, would err by 1e-4 at its end."""
+    checkpoint = libraries["llama"].parent.parent / "llama"
+    ids = ids_of(LLAMA, count=1500)
+    expected = evaluate(read_graph(open_checkpoint(checkpoint)), ids[0].tolist())
+    error = relative_error(expected, kaoken.load(libraries["llama"]).logits(ids)[0])
+    record_error("logits of 1500 positions against their graph in float64", error)
+    assert error < LIMIT
