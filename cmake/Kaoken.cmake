@@ -4,7 +4,7 @@
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [ADAPTER <directory>]
 #                    [DTYPE float32|bfloat16|int8|int4|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
-#                    [CACHE_DTYPE float32|bfloat16|int8] [ISA native|portable|<list>] [KERNELS packed|exploded]
+#                    [CACHE_DTYPE float32|bfloat16|int8] [CONTEXT <n>] [ISA native|portable|<list>] [KERNELS packed|exploded]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #
 # <target> is a shared library that exports kaoken_model() and kaoken_model_<name>() of kaoken/kaoken.h and needs
@@ -15,6 +15,7 @@
 # checkpoint's with NAMED_BY_CHECKPOINT. To install it, install(TARGETS <target> EXPORT ...) needs no other target, and
 # ${KAOKEN_ROOT}/runtime/include holds the header. ISA is of the machine that the compiler makes code for.
 # The types are those of codegen/dtypes.py: DTYPE of all weights, TENSOR_DTYPES of some, CACHE_DTYPE of the KV cache.
+# CONTEXT is how many positions a decoder's sequences have, where that is less than in the checkpoint.
 # KERNELS exploded turns small float32 matrices into straight-line code (codegen/exploded.py).
 # ADAPTER is a LoRA adapter of peft, merged into the weights; a relative one starts where a relative CHECKPOINT does.
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
@@ -27,7 +28,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 
 # The rows of codegen/settings.py. In Kaoken's own builds they are cache entries, KAOKEN_ISA and so on, which
 # kaoken_add_model(... CACHED_SETTINGS) reads.
-set(KAOKEN_SETTINGS REVISION ADAPTER DTYPE TENSOR_DTYPES CACHE_DTYPE KERNELS ISA JOBS COMPILE_MEMORY)
+set(KAOKEN_SETTINGS REVISION ADAPTER DTYPE TENSOR_DTYPES CACHE_DTYPE CONTEXT KERNELS ISA JOBS COMPILE_MEMORY)
 
 # A project in C may forget that its models are C++. CMake takes the language at file scope alone, behind project().
 if(PROJECT_NAME AND NOT CMAKE_CXX_COMPILER_LOADED AND NOT CMAKE_CURRENT_FUNCTION)

@@ -76,6 +76,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         version=kaoken_version(),
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
         kernels=check_kernels(arguments.kernels),
+        context=arguments.context,
         adapter=_adapter_directory(arguments.adapter, arguments.root),
     )
     checkpoint = os.path.abspath(source.path)

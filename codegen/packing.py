@@ -45,6 +45,7 @@ Values = NDArray[Any]
 PARALLEL_ORDER = ("qkv", "up", "out", "down")  # of the products of sublayers side by side
 ALIGNMENT = 64  # kAlignment of runtime/include/kaoken/pass.h
 PAGE = 64  # kPage of the same: positions of a page of the cache
+ROTARY_STEPS = 1 << 11  # to 1, of the heads of cosines and sines
 SMALL_OUTPUT = 64  # outputs up to which a head's last matrix is float32 by default, as other types would save nothing
 LITERAL_LIMIT = 64  # float arrays up to this many values are readable, and become constexpr literals
 
@@ -399,20 +400,25 @@ def _rotary_key(block: Block) -> RotaryKey | None:
 
 
 def _rotary_tables(stack: Stack) -> dict[RotaryKey | None, Packed]:
-    """For each way in which blocks turn their heads, cosines and sines [limit, 2, dims / 2] of each pair's angle."""
+    """For each way in which blocks turn their heads, what runtime/kernels/rotary.h makes its angles of."""
     keys = [key for key in dict.fromkeys(map(_rotary_key, stack.blocks)) if key is not None]
-    return {key: _rotary_table(f"rotary_{index}", *key, stack.limit) for index, key in enumerate(keys)}
+    return {key: rotary_table(f"rotary_{index}", *key, stack.limit) for index, key in enumerate(keys)}
 
 
-def _rotary_table(name: str, frequencies: tuple[float, ...], dims: int, limit: int) -> Packed:
+def rotary_table(name: str, frequencies: tuple[float, ...], dims: int, limit: int) -> Packed:
+    """Rows [4, dims / 2] of heads and rests of cosines and of sines: of PAGE positions, and of each page's first."""
+
     def rows(start: int, stop: int) -> Array:
-        positions = np.arange(start, stop, dtype=np.float32)[:, None]
-        angles = (positions * np.array(frequencies, np.float32)).astype(np.float64)  # in float32, as models are trained
-        table = np.zeros((stop - start, 2, dims // 2))
-        table[:, 0, : len(frequencies)], table[:, 1, : len(frequencies)] = np.cos(angles), np.sin(angles)
-        return table.reshape(-1, dims)
+        index = np.arange(start, stop)
+        positions = np.where(index < PAGE, index, (index - PAGE) * PAGE)[:, None]
+        angles = positions * np.array(frequencies, np.float32).astype(np.float64)
+        table = np.zeros((stop - start, 4, dims // 2))
+        for place, values in ((0, np.cos(angles)), (2, np.sin(angles))):
+            heads = np.round(values * ROTARY_STEPS) / ROTARY_STEPS
+            table[:, place, : len(frequencies)], table[:, place + 1, : len(frequencies)] = heads, values - heads
+        return table.reshape(-1, 2 * dims)
 
-    return _packed(name, Tensor((limit, dims), (), rows), pad_columns)
+    return _packed(name, Tensor((PAGE + -(-limit // PAGE), 2 * dims), (), rows), pad_columns)
 
 
 def _distance_tables(stack: Stack) -> dict[int, Packed]:

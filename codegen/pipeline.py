@@ -14,6 +14,7 @@ from typing import Any
 
 from . import chat, rewrites, tokenizer
 from .checkpoint import Checkpoint, open_checkpoint
+from .context import shorten
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import CodeFile
@@ -48,6 +49,7 @@ class Options:
     budget: MemoryBudget
     kernels: str = "packed"
     adapter: str | None = None  # the directory of one
+    context: int | None = None  # positions, where they are fewer than the checkpoint's
 
     @property
     def adapter_directory(self) -> Path | None:
@@ -171,7 +173,7 @@ def config_of(graph: Graph) -> dict[str, Any]:
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory, options.adapter_directory)
-    graph = rewrites.run(read_graph(checkpoint), options.types)
+    graph = rewrites.run(shorten(read_graph(checkpoint), options.context), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
     return Baked(checkpoint, packed, options, _texts_read(checkpoint, graph.kind))

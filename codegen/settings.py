@@ -76,6 +76,12 @@ def _isa(value: str) -> str:
     return ",".join(name.strip() for name in re.split("[,;]", value))
 
 
+def _context(value: str) -> str:
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise ValueError("is not a number of positions; expected a whole number from 1 to what the checkpoint has")
+    return value
+
+
 def _jobs(value: str) -> str:
     if not re.fullmatch("[1-9][0-9]{0,3}", value):
         raise ValueError("is not a number of processes; expected a whole number from 1 to 9999")
@@ -170,6 +176,14 @@ OPTIONS = (  # of whichever model
         lambda value: make_types("float32", cache=value).cache,
         absence="as the weights; `int8` for int4",
         metavar="TYPE",
+    ),
+    Setting(
+        "context",
+        "positions of a decoder's sequences, at most those of the checkpoint",
+        _context,
+        absence="the checkpoint's",
+        metavar="N",
+        type=int,
     ),
     Setting(
         "kernels",

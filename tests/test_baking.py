@@ -257,6 +257,13 @@ def test_the_environment_of_the_tools(
         ({"dtype": "int5"}, kaoken.InputError, "dtype='int5' is unknown"),
         ({"tensor_dtypes": {"lm_head": "int5"}}, kaoken.InputError, "lm_head=int5"),
         ({"cache_dtype": "int4"}, kaoken.InputError, "cache_dtype='int4' is unknown"),
+        ({"context": 0}, kaoken.InputError, "context must be an integer of at least 1, not 0"),
+        ({"context": 4.5}, kaoken.InputError, "context must be an integer"),
+        (
+            {"context": 33},
+            kaoken.InputError,
+            "context=33 is not a part of the 32 positions that the checkpoint has: give 1 to 32",
+        ),
         (
             {"kernels": "fast"},
             kaoken.InputError,

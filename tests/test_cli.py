@@ -286,7 +286,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     monkeypatch.setattr("kaoken.baking.bake", bake)
     arguments = (
         "bake gpt2 -o x.so --dtype int4 --tensor-dtype h.*.mlp.*=int8 --tensor-dtype lm_head=bfloat16 "
-        "--cache-dtype float32 --kernels exploded --isa portable --revision main --adapter lora "
+        "--cache-dtype float32 --context 70 --kernels exploded --isa portable --revision main --adapter lora "
         "--jobs 3 --compile-memory 300M"
     )
     assert succeed(capsys, *arguments.split()) == "there.so\n"
@@ -297,6 +297,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         "dtype": "int4",
         "tensor_dtypes": "h.*.mlp.*=int8,lm_head=bfloat16",
         "cache_dtype": "float32",
+        "context": 70,
         "kernels": "exploded",
         "isa": "portable",
         "revision": "main",

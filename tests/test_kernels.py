@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from kaoken.codegen.layout import pad_vector as pad_vector64
 from kaoken.codegen.layout import round_up
+from kaoken.codegen.packing import rotary_table
 from numpy.typing import NDArray
 
 from native_kernels import REGISTRY, guarded, output, pack_panels, pad_rows, pointer
@@ -116,6 +117,41 @@ def test_embedding(library: ctypes.CDLL) -> None:
     )
     np.testing.assert_allclose(hidden[:, :36], tokens[ids] + positions[4:9], rtol=0, atol=1e-6)
     assert not hidden[:, 36:].any()
+
+
+FAR = 1 << 20  # more positions than any model has
+POSITIONS = (*range(140), 4095, 4096, 8191, 65537, 131071, FAR - 65, FAR - 1)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_rotary_angles_are_the_nearest_floats(theta: float, library: ctypes.CDLL) -> None:
+    """As good as one rounding of the exact values, and the same bits on every ISA."""
+    frequencies = (1 / np.float32(theta) ** (np.arange(0, 60, 2, dtype=np.float32) / 60)).astype(np.float32)
+    packed = rotary_table("rotary", tuple(frequencies.tolist()), 64, FAR)
+    table = np.concatenate(list(packed.chunks()))
+    assert table.size == packed.size == (64 + FAR // 64) * 128
+    x, memory, worst = guarded(np.repeat(np.eye(2, dtype=np.float32), 32, axis=1)[0]), guarded(table), 0.0
+    for position in POSITIONS:
+        y = output((64,))
+        library.turn(pointer(memory), pointer(x), ctypes.c_int64(position), pointer(y))
+        cosine, sine = angle_of(table, position)
+        assert y.tobytes() == np.concatenate([cosine, sine]).tobytes()
+        angle = position * frequencies.astype(np.float64)
+        assert not y[30:32].any()
+        assert not y[62:].any()
+        worst = max(worst, np.abs(y[:30] - np.cos(angle)).max(), np.abs(y[32:62] - np.sin(angle)).max())
+    assert worst < 0.502 * 2**-24
+
+
+def angle_of(table: Floats, position: int) -> tuple[Floats, Floats]:
+    """Cosines and sines by the sums of rotary.h, in float32."""
+    a, b = table.reshape(-1, 2, 2, 32)[[64 + position // 64, position % 64]]
+
+    def product(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        return x[0] * y[0], x[0] * y[1] + x[1] * (y[0] + y[1])
+
+    cc, ss, sc, cs = product(a[0], b[0]), product(a[1], b[1]), product(a[1], b[0]), product(a[0], b[1])
+    return (cc[0] - ss[0]) + (cc[1] - ss[1]), (sc[0] + cs[0]) + (sc[1] + cs[1])
 
 
 def test_mlp(library: ctypes.CDLL) -> None:

@@ -60,6 +60,7 @@ _UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
 @dataclass(frozen=True)
 class _Options:
     types: Types
+    context: int | None
     kernels: str
     isa: str
     jobs: int | None
@@ -83,6 +84,7 @@ class _Bake:
             "dtype": options.types.dtype,
             "tensor-dtypes": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
             "cache-dtype": options.types.cache,
+            "context": "" if options.context is None else str(options.context),
             "kernels": options.kernels,
             "adapter": "" if self.checkpoint.adapter is None else str(self.checkpoint.adapter.directory),
             "isa": ",".join(self.isas),
@@ -114,6 +116,7 @@ def bake(
     dtype: str = "float32",
     tensor_dtypes: Mapping[str, str] | str | None = None,
     cache_dtype: str | None = None,
+    context: int | None = None,
     kernels: str = "packed",
     isa: str = "native",
     out: str | os.PathLike[str] | None = None,
@@ -132,6 +135,7 @@ def bake(
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
             are the first four. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
+        context: Positions of a decoder's sequences; None is all that the checkpoint has, and there are no more.
         kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become
             straight-line code, and the others stay packed. Pays for tiny or very sparse matrices alone. Or "fastest":
             of both, the one that decodes one sequence faster on this machine, which takes both bakes; it is named on
@@ -157,7 +161,7 @@ def bake(
     """
     destination = None if out is None else _destination(file_path("out", out))
     types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
-    options = _options(types, kernels, isa, jobs, compile_memory)
+    options = _options(types, context, kernels, isa, jobs, compile_memory)
     check_packages()
     work = _validate(checkpoint, revision, None if adapter is None else file_path("adapter", adapter), options)
     with Progress(work.source.name, progress) as bar:
@@ -198,7 +202,14 @@ def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
     return ",".join(f"{pattern}={dtype}" for pattern, dtype in tensor_dtypes.items())
 
 
-def _options(types: Types, kernels: str, isa: str, jobs: int | None, compile_memory: int | str | None) -> _Options:
+def _options(
+    types: Types,
+    context: int | None,
+    kernels: str,
+    isa: str,
+    jobs: int | None,
+    compile_memory: int | str | None,
+) -> _Options:
     if not isinstance(isa, str):
         raise InputError(f'isa must be "native", "portable" or names with commas, not {isa!r}')
     check_names(isa)
@@ -210,6 +221,7 @@ def _options(types: Types, kernels: str, isa: str, jobs: int | None, compile_mem
         )
     return _Options(
         types=types,
+        context=None if context is None else integer("context", context, minimum=1),
         kernels=kernels,
         isa=isa,
         jobs=None if jobs is None else integer("jobs", jobs, minimum=1),
@@ -229,6 +241,7 @@ def _validate(
 ) -> _Bake:
     """Everything that can fail without a build. Imports wait until `check_packages` has spoken."""
     from kaoken.codegen.checkpoint import open_checkpoint
+    from kaoken.codegen.context import shorten
     from kaoken.codegen.families import read_graph
     from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
@@ -238,7 +251,7 @@ def _validate(
         raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.path, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
-    read_graph(opened)
+    shorten(read_graph(opened), options.context)
     warning = read_generation(opened).warning()
     if warning:
         warnings.warn(warning, GenerationConfigWarning, stacklevel=3)

@@ -3,33 +3,38 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 
 namespace kaoken {
 namespace {
 
-// The memory of a session that has ended, for the next one of its size: its pages are there already. Its first bytes
-// say how large it is; of a large one the system may take the rest back.
+// The memory of a session that has ended, for the next one of its size: its pages are there already. Of much the system
+// may take all but the beginning back.
 class Spare {
  public:
+  struct Header {  // its first bytes
+    size_t bytes, touched;
+  };
   ~Spare() { release(take()); }
   void *take() { return data_.exchange(nullptr); }
-  void put(void *data, size_t bytes) {
-    *static_cast<size_t *>(data) = bytes;
+  void put(void *data, const Header &sizes) {
+    header(data) = sizes;
     release(data_.exchange(data));
   }
-  static size_t bytes(const void *data) { return *static_cast<const size_t *>(data); }
+  static Header &header(void *data) { return *static_cast<Header *>(data); }
   static void release(void *data) {
-    if (data) munmap(data, bytes(data));
+    if (data) munmap(data, header(data).bytes);
   }
 
  private:
   std::atomic<void *> data_{nullptr};
 } spare;
 
-constexpr size_t kLargestKept = 32 << 20;    // bytes that stay as they are: offering them takes longer than 100 us
-constexpr size_t kLargestSpare = 256 << 20;  // bytes
+// Touched bytes.
+constexpr size_t kLargestKept = 32 << 20;  // that stay as they are: offering them takes longer than 100 us
+constexpr size_t kLargestSpare = 256 << 20;
 
 // Whether the system agrees to take the pages back when it needs them.
 bool offer(void *data, size_t bytes) {
@@ -44,7 +49,11 @@ bool offer(void *data, size_t bytes) {
 }  // namespace
 
 Arena::Arena(size_t bytes, void *given) : data_(given ? given : spare.take()), bytes_(bytes), own_(!given) {
-  if (given || (data_ && Spare::bytes(data_) == bytes)) return;
+  if (given) return;
+  if (data_ && Spare::header(data_).bytes == bytes) {
+    before_ = Spare::header(data_).touched;
+    return;
+  }
   Spare::release(data_);
   data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data_ == MAP_FAILED) throw std::bad_alloc();
@@ -52,8 +61,9 @@ Arena::Arena(size_t bytes, void *given) : data_(given ? given : spare.take()), b
 
 Arena::~Arena() {
   if (!own_) return;
-  if (bytes_ <= kLargestKept || (bytes_ <= kLargestSpare && offer(data_, bytes_))) {
-    spare.put(data_, bytes_);
+  const size_t touched = std::max(before_, touched_);
+  if (touched <= kLargestKept || (touched <= kLargestSpare && offer(data_, bytes_))) {
+    spare.put(data_, {bytes_, touched});
   } else {
     munmap(data_, bytes_);
   }

@@ -5,8 +5,9 @@
 
 namespace kaoken {
 
-// The caller's memory or, where that is null, memory from the system, page by page as it is touched. What is in it is
-// anything: the last session's may be used again.
+// The caller's memory or, where that is null, addresses from the system, which take memory page by page as they are
+// touched: a cache for 131072 positions of a small model is gigabytes of addresses. What is in it is anything: the last
+// session's may be used again.
 class Arena {
  public:
   Arena(size_t bytes, void *given);
@@ -15,10 +16,13 @@ class Arena {
   Arena &operator=(const Arena &) = delete;
   void *data() const { return data_; }
   bool own() const { return own_; }  // from the system
+  // Says that no more than this much of it was ever touched.
+  void touched(size_t bytes) { touched_ = bytes; }
 
  private:
   void *data_;
   size_t bytes_;
+  size_t before_ = 0, touched_ = 0;  // bytes that sessions before and this one have touched at most
   bool own_;
 };
 

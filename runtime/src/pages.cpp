@@ -15,9 +15,9 @@ Pages::Pages(const Cache &cache, int64_t slots, int64_t limit)
     : cache_(cache),
       per_slot_(pages_of(limit)),
       lengths_(static_cast<size_t>(slots)),
-      table_(static_cast<size_t>(slots * per_slot_)),
-      owners_(table_.size()),
-      seen_(table_.size()) {}
+      table_(slots * per_slot_),
+      owners_(slots * per_slot_),
+      seen_(slots * per_slot_) {}
 
 int64_t Pages::count(int64_t slots, int64_t limit) { return slots * pages_of(limit); }
 
@@ -31,7 +31,7 @@ int64_t Pages::needed(int64_t slot, int64_t count) const {
 
 void Pages::reserve(int64_t slot, int64_t count) {
   const int64_t length = lengths_[slot];
-  int32_t *pages = table_.data() + slot * per_slot_;
+  int32_t *pages = &table_[slot * per_slot_];
   const int64_t last = length / kPage;
   if (length % kPage && owners_[pages[last]] > 1) {
     const int32_t copy = take(slot * per_slot_ + last);
@@ -77,6 +77,7 @@ int32_t Pages::take(int64_t preferred) {
   ++used_;
   if (!seen_[page]) ++touched_;
   seen_[page] = true;
+  reach_ = std::max(reach_, page % per_slot_ + 1);
   return static_cast<int32_t>(page);
 }
 

@@ -2,12 +2,32 @@
 #pragma once
 
 #include <stdint.h>
+#include <stdlib.h>
 
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "kaoken/pass.h"
 
 namespace kaoken {
+
+// Zeros, of which a large number takes no memory until they are written.
+template <class T>
+class Zeros {
+ public:
+  explicit Zeros(int64_t count) : values_(static_cast<T *>(calloc(static_cast<size_t>(count) + 1, sizeof(T)))) {
+    if (!values_) throw std::bad_alloc();
+  }
+  T &operator[](int64_t i) { return values_.get()[i]; }
+  const T &operator[](int64_t i) const { return values_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T *values) const { free(values); }
+  };
+  std::unique_ptr<T, Free> values_;
+};
 
 // Sequences share pages after a fork, until one of them writes: it then gets a copy of its own.
 class Pages {
@@ -18,12 +38,15 @@ class Pages {
   static int64_t count(int64_t slots, int64_t limit);
 
   int64_t length(int64_t slot) const { return lengths_[slot]; }
-  const int32_t *of(int64_t slot) const { return table_.data() + slot * per_slot_; }
+  const int32_t *of(int64_t slot) const { return &table_[slot * per_slot_]; }
 
   // Pages that `count` more positions of a slot take beyond those that it may write to now.
   int64_t needed(int64_t slot, int64_t count) const;
   // Pages whose memory is in use but which no sequence has.
   int64_t spare() const { return touched_ - used_; }
+
+  // Pages among which are all that were ever used: of each slot's own as many as the furthest that was.
+  int64_t reach() const { return static_cast<int64_t>(lengths_.size()) * reach_; }
 
   // Pages that no other sequence has.
   int64_t own(int64_t slot) const;
@@ -42,10 +65,10 @@ class Pages {
   const Cache cache_;
   const int64_t per_slot_;
   std::vector<int64_t> lengths_;
-  std::vector<int32_t> table_;   // [slots][per_slot]
-  std::vector<int32_t> owners_;  // of each page
-  std::vector<bool> seen_;       // whether a page has ever been used
-  int64_t used_ = 0, touched_ = 0;
+  Zeros<int32_t> table_;   // [slots][per_slot]
+  Zeros<int32_t> owners_;  // of each page
+  Zeros<bool> seen_;       // whether a page has ever been used
+  int64_t used_ = 0, touched_ = 0, reach_ = 0;
 };
 
 }  // namespace kaoken

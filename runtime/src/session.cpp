@@ -430,6 +430,13 @@ Pass Session::lay_out() const {
   return pass;
 }
 
+// Bytes of the arena that were touched, at most.
+size_t Session::touched_bytes() const {
+  return static_cast<size_t>(pages_.reach() * model_.page_bytes + sources_.reach() * model_.source_page_bytes +
+                             static_cast<int64_t>(encoder_pages_.size()) * model_.encoder_page_bytes +
+                             touched_rows_ * scratch_bytes(model_));
+}
+
 // Runs a pass and empties it.
 void Session::run(Pass &pass, void (*code)(Pass &pass, const Worker &worker)) {
   pass.batch.count = static_cast<int64_t>(sequences_.size());
@@ -448,6 +455,7 @@ void Session::run(Pass &pass, void (*code)(Pass &pass, const Worker &worker)) {
       &job);
   executed_isa_ = pass.executed_isa;
   touched_rows_ = std::max(touched_rows_, pass.batch.rows);
+  arena_.touched(touched_bytes());
   const bool pooled = model_.info.pools && !pass.hidden_states;
   pass.output += (pooled ? pass.outputs.count : pass.outputs.rows) *
                  (pass.hidden_states ? model_.info.n_embd : model_.info.output_width);

@@ -59,6 +59,7 @@ class Session {
   void check_ids(const int64_t *ids, int64_t count, int64_t sequence) const;
   void check_memory(const kaoken_texts &texts) const;
   double scratch_needed(int64_t rows) const;
+  size_t touched_bytes() const;
   void check_slot(int64_t slot) const;
   Pass lay_out() const;
   void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);

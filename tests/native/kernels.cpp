@@ -266,6 +266,11 @@ EXPORT void embedding(const int32_t *ids, int64_t count, int64_t past, const flo
   embed<Float32, NoNorm, 36, 64>(pass, alone, {positions, nullptr, nullptr, nullptr}, 0.0f, &slice);
 }
 
+// x [64] turned by a position into y [64].
+EXPORT void turn(const float *table, const float *x, int64_t position, float *y) {
+  Rotary{table}.turn<64>(x, position, y);
+}
+
 // The head of 33 values and 17 tokens, whose logits end within a panel: every row of one sequence.
 EXPORT void logits(const float *x, int64_t rows, const float *w, float *out) {
   linear<Float32, 33, 2>(alone, x, rows, {w}, StoreLogits<17>{out, 0, nullptr});
