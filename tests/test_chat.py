@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import warnings
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ def test_what_transformers_adds_to_jinja() -> None:
             "MiB",
         ),
         ("{{ '%999999999d' % 1 }}", "more than 192 MiB"),
-        ("{{ messages | string | center(99999999) }}", "makes a text of 99999999 characters; expected at most 4194304"),
+        ("{{ messages | string | center(99999999) }}", "makes a text of 99999999 characters; expected at most 1048576"),
         ("{{ range(10**9) }}", "OverflowError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError: access to attribute '__class__'"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "SecurityError"),
@@ -171,6 +172,21 @@ def test_a_template_that_means_harm_is_an_error(template: str, message: str) -> 
 
 def test_a_format_shows_nothing_that_is_private() -> None:
     assert render("{{ '{0.__class__} {0}'.format(1) }}") == " 1"
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [(None, r"need the package jinja2: `pip install \"kaoken\[chat\]\"`"), ("3.1.2", r"need jinja2 3\.1\.6 or newer")],
+)
+def test_a_jinja_that_is_not_there(installed: str | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr("kaoken.template.version", version)
+    with pytest.raises(KaokenError, match=message):
+        ChatTemplate("a", {}, "toy")
 
 
 def test_what_a_template_refuses_is_the_users_mistake() -> None:
@@ -376,8 +392,12 @@ def test_sessions_that_a_chat_cannot_take(model: BakedCausalLM, bundled: BakedCa
 
 def test_the_oldest_turns_go_and_the_system_message_stays(model: BakedCausalLM) -> None:
     messages = said(*(f"{at} {'x' * 8}" for at in range(15)), system="Crow.")
-    with pytest.warns(ChatWarning, match="its [0-9]+ oldest messages were left out"):
+    with pytest.warns(ChatWarning, match="its [0-9]+ oldest messages were left out") as warned:
         answer = model.chat(messages, max_new_tokens=16)
+    with pytest.warns(ChatWarning) as warned_again:
+        pieces = model.stream_chat(messages, max_new_tokens=16)
+    assert {warning.filename for warning in (*warned, *warned_again)} == {__file__}
+    assert "".join(pieces) == answer["content"]
     kept = model.chat_format.prompt(messages, POSITIONS, 16)
     assert kept.messages == [messages[0], *messages[1 + kept.dropped :]]
     assert kept.dropped % 2 == 0

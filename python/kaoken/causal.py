@@ -360,7 +360,7 @@ class BakedCausalLM(BakedModel):
 
         Errors are those of `generate` and of `apply_chat_template`; InputError also for a last turn that is too long.
         """
-        pieces = self.stream_chat(messages, session, tools, chat_template_kwargs, **options)
+        pieces = self._chat_pieces(messages, session, {"tools": tools, **(chat_template_kwargs or {})}, options)
         return {"role": "assistant", "content": "".join(pieces)}
 
     @explains_options
@@ -372,12 +372,20 @@ class BakedCausalLM(BakedModel):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Iterator[str]:
-        """Yields the text of `chat` piece by piece; no piece ends inside a character."""
+        """Yields the text of `chat` piece by piece; no piece ends inside a character.
+
+        Arguments are checked at once, before the first piece is asked for.
+        """
+        return self._chat_pieces(messages, session, {"tools": tools, **(chat_template_kwargs or {})}, options)
+
+    def _chat_pieces(
+        self, messages: Messages, session: Session | None, variables: Mapping[str, Any], options: GenerateOptions
+    ) -> Iterator[str]:
+        """For a method behind `explains_options`, whose caller a warning names."""
         checked = self._chat_options(options)
-        variables = {"tools": tools, **(chat_template_kwargs or {})}
         prompt = self.chat_format.prompt(messages, self.config.n_positions, checked.max_new_tokens, variables)
         if prompt.dropped:
-            warnings.warn(prompt.notice, ChatWarning, stacklevel=3)
+            warnings.warn(prompt.notice, ChatWarning, stacklevel=4)
         return self._answer(prompt.ids, session, checked)
 
     def _chat_options(self, options: GenerateOptions) -> GenerationOptions:
