@@ -193,10 +193,12 @@ class Busy {
 
 class Session {
  public:
-  Session(std::shared_ptr<Library> library, int64_t batch, int32_t threads, const std::optional<std::string> &isa)
+  Session(std::shared_ptr<Library> library, int64_t batch, int32_t threads, const std::optional<std::string> &isa,
+          int64_t n_positions)
       : library_(std::move(library)), batch_(batch) {
     const char *name = isa ? isa->c_str() : nullptr;
-    const kaoken_session_options options{sizeof(kaoken_session_options), batch, threads, name, nullptr, 0};
+    const kaoken_session_options options{sizeof(kaoken_session_options), batch, threads, name, nullptr, 0, n_positions};
+    if (n_positions) library_->require(offsetof(kaoken_model_api, session_positions), "a context of a session's own");
     check(api(), without_gil([&] { return api().session_create(&options, &session_); }));
   }
   ~Session() { api().session_destroy(session_); }
@@ -422,10 +424,11 @@ void bind_library(py::module_ &module) {
       .def_property_readonly("n_layer", info_field(&kaoken_model_info::n_layer))
       .def(
           "session",
-          [](std::shared_ptr<Library> self, int64_t batch, int32_t threads, const std::optional<std::string> &isa) {
-            return std::make_shared<Session>(std::move(self), batch, threads, isa);
+          [](std::shared_ptr<Library> self, int64_t batch, int32_t threads, const std::optional<std::string> &isa,
+             int64_t n_positions) {
+            return std::make_shared<Session>(std::move(self), batch, threads, isa, n_positions);
           },
-          py::arg("batch") = 1, py::arg("threads") = 0, py::arg("isa") = py::none());
+          py::arg("batch") = 1, py::arg("threads") = 0, py::arg("isa") = py::none(), py::arg("n_positions") = 0);
 }
 
 void bind_session(py::module_ &module) {

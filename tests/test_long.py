@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +113,38 @@ def test_logits_far_into_a_text(libraries: dict[str, Path], record_error: Record
     error = relative_error(expected, kaoken.load(libraries["llama"]).logits(ids)[0])
     record_error("logits of 1500 positions against their graph in float64", error)
     assert error < LIMIT
+
+
+def test_a_context_of_a_loaded_model(libraries: dict[str, Path], model: kaoken.BakedCausalLM) -> None:
+    """Its results are the model's, and it ends where the context does."""
+    short = pickle.loads(pickle.dumps(kaoken.load(libraries["llama"], context=70)))
+    assert (short.config.n_positions, model.config.n_positions) == (70, POSITIONS)
+    ids = ids_of(LLAMA, count=70)
+    require_same_bits(short.logits(ids), model.logits(ids))
+    assert short.generate(ids[:, :-3], max_new_tokens=50, eos_token_id=None).shape == (1, 70)
+    ragged = short.generate([[1] * 68, [1] * 3], max_new_tokens=5, eos_token_id=None)
+    assert [len(row) for row in ragged] == [70, 8]
+    with pytest.raises(kaoken.InputError, match="71 tokens, but the model has n_positions = 70"):
+        short.generate([1] * 71)
+    session = short.session()
+    session.append(ids)
+    with pytest.raises(kaoken.InputError, match="would pass n_positions = 70"):
+        session.append([1])
+    with pytest.raises(kaoken.InputError, match="1 tokens behind 70 pass the session's 70 positions; give fewer"):
+        session._native.append(ids[:, :1], 1)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        (
+            POSITIONS + 1,
+            f"context={POSITIONS + 1} is more than the {POSITIONS} positions that the model was baked with",
+        ),
+        (0, "context must be an integer of at least 1, not 0"),
+        ("4k", "context must be an integer of at least 1, not '4k'"),
+    ],
+)
+def test_contexts_that_are_refused(context: Any, message: str, libraries: dict[str, Path]) -> None:
+    with pytest.raises(kaoken.InputError, match=message):
+        kaoken.load(libraries["llama"], context=context)

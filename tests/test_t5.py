@@ -441,7 +441,7 @@ def test_what_a_session_refuses(name: str, libraries: dict[str, Path]) -> None:
         (lambda: encode(session, [[1], [2] * 151]), "text 1 has 151 tokens.*at most 150; cut it"),
         (lambda: session.encode(np.array([1, 0]), np.array([1])), "a text is empty"),
         (lambda: session.encode(np.array([1]), np.array([1]), np.array([0])), "no token types"),
-        (lambda: step(session, {0: [1] * 149}), "149 tokens behind 2 pass the model's 150 positions"),
+        (lambda: step(session, {0: [1] * 149}), "149 tokens behind 2 pass the session's 150 positions"),
     ]
     for call, message in cases:
         with pytest.raises(kaoken.InputError, match=message):

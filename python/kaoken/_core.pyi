@@ -48,8 +48,11 @@ class Library:
     def n_embd(self) -> int: ...
     @property
     def n_layer(self) -> int: ...
-    def session(self, batch: int = 1, threads: int = 0, isa: str | None = None) -> Session:
-        """A KV cache for `batch` sequences; threads 0 and isa None: the environment's, else the machine's."""
+    def session(self, batch: int = 1, threads: int = 0, isa: str | None = None, n_positions: int = 0) -> Session:
+        """A KV cache for `batch` sequences; threads 0 and isa None: the environment's, else the machine's.
+
+        n_positions is what each sequence has room for, 0: the model's.
+        """
 
 class Session:
     """A KV cache with its threads. Two threads at once, or use beside a live Generation, raise InputError."""

@@ -242,6 +242,17 @@ def thread_count(threads: int | None) -> int:
     return 0 if threads is None else min(integer("threads", threads, minimum=1), 2**31 - 1)
 
 
+def context_length(context: int, kind: str, limit: int) -> int:
+    """Positions of a session; `limit` are those of the model."""
+    if kind != "decoder":
+        raise InputError(f"context={context!r} is for decoders, and this model is an {kind}: leave it out")
+    if integer("context", context, minimum=1) > limit:
+        raise InputError(
+            f"context={context} is more than the {limit} positions that the model was baked with: give at most {limit}"
+        )
+    return integer("context", context)
+
+
 def batch_size(batch: int) -> int:
     return min(integer("batch", batch, minimum=1), 2**63 - 1)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from kaoken import _core
-from kaoken.arguments import file_path, thread_count
+from kaoken.arguments import context_length, file_path, thread_count
 from kaoken.errors import InputError, LibraryError
 from kaoken.library import ModelConfig, ModelInfo, default_library, describe, open_library, task_of
 from kaoken.text import load_tokenizer
@@ -55,6 +56,8 @@ class BakedModel(metaclass=_Explaining):
             Loading a library runs its code: open only files that you trust.
         threads: Threads for each call; None takes KAOKEN_THREADS, else one a core that this process may
             use. The results are the same bits for any number.
+        context: Positions that each sequence of a decoder may have; None is `n_positions` of its bake, and there are
+            no more. `config.n_positions` tells. A long context takes no memory until it is used.
 
     The instruction set is chosen here, once: KAOKEN_ISA, else the best that library and machine share.
 
@@ -69,7 +72,7 @@ class BakedModel(metaclass=_Explaining):
         LibraryError: The file is missing, is no model library, was baked by an incompatible Kaoken, or holds a model of
             another kind than the class is for.
         ISAError: KAOKEN_ISA names what the library or this machine lacks, or they share nothing.
-        InputError: `model` is no path, or `threads` is not a positive integer.
+        InputError: `model` is no path, `threads` is not a positive integer, or `context` is out of range.
     """
 
     kind: ClassVar[str]  # of the models that a class is for
@@ -78,8 +81,10 @@ class BakedModel(metaclass=_Explaining):
     config: ModelConfig
     info: ModelInfo
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
-        self._arguments = (model, threads)
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, threads: int | None = None, context: int | None = None
+    ) -> None:
+        self._arguments = (model, threads, context)
         self._threads = thread_count(threads)
         path = default_library() if model is None else file_path("model", model)
         self._library = open_library(path)
@@ -89,6 +94,10 @@ class BakedModel(metaclass=_Explaining):
                 f"{_with_article(self.kind)}: open it with kaoken.load, which returns the class of its kind"
             )
         self.config, self.info = describe(self._library, path, self._library.session(1, self._threads))
+        self._positions = 0  # the model's own
+        if context is not None:
+            self._positions = context_length(context, self.kind, self.config.n_positions)
+            self.config = replace(self.config, n_positions=self._positions)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -101,7 +110,7 @@ class BakedModel(metaclass=_Explaining):
             raise _no_attribute(type(self), name, self)
 
     def _session(self, batch: int) -> _core.Session:
-        return self._library.session(batch, self._threads, self.info.isa)
+        return self._library.session(batch, self._threads, self.info.isa, self._positions)
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         raise InputError(f"a baked model is not called: use {self.calls}")
@@ -117,8 +126,15 @@ def _with_article(kind: str) -> str:
     return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
-def _restore(model: str | os.PathLike[str] | None, threads: int | None, kind: type[Model]) -> Model:
-    return kind(model, threads=threads)
+def _restore(
+    model: str | os.PathLike[str] | None, threads: int | None, context: int | None, kind: type[Model]
+) -> Model:
+    return _open(kind, model, threads, context)
+
+
+def _open(kind: type[Model], model: str | os.PathLike[str] | None, threads: int | None, context: int | None) -> Model:
+    """Encoders have no context."""
+    return kind(model, threads=threads) if context is None else kind(model, threads=threads, context=context)
 
 
 # The class of each kind of model, and of encoders with a task of their own.
@@ -135,7 +151,7 @@ _TASK_CLASSES = {
 }
 
 
-def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Any:
+def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None, context: int | None = None) -> Any:
     """The model in a library that `kaoken.bake` made, or the one in this wheel, as the class of its kind.
 
     A decoder is a `BakedCausalLM` (a GPT-2 a `BakedGPT2`), an encoder a `BakedEncoder` or, with a head of its own, a
@@ -146,7 +162,9 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     module, name = _CLASSES[library.kind]
     if library.kind == "encoder":
         module, name = _TASK_CLASSES.get(task_of(library), (module, name))
-    model = getattr(import_module(module), name)(path, threads=threads)
+    if context is not None:
+        context_length(context, library.kind, library.n_positions)
+    model = _open(getattr(import_module(module), name), path, threads, context)
     if library.kind == "decoder" and model.config.family == "gpt2":
         model.__class__ = import_module(module).BakedGPT2  # a subclass that adds no more than its name
     return model

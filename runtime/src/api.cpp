@@ -46,7 +46,7 @@ kaoken_status guard(Action action) noexcept {
   } catch (const Error &error) {
     return fail(error.status, error.what());
   } catch (const std::bad_alloc &) {
-    return fail(KAOKEN_OUT_OF_MEMORY, "not enough memory for this batch; use a smaller one");
+    return fail(KAOKEN_OUT_OF_MEMORY, "not enough memory for this batch; use a smaller one, or fewer positions");
   } catch (const std::invalid_argument &error) {
     return fail(KAOKEN_INVALID_ARGUMENT, error.what());
   } catch (const std::exception &error) {
@@ -83,6 +83,7 @@ const char *last_error() { return last_message().c_str(); }
 void session_destroy(kaoken_session *session) { delete session; }
 
 int64_t session_length(const kaoken_session *session) { return session->length(); }
+int64_t session_positions(const kaoken_session *session) { return session->positions(); }
 int32_t session_threads(const kaoken_session *session) { return session->threads(); }
 const char *session_isa(const kaoken_session *session) { return session->isa(); }
 const char *session_isa_reason(const kaoken_session *session) { return session->isa_reason(); }
@@ -223,6 +224,7 @@ kaoken_model_api make_api(const Model &model, SessionCreate create, SessionSize 
       generation_create_ragged,
       session_encode,
       size,
+      session_positions,
   };
 }
 

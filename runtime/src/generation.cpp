@@ -41,20 +41,20 @@ int64_t checked_steps(const Session &session, const std::vector<int64_t> &length
   if (session.model().info.kind == KAOKEN_ENCODER) {
     throw Error(KAOKEN_INVALID_ARGUMENT, "this model is an encoder, which generates nothing; encode whole texts");
   }
-  const int64_t n_positions = session.model().info.n_positions;
+  const int64_t n_positions = session.positions();
   int64_t room = 0;
   for (int64_t slot = 0; slot < session.batch(); ++slot) {
     if (lengths[slot] < 1) throw Error(KAOKEN_INVALID_ARGUMENT, "no token ids were given; give at least one");
     if (lengths[slot] > n_positions - session.length(slot)) {
       throw Error(KAOKEN_CONTEXT_FULL, std::to_string(lengths[slot]) + " tokens behind " +
-                                           std::to_string(session.length(slot)) + " pass the model's " +
+                                           std::to_string(session.length(slot)) + " pass the session's " +
                                            std::to_string(n_positions) +
                                            " positions; give fewer, or start a new session");
     }
     room = std::max(room, n_positions - session.length(slot) - lengths[slot]);
   }
   if (room == 0) {
-    throw Error(KAOKEN_CONTEXT_FULL, "the prompt fills the model's " + std::to_string(n_positions) +
+    throw Error(KAOKEN_CONTEXT_FULL, "the prompt fills the session's " + std::to_string(n_positions) +
                                          " positions and leaves no room to generate; give a shorter one");
   }
   return std::min(options.max_new_tokens, room);
@@ -77,7 +77,7 @@ Generation::Generation(Session &session, const int64_t *ids, std::vector<int64_t
   std::vector<int64_t> outputs(batch);
   for (size_t slot = 0; slot < batch; ++slot) {
     const auto length = session.length(static_cast<int64_t>(slot)) + lengths_[slot];
-    outputs[slot] = length < session.model().info.n_positions;
+    outputs[slot] = length < session.positions();
     if (outputs[slot]) tokens_.push_back({slot, length, 0});
   }
   kaoken_step prompts = {sizeof prompts, session.batch(), nullptr, lengths_.data(), ids, outputs.data(), nullptr};
@@ -116,8 +116,7 @@ bool Generation::next(int64_t *tokens) {
 
 // Whether a sequence ends with this token, or has no room for one more behind it.
 bool Generation::has_finished(const Sampler::Token &token) const {
-  return std::find(eos_.begin(), eos_.end(), token.id) != eos_.end() ||
-         token.position + 1 >= session_.model().info.n_positions;
+  return std::find(eos_.begin(), eos_.end(), token.id) != eos_.end() || token.position + 1 >= session_.positions();
 }
 
 }  // namespace kaoken

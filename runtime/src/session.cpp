@@ -22,8 +22,6 @@ int64_t scratch_bytes(const Model &model) {
 bool has_decoder(const Model &model) { return model.info.kind != KAOKEN_ENCODER; }
 bool has_encoder(const Model &model) { return model.info.kind != KAOKEN_DECODER; }
 
-int64_t decoder_positions(const Model &model) { return has_decoder(model) ? model.info.n_positions : 0; }
-
 // Pages that the texts of an encoder's pass take at most.
 int64_t encoder_pages(const Model &model, int64_t pass_rows) {
   return has_encoder(model) ? pass_rows / kPage + kPassTexts : 0;
@@ -32,8 +30,8 @@ int64_t encoder_pages(const Model &model, int64_t pass_rows) {
 // The bytes of each part of the arena, in order: multiples of kAlignment.
 struct Sizes {
   double cache, source, encoder, rows;
-  Sizes(const Model &model, int64_t batch, int64_t pass_rows)
-      : cache(static_cast<double>(Pages::count(batch, decoder_positions(model))) * model.page_bytes),
+  Sizes(const Model &model, int64_t batch, int64_t positions, int64_t pass_rows)
+      : cache(static_cast<double>(Pages::count(batch, has_decoder(model) ? positions : 0)) * model.page_bytes),
         source(static_cast<double>(Pages::count(batch, model.info.source_positions)) * model.source_page_bytes),
         encoder(static_cast<double>(encoder_pages(model, pass_rows)) * model.encoder_page_bytes),
         rows(static_cast<double>(pass_rows) * scratch_bytes(model)) {}
@@ -54,6 +52,16 @@ int64_t checked_batch(int64_t batch) {
   if (batch >= 1 && batch <= most) return batch;
   throw Error(KAOKEN_INVALID_ARGUMENT,
               "batch is " + std::to_string(batch) + "; it must be from 1 to " + std::to_string(most));
+}
+
+int64_t checked_positions(const Model &model, int64_t positions) {
+  if (positions == 0) return model.info.n_positions;
+  if (!has_decoder(model)) {
+    throw Error(KAOKEN_INVALID_ARGUMENT, "n_positions is of decoders, and this model is an encoder; leave it 0");
+  }
+  if (positions >= 1 && positions <= model.info.n_positions) return positions;
+  throw Error(KAOKEN_INVALID_ARGUMENT, "n_positions is " + std::to_string(positions) + "; it must be from 1 to " +
+                                           std::to_string(model.info.n_positions) + ", or 0 for as many as that");
 }
 
 int checked_threads(int threads) {
@@ -98,19 +106,20 @@ void require_memory(double bytes, int64_t batch, int64_t longest) {
 
 size_t Session::bytes(const Model &model, const kaoken_session_options &options) {
   const int64_t batch = checked_batch(options.batch);
-  return Sizes(model, batch, std::max(model.pass_rows, batch)).total();
+  return Sizes(model, batch, checked_positions(model, options.n_positions), std::max(model.pass_rows, batch)).total();
 }
 
 Session::Session(const Model &model, const kaoken_session_options &options)
     : model_(model),
       choice_(choose_code(model, options.isa)),
       batch_(checked_batch(options.batch)),
+      positions_(checked_positions(model, options.n_positions)),
       pass_rows_(std::max(model.pass_rows, batch_)),
       ids_(static_cast<size_t>(pass_rows_)),
       types_(ids_.size()),
       kept_(ids_.size()),
       arena_(bytes(model, options), checked_arena(options, bytes(model, options))),
-      pages_(lay_out().cache, batch_, decoder_positions(model)),
+      pages_(lay_out().cache, batch_, has_decoder(model) ? positions_ : 0),
       sources_(lay_out().source, batch_, model.info.source_positions),
       encoder_pages_(static_cast<size_t>(encoder_pages(model, pass_rows_))),
       team_(checked_threads(options.threads)) {
@@ -154,7 +163,7 @@ void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits
   int64_t pages = -pages_.spare(), rows = 0, longest = 0;
   for (int64_t i = 0; i < step.count; ++i) {
     const int64_t slot = step.slots ? step.slots[i] : i, length = this->length(slot);
-    const int64_t count = std::min(step.lengths[i] + more, model_.info.n_positions - length);
+    const int64_t count = std::min(step.lengths[i] + more, positions_ - length);
     pages += pages_.needed(slot, count);
     rows += step.lengths[i];
     longest = std::max(longest, length + count);
@@ -397,9 +406,9 @@ void Session::check(const kaoken_step &step) const {
                                                std::to_string(count) + " tokens of its sequence");
     }
     if (outputs && !step.logits) throw Error(KAOKEN_INVALID_ARGUMENT, "logits is null");
-    if (count > model_.info.n_positions - length(slot)) {
+    if (count > positions_ - length(slot)) {
       throw Error(KAOKEN_CONTEXT_FULL, std::to_string(count) + " tokens behind " + std::to_string(length(slot)) +
-                                           " pass the model's " + std::to_string(model_.info.n_positions) +
+                                           " pass the session's " + std::to_string(positions_) +
                                            " positions; give fewer, or start a new session");
     }
     if (has_encoder(model_) && sources_.length(slot) == 0) {
@@ -412,7 +421,7 @@ void Session::check(const kaoken_step &step) const {
 
 // The arena: the caches, then the rows of a pass.
 Pass Session::lay_out() const {
-  const Sizes sizes(model_, batch_, pass_rows_);
+  const Sizes sizes(model_, batch_, positions_, pass_rows_);
   Pass pass = {};
   pass.ids = ids_.data();
   pass.types = types_.data();

@@ -44,6 +44,7 @@ class Session {
 
   const Model &model() const { return model_; }
   int64_t batch() const { return batch_; }
+  int64_t positions() const { return positions_; }
   int64_t length() const;
   int64_t length(int64_t slot) const { return pages_.length(slot); }
   int threads() const { return team_.size(); }
@@ -69,6 +70,7 @@ class Session {
   const Model &model_;
   const Choice choice_;
   const int64_t batch_;
+  const int64_t positions_;  // that a sequence may have
   const int64_t pass_rows_;
   const char *executed_isa_ = "";
   int64_t touched_rows_ = 0;  // of the scratch memory

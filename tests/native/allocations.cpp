@@ -81,7 +81,7 @@ void require_no_allocation(const char *what, Step step) {
 }
 
 kaoken_session *make_session(int64_t batch, int threads) {
-  const kaoken_session_options options = {sizeof options, batch, threads, nullptr, nullptr, 0};
+  const kaoken_session_options options = {sizeof options, batch, threads, nullptr, nullptr, 0, 0};
   kaoken_session *session = nullptr;
   require(api->session_create(&options, &session) == KAOKEN_OK, "session_create");
   if (api->info->kind == KAOKEN_ENCODER_DECODER) {

@@ -32,7 +32,8 @@ int fail(const kaoken_model_api *api) {
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
   const kaoken_model_api *api = load(argv[1]);
-  kaoken_session_options options = {sizeof options, 1, 2, std::strcmp(argv[2], "best") ? argv[2] : nullptr, nullptr, 0};
+  kaoken_session_options options = {sizeof options, 1, 2, std::strcmp(argv[2], "best") ? argv[2] : nullptr,
+                                    nullptr,        0, 0};
   kaoken_session *session = nullptr;
   if (api->session_create(&options, &session)) return fail(api);
   std::vector<int64_t> ids;

@@ -71,7 +71,7 @@ class Session {
  public:
   explicit Session(int64_t batch = 1, int threads = 2, const char *isa = nullptr, const kaoken_model_api *model = api)
       : model_(model) {
-    const kaoken_session_options options = {sizeof options, batch, threads, isa, nullptr, 0};
+    const kaoken_session_options options = {sizeof options, batch, threads, isa, nullptr, 0, 0};
     status = model->session_create(&options, &handle);
   }
   ~Session() {
@@ -127,7 +127,7 @@ bool message_has(const char *text) { return std::strstr(api->last_error(), text)
 void test_errors_are_reported_and_change_nothing() {
   kaoken_session *handle = nullptr;
   CHECK(api->session_create(nullptr, &handle) == KAOKEN_INVALID_ARGUMENT);
-  kaoken_session_options options = {offsetof(kaoken_session_options, arena) - 1, 1, 1, nullptr, nullptr, 0};
+  kaoken_session_options options = {offsetof(kaoken_session_options, arena) - 1, 1, 1, nullptr, nullptr, 0, 0};
   CHECK(api->session_create(&options, &handle) == KAOKEN_INVALID_ARGUMENT && message_has("size"));
   CHECK(Session(0).status == KAOKEN_INVALID_ARGUMENT && message_has("batch"));
   CHECK(Session(1, -1).status == KAOKEN_INVALID_ARGUMENT && message_has("threads"));
@@ -444,6 +444,26 @@ void test_available_memory_is_the_least_that_anything_leaves() {
   std::filesystem::remove_all(root);
   CHECK(std::isinf(available("0::/\n")));
   std::filesystem::remove_all(root);
+}
+
+void test_a_session_of_fewer_positions() {
+  kaoken_session_options options = {sizeof options, 1, 1, nullptr, nullptr, 0, 0};
+  size_t whole = 0, bytes = 0;
+  CHECK(api->session_size(&options, &whole) == KAOKEN_OK);
+  options.n_positions = 5;
+  CHECK(api->session_size(&options, &bytes) == KAOKEN_OK && bytes < whole);
+  kaoken_session *session = nullptr;
+  CHECK(api->session_create(&options, &session) == KAOKEN_OK && api->session_positions(session) == 5);
+  const Ids ids = random_ids(6, 31);
+  CHECK(api->session_append(session, ids.data(), 6, KAOKEN_LOGITS_NONE, nullptr) == KAOKEN_CONTEXT_FULL);
+  CHECK(message_has("6 tokens behind 0 pass the session's 5 positions"));
+  CHECK(generate(session, {ids[0], ids[1]}, greedy(30)).size() == 3);
+  api->session_destroy(session);
+  for (const int64_t wrong : {int64_t{-1}, api->info->n_positions + 1}) {
+    options.n_positions = wrong;
+    CHECK(api->session_create(&options, &session) == KAOKEN_INVALID_ARGUMENT && message_has("it must be from 1 to"));
+    CHECK(api->session_size(&options, &bytes) == KAOKEN_INVALID_ARGUMENT);
+  }
 }
 
 void test_a_batch_that_memory_cannot_hold_is_refused_untouched() {
@@ -911,6 +931,7 @@ const Test tests[] = {
     TEST(helpers_may_use_what_their_session_may),
 #endif
     TEST(available_memory_is_the_least_that_anything_leaves),
+    TEST(a_session_of_fewer_positions),
     TEST(a_batch_that_memory_cannot_hold_is_refused_untouched),
     TEST(calls_share_the_cores),
     TEST(a_crowd_is_noticed_and_forgotten),

@@ -47,7 +47,7 @@ std::string text(const kaoken_generation_options &options) {
 class Choosing {
  public:
   explicit Choosing(int threads, const char *isa = nullptr) {
-    const kaoken_session_options options = {sizeof options, 1, threads, isa, nullptr, 0};
+    const kaoken_session_options options = {sizeof options, 1, threads, isa, nullptr, 0, 0};
     require(api->session_create(&options, &handle_) == KAOKEN_OK, "session_create");
   }
   ~Choosing() { api->session_destroy(handle_); }

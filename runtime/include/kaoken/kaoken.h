@@ -25,7 +25,7 @@ enum {
   KAOKEN_OK = 0,
   KAOKEN_INVALID_ARGUMENT = 1,   /* a null pointer, a count or an option outside its range */
   KAOKEN_TOKEN_OUT_OF_RANGE = 2, /* a token id outside [0, vocab_size) */
-  KAOKEN_CONTEXT_FULL = 3,       /* the session would pass n_positions */
+  KAOKEN_CONTEXT_FULL = 3,       /* a sequence would pass the session's n_positions */
   KAOKEN_OUT_OF_MEMORY = 4,
   KAOKEN_UNSUPPORTED_ISA = 5, /* an ISA that this library or this machine lacks */
   KAOKEN_INTERNAL = 6
@@ -67,7 +67,8 @@ typedef struct kaoken_session_options {
   int32_t threads; /* at most; 0: KAOKEN_THREADS, else one a core that this process may use */
   const char *isa; /* NULL: KAOKEN_ISA, else the best that this machine has */
   void *arena;     /* the session's large memory, aligned to 64 bytes, until it is destroyed; NULL: from the system */
-  size_t arena_bytes; /* at least what session_size says */
+  size_t arena_bytes;  /* at least what session_size says */
+  int64_t n_positions; /* that each sequence of a decoder has room for, at most the model's; 0: as many as that */
 } kaoken_session_options;
 
 /* Which logits kaoken_model_api.append writes, float32. */
@@ -198,6 +199,9 @@ typedef struct kaoken_model_api {
 
   /* Bytes that a session with these options takes of an arena. Pages of it are used as they are needed. */
   kaoken_status (*session_size)(const kaoken_session_options *options, size_t *bytes);
+
+  /* Positions that each sequence of a session may have. */
+  int64_t (*session_positions)(const kaoken_session *session);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */
