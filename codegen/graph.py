@@ -294,16 +294,18 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """x = after(x + body(before(x))); a norm that is None changes nothing.
+    """x = after(x + branch(body(before(x)))); a norm that is None changes nothing.
 
-    `before` is a pre-norm and `after` a post-norm. With `replaces` the stream takes what `before` gives, as it does
-    where that was the post-norm of the sublayer in front: x = before(x), then x + body(x).
+    `before` is a pre-norm, `after` a post-norm, and `branch` a norm of what is added. With `replaces` the stream takes
+    what `before` gives, as it does where that was the post-norm of the sublayer in front: x = before(x), then
+    x + branch(body(x)).
     """
 
     body: Attention | Mlp
     before: Norm | None = None
     after: Norm | None = None
     replaces: bool = False
+    branch: Norm | None = None
 
 
 @dataclass(frozen=True)
@@ -546,7 +548,7 @@ def _verify_stack(stack: Stack, source: int | None) -> None:
         raise AssertionError("sublayers side by side change a stream that the others read")
     norms = [stack.norm]
     for sublayer in stack.sublayers:
-        norms += [sublayer.before, sublayer.after]
+        norms += [sublayer.before, sublayer.after, sublayer.branch]
         if sublayer.replaces and sublayer.before is None:
             raise AssertionError("a sublayer replaces the stream by what its norm gives, but has none before it")
         if isinstance(sublayer.body, Attention):
@@ -653,6 +655,9 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
     for sublayer in block.sublayers:
         body, before = sublayer.body, sublayer.before
         _require(sublayer.after is None, where, "no norms behind sublayers")
+        _require(_complete(sublayer.branch), where, "a weight and a bias of norms of branches")
+        alone = len(sees) == 1 and not block.parallel
+        _require(sublayer.branch is None or alone, where, "no norms of branches side by side, or beside a source")
         if sublayer.replaces:
             _require(_complete(before), where, "a weight and a bias of norms whose results are kept")
         else:

@@ -165,6 +165,7 @@ class PackedSublayer:
     norm: tuple[str, ...] = ()  # the arrays of a norm that is not bare: weight and bias, or the first of them
     relative: tuple[str, ...] = ()  # those of keys and queries of distances: weights, scales, sums, queries
     heads: tuple[str, ...] = ()  # the weights of the norms of queries and of keys
+    branch: tuple[str, ...] = ()  # the weight and the bias of the norm of a branch
 
 
 @dataclass(frozen=True)
@@ -574,9 +575,9 @@ def _pack_block(
             relative = vectors(_relative_key(body), partial(_relative_arrays, body.relative, types.cache))
             products["out"] = product("out", [body.out])
             bias("out", [body.out])
-        sublayers.append(
-            PackedSublayer(name, sublayer, products, key_value, _names(norm), _names(relative), _names(heads))
-        )
+        branch = norm_of(f"{name}_branch", sublayer.branch)
+        names = map(_names, (norm, relative, heads, branch))
+        sublayers.append(PackedSublayer(name, sublayer, products, key_value, *names))
     own = sorted(own, key=_place) if block.parallel else own
     return PackedBlock(_unit(unit, own, blob_limit), tuple(sublayers), tuple(arrays), tables, block.parallel)
 

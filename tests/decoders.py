@@ -66,6 +66,16 @@ OPT: dict[str, Any] = {
     "max_position_embeddings": LIMITED,
 }
 BLOOM: dict[str, Any] = {"vocab_size": 61, "hidden_size": 48, "n_layer": 2, "n_head": 6, "seq_length": LIMITED}
+GEMMA: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": LIMITED,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+}
 NEOX: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 48,
@@ -217,6 +227,56 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "layer_norm_eps": 1e-3,
         },
     },
+    "gemma3_text": {
+        "gemma3_text": {
+            **GEMMA,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "num_hidden_layers": 3,
+            "sliding_window_pattern": 2,
+            "sliding_window": 21,
+            "query_pre_attn_scalar": 24,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "cache_implementation": "hybrid",
+        },
+        "gemma3_text_untied": {
+            **GEMMA,
+            "hidden_size": 36,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "sliding_window": 70,
+            "layer_types": ALTERNATING[:2],
+            "query_pre_attn_scalar": 100,
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "hidden_activation": "silu",
+        },
+        "gemma3_text_by_kind": {
+            **GEMMA,
+            "num_key_value_heads": 6,
+            "head_dim": 16,
+            "sliding_window": 100,
+            "layer_types": ALTERNATING[1:],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+            "rms_norm_eps": 1e-3,
+        },
+        "gemma3_text_without_fields": {
+            **GEMMA,
+            "hidden_size": 96,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 4,
+            "head_dim": 12,
+        },
+    },
     "opt": {
         "opt": {**OPT, "word_embed_proj_dim": 48, "_remove_final_layer_norm": False},
         "opt_projected": {**OPT, "hidden_size": 56, "num_attention_heads": 4, "word_embed_proj_dim": 20},
@@ -253,7 +313,7 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 HEADS = ("embed_out.weight", "lm_head.weight")
-TIED = ("bloom", "gpt_neo", "opt", "smollm3")  # families that are tied where the config does not say it
+TIED = ("bloom", "gemma3_text", "gpt_neo", "opt", "smollm3")  # families that are tied where the config does not say it
 FAMILY_OF = {name: family for family, names in CONFIGURATIONS.items() for name in names}
 FIRST = [next(iter(names)) for names in CONFIGURATIONS.values()]
 

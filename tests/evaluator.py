@@ -80,7 +80,7 @@ def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, sou
 def made_of(sublayer: Sublayer, read: Array, source: Array | None, limit: int) -> Array:
     """What a sublayer adds to the stream, of what it reads of it."""
     body = sublayer.body
-    return mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, limit)
+    return norm(sublayer.branch, mlp(body, read) if isinstance(body, Mlp) else attention(body, read, source, limit))
 
 
 def norm(op: Norm | None, x: Array) -> Array:

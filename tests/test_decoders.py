@@ -245,6 +245,20 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "no word": (CheckpointError, {"use_parallel_residual": 1}, "use_parallel_residual is 1; expected true"),
         "a part that is scaled": (UnsupportedModelError, {"rope_scaling": YARN}, "'yarn' multiplies the 2 dimensions"),
     },
+    "gemma3_text": {
+        "capped scores": (
+            UnsupportedModelError,
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping is 50.0, which changes",
+        ),
+        "capped logits": (UnsupportedModelError, {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        "both ways": (UnsupportedModelError, {"use_bidirectional_attention": True}, "use_bidirectional_attention is"),
+        "no scale": (CheckpointError, {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0; expected a number"),
+        "no pattern": (CheckpointError, {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        "no window": (CheckpointError, {"sliding_window": None}, "no sliding_attention where sliding_window is off"),
+        "positions of no kind": (UnsupportedModelError, {"rope_parameters": {"rope_theta": 1e4}}, "plain Gemma 3"),
+        "odd heads": (CheckpointError, {"head_dim": 23}, "head_dim is 23; expected an even number"),
+    },
     "opt": {
         "no last norm": (UnsupportedModelError, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
         "no projections": (

@@ -211,8 +211,20 @@ def test_sublayers_side_by_side_read_the_same_stream(side_by_side: Path) -> None
     assert ("h.0.add_1", "h.0.ln_2") not in found
 
 
+@pytest.fixture(scope="module")
+def normed_branches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gemma 3's checkpoint."""
+    return decoders.write(tmp_path_factory.mktemp("graphs") / "gemma", decoders.config_of("gemma3_text"))
+
+
+def test_norms_of_branches_stand_before_what_is_added(normed_branches: Path) -> None:
+    found = edges(drawn(normed_branches))
+    assert {("h.0.attn_out", "h.0.branch_ln_1"), ("h.0.branch_ln_1", "h.0.add_1"), ("h.0.add_1", "h.0.ln_2")} <= found
+    assert ("h.0.attn_out", "h.0.add_1") not in found
+
+
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("kind", ["encoder", "seq2seq", "normed_heads", "side_by_side"])
+@pytest.mark.parametrize("kind", ["encoder", "seq2seq", "normed_heads", "side_by_side", "normed_branches"])
 def test_every_node_is_connected(kind: str, before: bool, request: pytest.FixtureRequest) -> None:
     """Each has an edge, and each but the inputs is made of something."""
     text = drawn(request.getfixturevalue(kind), before=before)

@@ -180,6 +180,17 @@ def side_by_side(graph: Graph) -> Graph:
     )
 
 
+def with_normed_branches(graph: Graph, weights: bool = True) -> Graph:
+    """With a norm of what each sublayer adds."""
+    make, kinds = Maker(), cycle(("rms", "layer"))
+
+    def change(sublayer: Sublayer) -> Sublayer:
+        norm = make.norm(kind=next(kinds))
+        return replace(sublayer, branch=norm if weights else replace(norm, weight=None, bias=None))
+
+    return graph.map(change)
+
+
 def with_normed_heads(graph: Graph, weights: bool = True) -> Graph:
     """With norms of queries and keys in each attention to the past."""
     make = Maker()
@@ -219,6 +230,10 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "encoder-decoder with normed heads": lambda: with_normed_heads(encoder_decoder()),
     "decoder of sublayers side by side": lambda: side_by_side(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
     "decoder of sublayers side by side without biases": lambda: side_by_side(decoder(biases=False, tied=True)),
+    "decoder with normed branches": lambda: with_normed_branches(with_normed_heads(decoder())),
+    "decoder with plainly normed branches": lambda: with_normed_branches(decoder(biases=False), weights=False),
+    "decoder with normed branches and post-norms": lambda: with_normed_branches(post_norm_decoder()),
+    "encoder with normed branches": lambda: with_normed_branches(encoder()),
     "encoder-decoder": encoder_decoder,
     "encoder-decoder without biases": lambda: encoder_decoder(biases=False),
     "encoder-decoder with post-norms": lambda: encoder_decoder(post=True),
@@ -462,6 +477,20 @@ UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
     "a source beside other sublayers": (
         lambda: side_by_side(rewrites.run(encoder_decoder())),
         "no attention to a source beside",
+    ),
+    "normed branches side by side": (
+        lambda: with_normed_branches(side_by_side(rewrites.run(decoder()))),
+        "no norms of branches side by side",
+    ),
+    "normed branches beside a source": (
+        lambda: replace(
+            rewrites.run(encoder_decoder()), decoder=with_normed_branches(rewrites.run(encoder_decoder())).decoder
+        ),
+        "beside a source",
+    ),
+    "a norm of a branch without a weight": (
+        lambda: with_normed_branches(rewrites.run(decoder()), weights=False),
+        "norms of branches",
     ),
     "normed heads and distances": (
         lambda: attentions(

@@ -79,6 +79,8 @@ def library_text(
     blocks = [block for stack in graph.stacks for block in stack.blocks]
     attentions = [each.body for block in blocks for each in block.sublayers if isinstance(each.body, Attention)]
     source = graph.encoder if graph.decoder is not None else None
+    qkv_widths = [(each.heads + 2 * each.kv_heads) * each.dims for each in attentions]
+    qkv_widths += [round_up(stack.width) for stack in graph.stacks if any(each.branch for each in stack.sublayers)]
     head = Head() if graph.head is None else graph.head
     head_width = max(map(round_up, _head_widths(graph))) if head.pooling or head.layers else 0
     inner_widths = [block.mlp.inner for block in blocks]
@@ -95,7 +97,7 @@ def library_text(
         kind=MODEL_KINDS[graph.kind],
         source=source,
         hidden_width=max(head_width, *(round_up(stack.width) for stack in graph.stacks)),
-        qkv_width=max((each.heads + 2 * each.kv_heads) * each.dims for each in attentions),
+        qkv_width=max(qkv_widths),
         attention_width=max(each.width for each in attentions),
         inner_width=max(head_width, *map(round_up, inner_widths)),
         pass_rows=PASS_ROWS if graph.encoder is None else max(PASS_ROWS, round_up(graph.encoder.limit)),

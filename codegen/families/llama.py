@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..graph import Attention, Block, Embeddings, Graph, Head, Linear, Mlp, Norm, Stack, Sublayer
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
-from .rotary import read_rotary
+from .rotary import Turning, read_rotary
 from .weights import Weights
 
 TITLE = "a Llama"
@@ -58,6 +58,7 @@ class Kind:
 
     window: int | None = None  # positions that it sees, itself among them
     turned: bool = True  # whether it knows positions
+    turning: Turning | None = None  # how positions turn heads; None: as the config says for all blocks
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Norms:
+    """Which ones there are, by their names in a block: of attention, then of the MLP."""
+
+    before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    branch: tuple[str, str] | None = None  # of what a sublayer adds
+    heads: bool = False  # of queries and keys of each head
+    offset: float = 0.0  # of every weight, above what is stored
+
+
+@dataclass(frozen=True)
 class Variant:
     """What a family makes of Llama."""
 
@@ -78,7 +89,8 @@ class Variant:
     biases: Biases
     defaults: Defaults = Defaults()
     factors: Factors = Factors()
-    normed_heads: bool = False  # whether queries and keys of each head have a norm
+    norms: Norms = Norms()
+    activation: tuple[str, str] = ("hidden_act", "silu")  # the field of it, and its default
 
 
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
@@ -95,7 +107,7 @@ def read_biases(fields: Fields) -> Biases:
 
 def read_llama(fields: Fields, tokens: Fields, weights: Weights, variant: Variant) -> Graph:
     """The graph of a config of such a family."""
-    defaults, factors = variant.defaults, variant.factors
+    defaults, factors, offset = variant.defaults, variant.factors, variant.norms.offset
     width = fields.integer("hidden_size", defaults.width, MAX_WIDTH)
     vocabulary = fields.integer("vocab_size", defaults.vocabulary, MAX_VOCABULARY)
     limit = fields.integer("max_position_embeddings", defaults.positions, MAX_POSITIONS)
@@ -107,8 +119,9 @@ def read_llama(fields: Fields, tokens: Fields, weights: Weights, variant: Varian
     head = weights.head("lm_head.weight", table, fields.boolean("tie_word_embeddings", defaults.tied))
     # A tied head has the factor of the embeddings in its matrix, too.
     gain = factors.logits / (factors.embeddings if head is table else 1.0)
+    norm = weights.rms_norm("norm", width, epsilon, gain, offset)
     return Graph(
-        decoder=Stack(Embeddings(table, None), blocks, weights.rms_norm("norm", width, epsilon, gain), limit),
+        decoder=Stack(Embeddings(table, None), blocks, norm, limit),
         head=Head(Linear(head, None)),
         special=tokens.special_tokens(vocabulary, eos=defaults.eos, bos=defaults.bos, pad=defaults.pad),
     )
@@ -117,24 +130,26 @@ def read_llama(fields: Fields, tokens: Fields, weights: Weights, variant: Varian
 def _read_blocks(
     fields: Fields, weights: Weights, variant: Variant, width: int, limit: int, epsilon: float
 ) -> Iterator[Block]:
-    defaults, biases, factors = variant.defaults, variant.biases, variant.factors
+    defaults, biases, factors, norms = variant.defaults, variant.biases, variant.factors, variant.norms
     heads = fields.integer("num_attention_heads", defaults.heads, MAX_HEADS)
     kv_heads = _read_kv_heads(fields, heads, defaults)
-    head_dim = fields.integer("head_dim", defaults.head_dim or max(1, width // heads), MAX_WIDTH, null=True)
-    if head_dim % 2:
-        raise fields.fail("head_dim", "an even number")
+    head_dim = read_head_dim(fields, defaults.head_dim or max(1, width // heads))
     inner = fields.integer("intermediate_size", defaults.inner, MAX_INNER)
-    activation = fields.activation("hidden_act", "silu")
-    turning = read_rotary(fields, head_dim, defaults.theta, limit)
+    activation = fields.activation(*variant.activation)
+    common = (
+        None if all(kind.turning for kind in variant.kinds) else read_rotary(fields, head_dim, defaults.theta, limit)
+    )
     scale = 1 / math.sqrt(head_dim) if factors.scores is None else factors.scores
     for index, kind in enumerate(variant.kinds):
 
         def linear(name: str, outputs: int, inputs: int, bias: bool, layer: str = f"layers.{index}") -> Linear:
             return weights.linear(f"{layer}.{name}", outputs, inputs, bias)
 
-        def head_norm(name: str, layer: str = f"layers.{index}") -> Norm | None:
-            return weights.rms_norm(f"{layer}.self_attn.{name}", head_dim, epsilon) if variant.normed_heads else None
+        def norm(name: str, over: int = width, layer: str = f"layers.{index}") -> Norm:
+            return weights.rms_norm(f"{layer}.{name}", over, epsilon, offset=norms.offset)
 
+        turning = kind.turning or common
+        assert turning is not None
         attention = Attention(
             heads=heads,
             kv_heads=kv_heads,
@@ -145,8 +160,8 @@ def _read_blocks(
             out=linear("self_attn.o_proj", width, heads * head_dim, biases.out).scaled(factors.branches),
             scale=scale * turning.gain if kind.turned else scale,
             rotary=turning.rotary if kind.turned else None,
-            query_norm=head_norm("q_norm"),
-            key_norm=head_norm("k_norm"),
+            query_norm=norm("self_attn.q_norm", head_dim) if norms.heads else None,
+            key_norm=norm("self_attn.k_norm", head_dim) if norms.heads else None,
             window=kind.window if kind.window is not None and kind.window < limit else None,
         )
         mlp = Mlp(
@@ -155,12 +170,17 @@ def _read_blocks(
             activation=activation,
             gate=linear("mlp.gate_proj", inner, width, biases.mlp),
         )
-        yield Block(
-            (
-                Sublayer(attention, before=weights.rms_norm(f"layers.{index}.input_layernorm", width, epsilon)),
-                Sublayer(mlp, before=weights.rms_norm(f"layers.{index}.post_attention_layernorm", width, epsilon)),
-            )
-        )
+        first, second = map(norm, norms.before)
+        branches = (None, None) if norms.branch is None else tuple(map(norm, norms.branch))
+        yield Block((Sublayer(attention, first, branch=branches[0]), Sublayer(mlp, second, branch=branches[1])))
+
+
+def read_head_dim(fields: Fields, default: int) -> int:
+    """An even number, as pairs turn."""
+    head_dim = fields.integer("head_dim", default, MAX_WIDTH, null=True)
+    if head_dim % 2:
+        raise fields.fail("head_dim", "an even number")
+    return head_dim
 
 
 def _read_kv_heads(fields: Fields, heads: int, defaults: Defaults) -> int:

@@ -10,12 +10,11 @@ import math
 import re
 from collections.abc import Iterator
 
-from ..errors import UnsupportedModelError
 from ..graph import Attention, Block, Embeddings, Graph, Head, Layer, Linear, Mlp, Norm, Stack, Sublayer, Task
 from . import heads
 from .fields import MAX_HEADS, MAX_INNER, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, Fields, names
 from .heads import Read
-from .rotary import MAX_VALUE, Turning, read_rotary
+from .rotary import MAX_VALUE, Turning, read_rotary_by_kind
 from .weights import Weights
 from .windows import GLOBAL, LOCAL, read_layer_types
 
@@ -122,15 +121,8 @@ def _read_kinds(fields: Fields) -> list[str]:
 
 def _read_rotary(fields: Fields, head_dim: int, limit: int) -> dict[str, Turning]:
     """By the kind: `rope_parameters` (transformers 5), or `global_rope_theta` and `local_rope_theta`."""
-    given = fields.get("rope_parameters", {}) or {}
-    if not isinstance(given, dict) or not given.keys() <= {GLOBAL, LOCAL}:
-        raise UnsupportedModelError(
-            f"{fields.where}: rope_parameters is not by {GLOBAL} and {LOCAL}; expected an object with these: choose or "
-            "save a plain ModernBERT"
-        )
     theta = fields.number("global_rope_theta", 160000.0, 1.0, MAX_VALUE)
     thetas = {GLOBAL: theta, LOCAL: theta}
     if fields.get("local_rope_theta", 10000.0) is not None:
         thetas[LOCAL] = fields.number("local_rope_theta", 10000.0, 1.0, MAX_VALUE)
-    inner = {kind: Fields({"rope_parameters": given.get(kind)}, f"{fields.where}: {kind}") for kind in thetas}
-    return {kind: read_rotary(inner[kind], head_dim, thetas[kind], limit) for kind in thetas}
+    return read_rotary_by_kind(fields, head_dim, thetas, limit, TITLE)

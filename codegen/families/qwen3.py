@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..graph import Graph
 from . import llama, qwen2
 from .fields import Fields, names
-from .llama import Biases, Variant, read_llama
+from .llama import Biases, Norms, Variant, read_llama
 from .qwen2 import read_kinds
 from .weights import Weights
 
@@ -26,5 +26,5 @@ DEFAULTS = replace(qwen2.DEFAULTS, head_dim=128)
 def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     """The graph of a config; special tokens stand in `tokens`."""
     bias = fields.boolean("attention_bias", False)
-    variant = Variant(read_kinds(fields), Biases(projections=bias, out=bias), DEFAULTS, normed_heads=True)
+    variant = Variant(read_kinds(fields), Biases(projections=bias, out=bias), DEFAULTS, norms=Norms(heads=True))
     return read_llama(fields, tokens, weights, variant)

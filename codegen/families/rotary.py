@@ -7,6 +7,7 @@ sequence becomes are refused.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,28 @@ def read_rotary(fields: Fields, head_dim: int, theta: float, limit: int, share: 
     inner.finish("rotary positions", frozenset(), frozenset())
     all_pairs = np.pad(frequencies, (0, head_dim // 2 - len(frequencies)))
     return Turning(Rotary(tuple(all_pairs.tolist())), dims, factor * factor)
+
+
+def read_rotary_by_kind(
+    fields: Fields, head_dim: int, thetas: Mapping[str, float], limit: int, title: str, scaled: str | None = None
+) -> dict[str, Turning]:
+    """By the kind of a block, from `rope_parameters` with an object for each kind (transformers 5) or the kind's theta.
+
+    A `rope_scaling` of the config is for the kind `scaled`. Raises what `read_rotary` does.
+    """
+    given = fields.get("rope_parameters", {}) or {}
+    if not isinstance(given, dict) or not given.keys() <= thetas.keys():
+        raise UnsupportedModelError(
+            f"{fields.where}: rope_parameters is not by {' and '.join(thetas)}; expected an object with these: choose "
+            f"or save a plain {title.partition(' ')[2]}"
+        )
+    turnings = {}
+    for kind, theta in thetas.items():
+        values = {"rope_parameters": given.get(kind)}
+        if kind == scaled:
+            values["rope_scaling"] = fields.get("rope_scaling")
+        turnings[kind] = read_rotary(Fields(values, f"{fields.where}: {kind}"), head_dim, theta, limit)
+    return turnings
 
 
 def _read_dims(fields: Fields, inner: Fields, head_dim: int, share: float) -> int:

@@ -70,10 +70,12 @@ class Weights:
         weight = self.tensor(f"{name}.weight", (width,), f"{name}.gamma")
         return Norm("layer", epsilon, weight, self.tensor(f"{name}.bias", (width,), f"{name}.beta") if bias else None)
 
-    def rms_norm(self, name: str, width: int, epsilon: float, gain: float = 1.0) -> Norm:
-        """A norm whose weight is `gain` times what is stored."""
+    def rms_norm(self, name: str, width: int, epsilon: float, gain: float = 1.0, offset: float = 0.0) -> Norm:
+        """A norm whose weight is `gain` times what is stored and `offset` more than that."""
         weight = self.tensor(f"{name}.weight", (width,))
-        return Norm("rms", epsilon, weight if gain == 1.0 else weight.map(lambda rows: rows * gain), None)
+        if (gain, offset) != (1.0, 0.0):
+            weight = weight.map(lambda rows: (rows + offset) * gain)
+        return Norm("rms", epsilon, weight, None)
 
     def linear(self, name: str, outputs: int, inputs: int, bias: bool = True) -> Linear:
         """torch's Linear: weight [outputs, inputs]."""

@@ -2,7 +2,7 @@
 
 Values get no bias, as the linear behind them has taken it in. Keys get one just where scores depend on it. Norms are
 filled where their results are kept: the norm of the embeddings, the last norm of an encoder, those that replace the
-residual stream, those of queries and keys, and those of a head. Kernels apply the other norms bare.
+residual stream, those of branches, of queries and of keys, and those of a head. Kernels apply the other norms bare.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def _fill(body: Attention | Mlp) -> Attention | Mlp:
 
 
 def _fill_norm(sublayer: Sublayer) -> Sublayer:
-    if not sublayer.replaces:
-        return sublayer
-    return replace(sublayer, before=_filled(sublayer.before, _width(sublayer.body)))
+    width = _width(sublayer.body)
+    before = _filled(sublayer.before, width) if sublayer.replaces else sublayer.before
+    return replace(sublayer, before=before, branch=_filled(sublayer.branch, width))
 
 
 def _fill_embeddings(stack: Stack) -> Stack:

@@ -5,6 +5,10 @@
 //% macro norm(each)
 {GEN(each.norm | join(", "))}
 //%- endmacro
+//% macro branch(each)
+//% set by = each.sublayer.branch
+GEN(", NormedBranch<" ~ norms[by.kind] ~ ">{{" ~ each.branch | join(", ") ~ (", nullptr" if each.branch | length == 1 else "") ~ "}, " ~ (by.epsilon | float32) ~ "}" if by else "")
+//%- endmacro
 //% macro entry(each)
   static constexpr int64_t kWidth = GEN(width);
   using Norm = GEN(norms[each.sublayer.before.kind] if each.sublayer.before else "NoNorm");
@@ -103,7 +107,7 @@ GEN(name if name in relative else "nullptr")
   if (!self_attention<GEN(unit.name)_attention>(
           pass, worker, GEN(cache_before.attention), GEN(norm(each)),
           GEN(product("qkv")),
-          GEN(product("out")), GEN(turning), GEN(bias))) {
+          GEN(product("out")), GEN(turning), GEN(bias)GEN(branch(each)))) {
     return;
   }
 //% endif
@@ -116,7 +120,7 @@ GEN(name if name in relative else "nullptr")
   mlp<GEN(unit.name)_mlp>(
       pass, worker, GEN(norm(each)),
       GEN(product("up")),
-      GEN(product("down")));
+      GEN(product("down"))GEN(branch(each)));
 //% endif
 //% endfor
 }

@@ -249,6 +249,7 @@ def _block_slots(block: Block) -> Iterator[tuple[str, Op | None]]:
             yield "query_norm", body.query_norm
             yield "key_norm", body.key_norm
             yield _part_name(body, "attention"), body.scale
+        yield f"branch_ln_{number}", sublayer.branch
         yield f"post_ln_{number}", sublayer.after
 
 
@@ -480,6 +481,8 @@ def _block_nodes(view: _View, notes: dict[str, list[str]], index: int) -> Iterat
             norm = _norm_behind(body, own)
             if norm is not None:
                 yield _norm_node(notes, name(f"{own}_norm"), norm, "of each head")
+        if sublayer.branch is not None:
+            yield _norm_node(notes, name(f"branch_ln_{number}"), sublayer.branch)
         yield Node(name(f"add_{number}"), f"Add -> [{view.length}, {view.stack.width}]")
         if sublayer.after is not None:
             yield _norm_node(notes, name(f"post_ln_{number}"), sublayer.after)
@@ -523,8 +526,11 @@ def _connect_block(view: _View, index: int, hidden: str, edges: list[Edge]) -> s
             edges.append((entry, read))
         stream, add = read if sublayer.replaces else hidden, name(f"add_{number}")
         edges += _attention_edges(view, name, body, read) if isinstance(body, Attention) else _mlp_edges(name, read)
-        out = _part_name(body, list(body.linears)[-1])
-        edges += [(name(out), add), (stream, add)]
+        out = name(_part_name(body, list(body.linears)[-1]))
+        if sublayer.branch is not None:
+            edges.append((out, name(f"branch_ln_{number}")))
+            out = name(f"branch_ln_{number}")
+        edges += [(out, add), (stream, add)]
         if isinstance(body, Mlp) and body.gate is not None:
             edges += [(read, name("mlp_gate")), (name("mlp_gate"), name("activation"))]
         hidden = add

@@ -1,6 +1,6 @@
 // How often the workers of a team wait for each other in a pass of the bundled model, which has six blocks of eight
-// heads, of a BERT and a T5 of two blocks of three, and of a GPT-NeoX of two blocks of six: each worker's part is run
-// by itself, with a barrier that only counts.
+// heads, of a BERT and a T5 of two blocks of three, of a GPT-NeoX of two blocks of six, and of a Gemma 3 of three
+// blocks of four heads that share a key: each worker's part is run by itself, with a barrier that only counts.
 #include <cstdio>
 #include <initializer_list>
 #include <vector>
@@ -36,6 +36,8 @@ KAOKEN_PASS(scalar_bert_float32, forward)
 KAOKEN_PASS(scalar_bert_int8, forward)
 KAOKEN_PASS(scalar_t5_float32, forward)
 KAOKEN_PASS(scalar_t5_int8, forward)
+KAOKEN_PASS(scalar_gemma3_text_float32, forward)
+KAOKEN_PASS(scalar_gemma3_text_int8, forward)
 KAOKEN_PASS(scalar_gpt_neox_float32, forward)
 KAOKEN_PASS(scalar_gpt_neox_int8, forward)
 KAOKEN_PASS(scalar_t5_float32, encode)
@@ -109,6 +111,7 @@ int check(const char *what, Run float32, Run int8, std::initializer_list<Expecte
 
 int main() {
   using namespace kaoken::scalar;
+  const Run gemma = model_scalar_gemma3_text_float32::forward, gemma_int8 = model_scalar_gemma3_text_int8::forward;
   const Run neox = model_scalar_gpt_neox_float32::forward, neox_int8 = model_scalar_gpt_neox_int8::forward;
   const int failures = check("GPT-2", model_second::forward, model_integer::forward,
                              {
@@ -158,6 +161,14 @@ int main() {
                                  {4, 2, 24, KAOKEN_LOGITS_ALL, 13, 23},
                                  {2, 1, 24, KAOKEN_LOGITS_LAST, 9, 14},
                                  {2, 1, 24, KAOKEN_LOGITS_NONE, 5, 10},
+                             }) +
+                       check("normed branches", gemma, gemma_int8,
+                             {
+                                 {2, 1, 1, KAOKEN_LOGITS_LAST, 26, 26},
+                                 {2, 4, 1, KAOKEN_LOGITS_LAST, 33, 39},
+                                 {2, 2, 24, KAOKEN_LOGITS_ALL, 33, 39},
+                                 {2, 1, 24, KAOKEN_LOGITS_LAST, 33, 37},
+                                 {3, 1, 24, KAOKEN_LOGITS_NONE, 23, 27},
                              });
   return failures ? 1 : 0;
 }

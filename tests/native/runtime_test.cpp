@@ -40,6 +40,8 @@ KAOKEN_DECLARE_MODEL(classifier_float32);
 KAOKEN_DECLARE_MODEL(classifier_int8);
 KAOKEN_DECLARE_MODEL(t5_float32);
 KAOKEN_DECLARE_MODEL(t5_int8);
+KAOKEN_DECLARE_MODEL(gemma3_text_float32);
+KAOKEN_DECLARE_MODEL(gemma3_text_int8);
 KAOKEN_DECLARE_MODEL(gpt_neox_float32);
 KAOKEN_DECLARE_MODEL(gpt_neox_int8);
 
@@ -278,6 +280,14 @@ void require_bits_of_one_worker(const kaoken_model_api *model) {
 // Attention and MLP side by side, with norms that are one and, in int8, with two.
 void test_parallel_sublayers_keep_their_bits() {
   for (const kaoken_model_api *model : {kaoken_model_gpt_neox_float32(), kaoken_model_gpt_neox_int8()}) {
+    require_steps_like_a_prompt(model);
+    require_bits_of_one_worker(model);
+  }
+}
+
+// Norms of what sublayers add, which need rows that all workers have made.
+void test_normed_branches_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_gemma3_text_float32(), kaoken_model_gemma3_text_int8()}) {
     require_steps_like_a_prompt(model);
     require_bits_of_one_worker(model);
   }
@@ -908,6 +918,7 @@ const Test tests[] = {
     TEST(narrow_types_keep_their_bits),
     TEST(grouped_heads_keep_their_bits),
     TEST(parallel_sublayers_keep_their_bits),
+    TEST(normed_branches_keep_their_bits),
     TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)
     TEST(fork_while_another_thread_generates),

@@ -25,13 +25,14 @@ KAOKEN_INLINE void project_up(const Pass &pass, const Worker &worker, const type
 }
 
 // Traits has what entered() and project_up() ask for, and the type of the other matrix (Down).
-template <class Traits>
+template <class Traits, class Branch = NoBranch>
 KAOKEN_INLINE void mlp(Pass &pass, const Worker &worker, const NormVectors &norm,
-                       const Product<typename Traits::Up> &up, const Product<typename Traits::Down> &down) {
+                       const Product<typename Traits::Up> &up, const Product<typename Traits::Down> &down,
+                       const Branch &branch = {}) {
   OwnRow<typename Traits::Up, Traits::kWidth> row;
   project_up<Traits>(pass, worker, entered<Traits>(pass, worker, row, norm), up);
   barrier(worker);
-  add_product<typename Traits::Down, Traits::kInner, Traits::kWidth>(pass, worker, pass.inner, down);
+  add_product<typename Traits::Down, Traits::kInner, Traits::kWidth>(pass, worker, pass.inner, down, branch);
   barrier(worker);
 }
 

@@ -56,16 +56,17 @@ KAOKEN_INLINE bool attend(Pass &pass, const Worker &worker, int64_t cache_before
 }
 
 // Traits has what attend() and entered() ask for. Returns false where the pass is over.
-template <class Traits>
+template <class Traits, class Branch = NoBranch>
 KAOKEN_INLINE bool self_attention(Pass &pass, const Worker &worker, int64_t cache_before, const NormVectors &norm,
                                   const Product<typename Traits::Qkv> &qkv, const Product<typename Traits::Out> &out,
                                   const typename Traits::Scheme::Rotary &rotary,
-                                  const typename Traits::Scheme::Bias &bias) {
+                                  const typename Traits::Scheme::Bias &bias, const Branch &branch = {}) {
   OwnRow<typename Traits::Qkv, Traits::kWidth> row;
   const typename Traits::Qkv::Input *x = entered<Traits>(pass, worker, row, norm);
   if (!attend<Traits>(pass, worker, cache_before, x, qkv, rotary, bias, [] {})) return false;
   barrier(worker);
-  add_product<typename Traits::Out, Traits::Scheme::Layout::kKeys, Traits::kWidth>(pass, worker, pass.attended, out);
+  add_product<typename Traits::Out, Traits::Scheme::Layout::kKeys, Traits::kWidth>(pass, worker, pass.attended, out,
+                                                                                   branch);
   barrier(worker);
   return true;
 }
