@@ -154,9 +154,10 @@ def smollm2() -> Path:
 
 
 def wanted(session: pytest.Session, fixture: str, parameter: str) -> set[Any]:
-    """The values of a parameter among the selected tests that use a fixture."""
+    """The values of a parameter among the selected tests that use a fixture; a module's own fixture may have none."""
     users = [item for item in session.items if fixture in getattr(item, "fixturenames", ())]
-    return {item.callspec.params.get(parameter) for item in users if hasattr(item, "callspec")}
+    parameters = [item.callspec.params for item in users if hasattr(item, "callspec")]
+    return {each[parameter] for each in parameters if parameter in each}
 
 
 def some_only_in_ci(names: Iterable[str], only_in_ci: Collection[str]) -> list[Any]:
