@@ -139,18 +139,6 @@ class GgufCheckpoint(Checkpoint):
             raise not_finite(tensor.file, name, bad, values.size)
         return values.reshape(shape)
 
-    def blocks(self, name: str, rows: slice | None = None) -> Blocks:
-        """Rows of a matrix as they are stored, in the family's order: uint8 [rows, bytes of a row].
-
-        `tensors[name].dtype` says what they are. Raises CheckpointError for an unknown name, ValueError where rows
-        of the family are columns of the file (GPT-2's Conv1D) or other values (Gemma's norms).
-        """
-        tensor = self._tensor(name)
-        if tensor.layout.transposed or tensor.layout.plus:
-            raise ValueError(f"{name} is stored transposed or with other values: blocks of the file are not its rows")
-        first, shape = row_range(tensor.shape, rows)
-        return _stored_rows(tensor, first, first + shape[0])
-
 
 def open_gguf(path: Path) -> GgufCheckpoint:
     """A GGUF file as a checkpoint, from its header alone (and the factors of rotary positions, where it has some).

@@ -29,8 +29,8 @@ Array = NDArray[np.float64]
 Parts = tuple[NDArray[Any], ...]  # a packer's result: weights first, then what belongs to them
 
 PANEL = 16  # kPanel of runtime/include/kaoken/pass.h
-GROUP = 32  # values of k that share a scale of an output, where k has groups: kGroup of runtime/kernels/kinds.h
-ROW_GROUP = 64  # values of k that share a scale of an int8 matrix's inputs: Int8::kGroup of the same
+GROUP = 32  # values of k that share a scale of an output, where k has groups: kGroup of runtime/kernels/group_tile.h
+ROW_GROUP = 64  # values of k that share a scale of the inputs of an int8 matrix, as Int8 of runtime/kernels/kinds.h has
 ROW_GROUP_BYTES = 8  # of a scale and what goes with it: GroupScale of runtime/kernels/group_tile.h
 LINE = 64  # bytes
 

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Kind
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, KaokenError, UnsupportedModelError
 from kaoken.codegen.families import read_graph, read_weights
-from kaoken.codegen.gguf_checkpoint import GgufCheckpoint, GgufTensor, readable_types
+from kaoken.codegen.gguf_checkpoint import readable_types
 from kaoken.codegen.gguf_header import read_header
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -175,21 +175,6 @@ def test_every_type_of_the_gguf_package(name: str, tmp_path: Path) -> None:
     expected = gguf.quants.dequantize(blocks, kind)
     np.testing.assert_array_equal(checkpoint.read("token_embd.weight"), expected)
     np.testing.assert_array_equal(checkpoint.read("token_embd.weight", slice(7, 20)), expected[7:20])
-
-
-def test_a_tensor_gives_its_blocks(tmp_path: Path) -> None:
-    """In the family's order, so that groups can be kept as they are."""
-    directory = llama.write(tmp_path / "llama", BLOCKY)
-    opened = open_checkpoint(write_llama(directory, tmp_path / "a.gguf", Kind.Q4_1))
-    assert isinstance(opened, GgufCheckpoint)
-    name = "layers.0.self_attn.q_proj.weight"
-    named = opened.named(lambda: [name], "model.")
-    info = named.tensors[name]
-    assert isinstance(info, GgufTensor)
-    assert (info.dtype, info.shape) == ("Q4_1", (256, 256))
-    for rows in (slice(None), slice(3, 50)):
-        blocks = named.blocks(name, rows)
-        np.testing.assert_array_equal(gguf.quants.dequantize(blocks, Kind.Q4_1), named.read(name, rows))
 
 
 # Baked

@@ -131,9 +131,10 @@ def bake(
     Args:
         checkpoint: A directory with config.json and model.safetensors, a GGUF file, or the id of a model on the
             Hugging Face hub, as OWNER/NAME:Q4_K_M for a GGUF; what exists wins.
-        dtype: Of the baked weights: "float32", "bfloat16", "int8", "int4" (the head in int8) or "int4-all".
+        dtype: Of the baked weights: "float32", "bfloat16", "int8", "int8-g32", "int4" and "int4-min" (the head in
+            int8), or "int4-all".
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
-            are the first four. A later pattern wins.
+            are these but the last. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
         context: Positions of a decoder's sequences; None is all that the checkpoint has, and there are no more.
         kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become

@@ -120,6 +120,7 @@ struct GroupSums<Rows, Panels, false> {
   KAOKEN_MEMBER void fence() const { __asm__ volatile("" ::: "memory"); }
   KAOKEN_MEMBER void end(float *, int64_t) const {}
 };
+
 template <class Scale, int Panels, class Sums, int... P, int... I>
 KAOKEN_INLINE void add_group(const GroupedRows &x, int64_t group, const uint16_t *scales, int64_t scale_stride,
                              const Ints *products, Sums &sums, Indices<P...>, Indices<I...>) {

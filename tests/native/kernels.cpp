@@ -242,7 +242,6 @@ EXPORT int64_t relative_buckets() { return kBuckets; }
 #include "kernels.inc"
 
 // What 8-bit inputs are stored less: 128 where the ISA multiplies signed bytes.
-EXPORT int input_offset() { return kInputOffset; }
 EXPORT int weight_zero() { return kWeightZero; }
 
 #define LAYER_NORM(width)                                                                                           \
