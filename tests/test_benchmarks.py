@@ -277,7 +277,17 @@ def test_gguf_files_have_the_weights_of_their_checkpoints(
     assert len(found) == len([name for name in expected if not name.startswith("pooler.")])
 
 
+@pytest.fixture
+def threads_of_torch() -> Iterator[None]:
+    """Sets back what engines set, which the bits of a later training depend on."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.ci
+@pytest.mark.usefixtures("threads_of_torch")
 @pytest.mark.parametrize("name", ["kaoken float32", *PEERS["encode"]["float32"]])
 def test_encoders_agree_and_their_cold_starts_print_the_first_vector(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

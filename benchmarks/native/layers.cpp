@@ -92,7 +92,7 @@ EXPORT void layer_linear(int64_t threads, int64_t rows, int64_t repeats, int64_t
   Buffer<float> x(rows * kWidth), y(rows * width);
   Random().fill(x);
   time_layer(threads, repeats, passes, seconds, false, [&](const Worker &worker) {
-    linear<Float32, kWidth, width / kLanes>(worker, {x.data, nullptr}, rows, head.matrix(),
+    linear<Float32, kWidth, width / kLanes>(worker, x.data, rows, head.matrix(),
                                             Store<Unchanged, width>{y.data, head.bias.data});
   });
 }
@@ -113,8 +113,8 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   pass.qkv = split.data;
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, true, [&](const Worker &worker) {
-    self_attention<Attention>(pass, worker, 0, {}, {qkv.matrix(), qkv.bias.data, nullptr},
-                              {out.matrix(), out.bias.data, nullptr}, {}, {});
+    self_attention<Attention>(pass, worker, 0, {}, {qkv.matrix(), qkv.bias.data},
+                              {out.matrix(), out.bias.data}, {}, {});
   });
 }
 
@@ -128,6 +128,6 @@ EXPORT void layer_mlp(int64_t threads, int64_t rows, int64_t repeats, int64_t pa
   pass.hidden = x.data;
   pass.inner = inner.data;
   time_layer(threads, repeats, passes, seconds, true, [&](const Worker &worker) {
-    mlp<Mlp>(pass, worker, {}, {up.matrix(), up.bias.data, nullptr}, {down.matrix(), down.bias.data, nullptr});
+    mlp<Mlp>(pass, worker, {}, {up.matrix(), up.bias.data}, {down.matrix(), down.bias.data});
   });
 }
