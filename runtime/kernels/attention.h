@@ -120,9 +120,11 @@ KAOKEN_INLINE HeadShare head_share(const Worker &worker) {
   return {share(Groups, worker), {0, 1, worker.team}};
 }
 
-// Rows that are attended side by side; they start at positions that are multiples of it and so end in one page.
+// Rows that are attended side by side: consecutive positions of one head, which start at multiples of it and so end in
+// one page, or, where positions are fewer, the heads of one group at one position.
 constexpr int kAttentionRows = kTileRows >= 8 ? 8 : kTileRows >= 4 ? 4 : 2;
 static_assert(kPage % kAttentionRows == 0);
+enum class Beside { kPositions, kHeads };
 
 // Running maxima of up to 16 rows, and their running sums with 16 lanes a row.
 template <int Rows>
@@ -131,25 +133,45 @@ struct Softmax {
   Vec total[Rows];
 };
 
-// out[r][0 .. 16 panels) as `tile` does, for any number of panels and for Rows rows, kAttentionRows at a time.
-template <class Step, int Rows>
+// How far in memory the page lies that will be read behind this one.
+struct NextPage {
+  int64_t bytes;
+};
+template <class Weight>
+KAOKEN_INLINE Ahead ahead_of(const NextPage &next, const Weight *w, int64_t w_stride) {
+  return {reinterpret_cast<const char *>(w) + next.bytes, w_stride * static_cast<int64_t>(sizeof *w)};
+}
+template <class Weight>
+KAOKEN_INLINE NothingAhead ahead_of(NothingAhead, const Weight *, int64_t) {
+  return {};
+}
+
+// out[r][0 .. 16 panels) as `tile` does, for any number of panels and for Rows rows, at most kAttentionRows at a time.
+// Where what lies `next` bytes behind the weights will be read next, each line that is read fetches the one there.
+template <class Step, int Rows, class Next = NothingAhead>
 KAOKEN_INLINE void product(const typename Step::Input *x, int64_t x_stride, const typename Step::Weight *w,
                            int64_t w_stride, int64_t steps, typename Step::Element *out, int64_t out_stride,
-                           int64_t panels, bool resume = false) {
-  constexpr int rows = Rows < kAttentionRows ? Rows : kAttentionRows;
-  constexpr int most = rows <= 2 ? kStreamPanels : kTilePanels;
-  for (int64_t row = 0; row < Rows; row += rows) {
+                           int64_t panels, bool resume = false, const Next &next = {}) {
+  constexpr int rows = Rows < kAttentionRows ? Rows : kAttentionRows, rest = Rows % rows;
+  constexpr bool few = rows <= 2 || rows * kStreamPanels <= kTileRows * kTilePanels;
+  constexpr int most = few ? kStreamPanels : kTilePanels;
+  for (int64_t row = 0; row < Rows - rest; row += rows) {
     const auto *inputs = x + row * x_stride;
     auto *sums = out + row * out_stride;
     int64_t panel = 0;
     for (; panel + most <= panels; panel += most) {
       tile<Step, rows, most>(inputs, x_stride, w + panel * w_stride, w_stride, steps, sums + panel * kLanes, out_stride,
-                             resume);
+                             resume, ahead_of(next, w + panel * w_stride, w_stride));
     }
     for (; panel < panels; ++panel) {
       tile<Step, rows, 1>(inputs, x_stride, w + panel * w_stride, w_stride, steps, sums + panel * kLanes, out_stride,
-                          resume);
+                          resume, ahead_of(next, w + panel * w_stride, w_stride));
     }
+  }
+  if constexpr (rest > 0) {
+    constexpr int64_t row = Rows - rest;
+    product<Step, rest>(x + row * x_stride, x_stride, w, w_stride, steps, out + row * out_stride, out_stride, panels,
+                        resume);
   }
 }
 
@@ -197,13 +219,14 @@ KAOKEN_INLINE Vec exponentials(float *scores, int64_t count, float largest) {
   return sum;
 }
 
-// Merges a page into Rows consecutive rows, of which the first sees `valid` positions of it and, where a row sees the
-// past, each further one sees one more, up to the whole page. query: [Rows][Dim]; out: [Rows][out_stride]; `bias` is
-// the first row's of the page's first key.
-template <class Scheme, int Rows>
+// Merges a page into Rows rows, of which the first sees `valid` positions of it and, where rows are positions that see
+// the past, each further one sees one more, up to the whole page. query: [Rows][Dim]; out: [Rows][out_stride]; `bias`
+// is the first row's of the page's first key.
+template <class Scheme, int Rows, Beside beside = Beside::kPositions, class Next = NothingAhead>
 KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query, const float *query_scales, float *out,
                                int64_t out_stride, const HeadPage<typename Scheme::Cache, Scheme::Layout::kDim> &page,
-                               const float *bias, bool first, int64_t valid, Softmax<Rows> &state) {
+                               const float *bias, bool first, int64_t valid, Softmax<Rows> &state,
+                               const Next &next = {}) {
   using Type = typename Scheme::Cache;
   using Step = typename Type::Step;
   constexpr int planes = Type::kPlanes;
@@ -213,11 +236,11 @@ KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query,
   alignas(kAlignment) typename Step::Input probabilities[Rows * planes * kPage];
   alignas(kAlignment) typename Step::Element sums[Rows * planes * dim];
   const auto sees = [&](int64_t row) {
-    if constexpr (Scheme::kSees != Sees::kPast) return valid;
+    if constexpr (Scheme::kSees != Sees::kPast || beside == Beside::kHeads) return valid;
     return valid + row < kPage ? valid + row : kPage;
   };
   const int64_t seen = (sees(Rows - 1) + kLanes - 1) / kLanes;  // panels
-  product<Step, Rows>(query, dim, page.keys, dim * kLanes, dim / Step::kStep, products, kPage, seen);
+  product<Step, Rows>(query, dim, page.keys, dim * kLanes, dim / Step::kStep, products, kPage, seen, false, next);
 
   // In stages, since each is a chain of its own for every row and one row has to wait for itself.
   const Vec before = load(state.largest);
@@ -241,7 +264,7 @@ KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query,
   constexpr int64_t stride = kPage * kLanes;
   const int64_t common = Type::kExact ? round_up(sees(Rows - 1), Step::kStep) : valid / Step::kStep * Step::kStep;
   product<Step, Rows * planes>(probabilities, kPage, page.values(), stride, common / Step::kStep, sums, dim,
-                               dim / kLanes);
+                               dim / kLanes, false, next);
   if constexpr (!Type::kExact) {
     for (int row = 0; row < Rows; ++row) {
       if (sees(row) == common) continue;
@@ -260,16 +283,20 @@ KAOKEN_INLINE void attend_page(const typename Scheme::Cache::Step::Input *query,
 // Windows. The functions above do without them, as what they would do with the limits that are not there changes the
 // code that g++ makes of them.
 
-// The positions of a page that consecutive rows see: row i those of [begin + i, end + i) that lie in the page and in
-// the sequence, all of them counted from the page's first one. That may be none.
+// The positions of a page that rows see: the one at i positions behind the first those of [begin + i, end + i) that lie
+// in the page and in the sequence, all of them counted from the page's first one. That may be none.
+template <Beside beside>
 struct Sight {
   int64_t begin, end, length;
 
-  KAOKEN_MEMBER int64_t from(int64_t row) const { return in_page(begin + row); }
-  KAOKEN_MEMBER int64_t to(int64_t row) const { return in_page(end + row < length ? end + row : length); }
+  KAOKEN_MEMBER int64_t from(int64_t row) const { return in_page(begin + behind(row)); }
+  KAOKEN_MEMBER int64_t to(int64_t row) const {
+    return in_page(end + behind(row) < length ? end + behind(row) : length);
+  }
   KAOKEN_MEMBER bool empty(int64_t row) const { return from(row) >= to(row); }
 
  private:
+  KAOKEN_INLINE int64_t behind(int64_t row) { return beside == Beside::kHeads ? 0 : row; }
   KAOKEN_INLINE int64_t in_page(int64_t position) { return position < 0 ? 0 : position < kPage ? position : kPage; }
 };
 
@@ -309,11 +336,11 @@ KAOKEN_INLINE void gather(const typename Step::Input *p, const typename Step::We
 
 // attend_page() with a window, in which one row at least sees some of the page. Rows that see nothing of it stay as
 // they are: a maximum of -infinity less itself would be NaN. `out` begins with zeros.
-template <class Scheme, int Rows>
+template <class Scheme, int Rows, Beside beside>
 KAOKEN_INLINE void attend_window(const typename Scheme::Cache::Step::Input *query, const float *query_scales,
                                  float *out, int64_t out_stride,
                                  const HeadPage<typename Scheme::Cache, Scheme::Layout::kDim> &page, const float *bias,
-                                 const Sight &sight, Softmax<Rows> &state) {
+                                 const Sight<beside> &sight, Softmax<Rows> &state) {
   using Type = typename Scheme::Cache;
   using Step = typename Type::Step;
   constexpr int planes = Type::kPlanes;
@@ -372,8 +399,8 @@ KAOKEN_INLINE void attend_window(const typename Scheme::Cache::Step::Input *quer
   }
 }
 
-// Merges the pages of the windows of Rows consecutive rows, the first at `position`, into `out`.
-template <class Scheme, int Rows, class Cache>
+// Merges the pages of the windows of Rows rows, the first at `position`, into `out`.
+template <class Scheme, int Rows, Beside beside, class Cache>
 KAOKEN_INLINE void attend_windows(const typename Scheme::Cache::Step::Input *query, const float *query_scales,
                                   float *out, int64_t out_stride, const Cache &cache, const Sequence &sequence,
                                   int64_t head, int64_t position, const typename Scheme::Bias &bias,
@@ -383,11 +410,14 @@ KAOKEN_INLINE void attend_windows(const typename Scheme::Cache::Step::Input *que
   for (int row = 0; row < Rows; ++row) {
     for (int64_t d = 0; d < dim; d += kLanes) store(out + row * out_stride + d, broadcast(0.0f));
   }
-  const int64_t last = position + Rows + in_front, end = last < sequence.length ? last : sequence.length;
+  const int64_t last = position + (beside == Beside::kHeads ? 1 : Rows) + in_front,
+                end = last < sequence.length ? last : sequence.length;
   const int64_t first = position > reach ? position - reach : 0, group = head / Scheme::Layout::kShared;
   for (int64_t begin = first / kPage * kPage; begin < end; begin += kPage) {
-    if (Rows == 1 && end - begin > kPage) cache.prefetch(sequence.pages, group, begin + kPage);
-    const Sight sight = {position - reach - begin, position + 1 + in_front - begin, sequence.length - begin};
+    if (beside == Beside::kHeads && end - begin > kPage) {
+      cache.prefetch(sequence.pages, group, begin + kPage);
+    }
+    const Sight<beside> sight = {position - reach - begin, position + 1 + in_front - begin, sequence.length - begin};
     attend_window<Scheme, Rows>(query, query_scales, out, out_stride, cache.page(sequence.pages, group, begin),
                                 bias.row(head, position - begin), sight, state);
   }
@@ -404,8 +434,9 @@ KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
   return Scheme::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
 }
 
-// Attends Rows consecutive rows of one sequence and head, the first at `position`, all of which lie in one page.
-template <class Scheme, int Rows, class Cache>
+// Attends Rows rows of one sequence: those of a head from `position` on, all of which lie in one page, or those at
+// `position` of the heads from `head` on, all of which share a key.
+template <class Scheme, int Rows, Beside beside, class Cache>
 KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *out, int64_t out_stride,
                                const Cache &cache, const Sequence &sequence, int64_t head, int64_t position,
                                const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
@@ -417,19 +448,28 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
   for (int row = 0; row < Rows; ++row) {
     state.total[row] = broadcast(0.0f);
     alignas(kAlignment) float turned[Scheme::Rotary::kNone ? kLanes : dim];
-    const float *given = rotary.template query<dim>(query + row * query_stride, position + row, turned);
+    const float *given =
+        rotary.template query<dim>(query + row * query_stride, position + (beside == Beside::kHeads ? 0 : row), turned);
     scales[row] = Scheme::Cache::template query<dim>(given, queries + row * dim);
   }
   if constexpr (Scheme::kWindow) {
-    attend_windows<Scheme, Rows>(queries, scales, out, out_stride, cache, sequence, head, position, bias, state);
+    attend_windows<Scheme, Rows, beside>(queries, scales, out, out_stride, cache, sequence, head, position, bias,
+                                         state);
   } else {
     const int32_t *pages = pages_of<Scheme>(sequence);
     const int64_t end = seen_from<Scheme>(sequence, position), group = head / Scheme::Layout::kShared;
     for (int64_t begin = 0; begin < end; begin += kPage) {
       const int64_t left = end - begin;
-      if (Rows == 1 && left > kPage) cache.prefetch(pages, group, begin + kPage);
-      attend_page<Scheme, Rows>(queries, scales, out, out_stride, cache.page(pages, group, begin),
-                                bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage, state);
+      const auto page = cache.page(pages, group, begin);
+      if constexpr (beside == Beside::kHeads) {
+        const NextPage next = {left > kPage ? cache.to_next(pages, begin) : 0};
+        cache.prefetch_extra(page, next.bytes);
+        attend_page<Scheme, Rows, beside>(queries, scales, out, out_stride, page, bias.row(head, position - begin),
+                                          begin == 0, left < kPage ? left : kPage, state, next);
+      } else {
+        attend_page<Scheme, Rows, beside>(queries, scales, out, out_stride, page, bias.row(head, position - begin),
+                                          begin == 0, left < kPage ? left : kPage, state);
+      }
     }
   }
   for (int row = 0; row < Rows; ++row) {
@@ -521,6 +561,24 @@ KAOKEN_INLINE void keep_outputs(Pass &pass, const Worker &worker) {
   pass.batch = pass.outputs;
 }
 
+// Attends the heads from `head` to `end`, which share a key, at one position, as many side by side as can be.
+template <class Scheme, int Most, class Cache>
+KAOKEN_INLINE void attend_heads(Turns &turns, const float *queries, float *out, const Cache &cache,
+                                const Sequence &sequence, int64_t head, int64_t end, int64_t position,
+                                const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
+  constexpr int64_t dim = Scheme::Layout::kDim;
+  for (; head + Most <= end; head += Most) {
+    if (!turns.mine()) continue;
+    attend_rows<Scheme, Most, Beside::kHeads>(queries + head * dim, dim, out + head * dim, dim, cache, sequence, head,
+                                              position, rotary, bias);
+  }
+  if constexpr (constexpr int rest = Scheme::Layout::kShared % Most; rest > 0) {
+    if (!turns.mine()) return;
+    attend_rows<Scheme, rest, Beside::kHeads>(queries + head * dim, dim, out + head * dim, dim, cache, sequence, head,
+                                              position, rotary, bias);
+  }
+}
+
 // The queries of pass.qkv and the cache -> pass.attended. Workers that share heads take turns at groups of rows, so
 // that the longer ones at the end of a prompt are spread over all.
 template <class Scheme>
@@ -528,26 +586,29 @@ void attention(const Pass &pass, const HeadShare &own, const CacheOf<Scheme> &ca
                const typename Scheme::Rotary &rotary, const typename Scheme::Bias &bias) {
   using Layout = typename Scheme::Layout;
   constexpr int64_t dim = Layout::kDim, stride = Layout::kStride, width = Layout::kKeys, shared = Layout::kShared;
+  constexpr int heads = !Scheme::Bias::kNone ? 1 : shared < kAttentionRows ? shared : kAttentionRows;
   Turns turns(own.worker);
   for (int64_t i = 0; i < pass.batch.count; ++i) {
     const Sequence &sequence = pass.batch.sequences[i];
     const int64_t begin = sequence.past, end = begin + sequence.count;
-    const int64_t row = sequence.row - begin;  // of position 0
-    for (int64_t head = own.groups.begin * shared; head < own.groups.end * shared; ++head) {
-      const float *query = pass.qkv + row * stride + head * dim;
-      float *out = pass.attended + row * width + head * dim;
+    const float *queries = pass.qkv + (sequence.row - begin) * stride;  // of position 0
+    float *attended = pass.attended + (sequence.row - begin) * width;
+    for (int64_t key = own.groups.begin; key < own.groups.end; ++key) {
       for (int64_t group = begin / kAttentionRows * kAttentionRows; group < end; group += kAttentionRows) {
-        if (!turns.mine()) continue;
         int64_t from = group < begin ? begin : group;
         __asm__("" : "+r"(from));  // else g++ writes the first group's code twice
         if (from == group && group + kAttentionRows <= end) {
-          attend_rows<Scheme, kAttentionRows>(query + group * stride, stride, out + group * width, width, cache,
-                                              sequence, head, group, rotary, bias);
+          for (int64_t head = key * shared; head < (key + 1) * shared; ++head) {
+            if (!turns.mine()) continue;
+            attend_rows<Scheme, kAttentionRows, Beside::kPositions>(queries + group * stride + head * dim, stride,
+                                                                    attended + group * width + head * dim, width, cache,
+                                                                    sequence, head, group, rotary, bias);
+          }
           continue;
         }
         for (int64_t position = from; position < end && position < group + kAttentionRows; ++position) {
-          attend_rows<Scheme, 1>(query + position * stride, 0, out + position * width, 0, cache, sequence, head,
-                                 position, rotary, bias);
+          attend_heads<Scheme, heads>(turns, queries + position * stride, attended + position * width, cache, sequence,
+                                      key * shared, (key + 1) * shared, position, rotary, bias);
         }
       }
     }

@@ -48,6 +48,15 @@ struct BlockCache {
     uint8_t *begin = block + pages[position / kPage] * page_bytes + head * kHeadBytes * kPage;
     return {reinterpret_cast<typename Type::Element *>(begin)};
   }
+  // In bytes, to the page behind that of a position.
+  KAOKEN_MEMBER int64_t to_next(const int32_t *pages, int64_t position) const {
+    return (pages[position / kPage + 1] - pages[position / kPage]) * page_bytes;
+  }
+  // What lies behind keys and values, `next` bytes from a page on.
+  KAOKEN_MEMBER void prefetch_extra(const HeadPage<Type, kDim> &page, int64_t next) const {
+    const auto *begin = reinterpret_cast<const char *>(page.keys) + (kHeadBytes - Type::kExtraBytes) * kPage + next;
+    for (int64_t i = 0; i < Type::kExtraBytes * kPage; i += kLine) __builtin_prefetch(begin + i);
+  }
   // Pages do not follow each other in memory, so the processor does not do this by itself.
   KAOKEN_MEMBER void prefetch(const int32_t *pages, int64_t head, int64_t position) const {
     const auto *begin = reinterpret_cast<const char *>(page(pages, head, position).keys);
