@@ -154,7 +154,7 @@ KAOKEN_INLINE void product(const typename Step::Input *x, int64_t x_stride, cons
                            int64_t panels, bool resume = false, const Next &next = {}) {
   constexpr int rows = Rows < kAttentionRows ? Rows : kAttentionRows, rest = Rows % rows;
   constexpr bool few = rows <= 2 || rows * kStreamPanels <= kTileRows * kTilePanels;
-  constexpr int most = few ? kStreamPanels : kTilePanels;
+  constexpr int most = few ? kStreamPanels : kTilePanels < 2 ? kTilePanels : 2;
   for (int64_t row = 0; row < Rows - rest; row += rows) {
     const auto *inputs = x + row * x_stride;
     auto *sums = out + row * out_stride;
