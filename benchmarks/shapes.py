@@ -61,6 +61,25 @@ SHAPES: dict[str, Config] = {
         "eos_token_id": 0,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 2048,  # of 32768, as above
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "initializer_range": 0.02,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": True,
+    },
     "bert-base": {
         **_BERT,
         "hidden_size": 768,
@@ -99,7 +118,7 @@ SHAPES: dict[str, Config] = {
 }
 
 # model_type -> what such a model is measured at; rows.py and engines/ have a part for each.
-TASKS = {"gpt2": "decode", "llama": "decode", "bert": "encode", "t5": "translate"}
+TASKS = {"gpt2": "decode", "llama": "decode", "qwen2": "decode", "bert": "encode", "t5": "translate"}
 
 
 def random_tensors(config: Config, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -149,6 +168,8 @@ def _llama(config: Config) -> Iterator[Rule]:
     for layer in range(config["num_hidden_layers"]):
         for name, shape in linears.items():
             yield f"model.layers.{layer}.{name}.weight", shape, deviation
+            if config["model_type"] == "qwen2" and name.endswith(("q_proj", "k_proj", "v_proj")):
+                yield f"model.layers.{layer}.{name}.bias", shape[:1], 0.0
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"model.layers.{layer}.{norm}.weight", (width,), ONES
     yield "model.norm.weight", (width,), ONES
@@ -212,4 +233,4 @@ def _with_bias(name: str, shape: tuple[int, ...], outputs: int, deviation: float
     yield f"{name}.bias", (outputs,), 0.0
 
 
-_RULES = {"gpt2": _gpt2, "llama": _llama, "bert": _bert, "t5": _t5}
+_RULES = {"gpt2": _gpt2, "llama": _llama, "qwen2": _llama, "bert": _bert, "t5": _t5}

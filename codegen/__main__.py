@@ -26,6 +26,7 @@ from .identifier import identifier
 from .identity import STATE, same, state
 from .isa import TABLE, canonical_machine, resolve
 from .memory import MemoryBudget, check_reach, make_budget
+from .own_types import resolve as resolve_own
 from .pipeline import Options, bake, generate
 from .plan import plan_text
 from .settings import OPTIONS, check_kernels
@@ -65,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> None:
     source = resolve_model(arguments.checkpoint, revision=arguments.revision or None, root=arguments.root)
+    adapter = _adapter_directory(arguments.adapter, arguments.root)
+    opened = open_checkpoint(source.path, None if adapter is None else Path(adapter))
     types = make_types(arguments.dtype, arguments.tensor_dtypes or "", arguments.cache_dtype or None)
+    types = resolve_own(types, opened)
     options = Options(
         name=_checked_name(arguments.name or identifier(source.name)),
         source=arguments.source or source.name,
@@ -77,11 +81,10 @@ def _plan(arguments: argparse.Namespace) -> None:
         budget=make_budget(arguments.compile_memory or None, arguments.jobs),
         kernels=check_kernels(arguments.kernels),
         context=arguments.context,
-        adapter=_adapter_directory(arguments.adapter, arguments.root),
+        adapter=adapter,
     )
     checkpoint = os.path.abspath(source.path)
     directory = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    opened = open_checkpoint(source.path, options.adapter_directory)
     planned = state(directory, watched_names(opened, source.path))
     baked = bake(source.path, options)
     warning = read_generation(baked.checkpoint).warning()

@@ -19,6 +19,7 @@ CHOICES = {
     "int4-all": ("int4", "int4", "int8"),
     "int4-min": ("int4-min", "int8", "int8"),
 }
+OWN = "own"  # those nearest the checkpoint's own (own_types.py)
 DTYPES = tuple(CHOICES)
 TENSOR_DTYPES = tuple(dict.fromkeys(blocks for blocks, _, _ in CHOICES.values()))
 CACHE_DTYPES = tuple(dict.fromkeys(cache for _, _, cache in CHOICES.values()))
@@ -81,15 +82,19 @@ class Types:
 
 
 def make_types(dtype: str, overrides: str = "", cache: str | None = None) -> Types:
-    """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError."""
-    _check_name("dtype", dtype, DTYPES)
-    cache = cache or CHOICES[dtype][2]
-    _check_name("cache_dtype", cache, CACHE_DTYPES)
+    """Types from settings; overrides are like "h.*.mlp.*=int8,lm_head=bfloat16". Raises InputError.
+
+    Those of "own" have no other use than to be resolved, and the cache's may be "".
+    """
+    _check_name("dtype", dtype, (*DTYPES, OWN))
+    if cache or dtype != OWN:
+        cache = cache or CHOICES[dtype][2]
+        _check_name("cache_dtype", cache, CACHE_DTYPES)
     parsed: dict[str, str] = {}  # in the order of the last mention
     for pattern, tensor_dtype in (_parse(each) for each in overrides.replace(";", ",").split(",") if each.strip()):
         parsed.pop(pattern, None)
         parsed[pattern] = tensor_dtype
-    return Types(dtype, tuple(parsed.items()), cache)
+    return Types(dtype, tuple(parsed.items()), cache or "")
 
 
 def _check_name(setting: str, dtype: object, known: tuple[str, ...]) -> None:

@@ -34,6 +34,11 @@ ROW_GROUP = 64  # values of k that share a scale of the inputs of an int8 matrix
 ROW_GROUP_BYTES = 8  # of a scale and what goes with it: GroupScale of runtime/kernels/group_tile.h
 LINE = 64  # bytes
 
+_SAMPLE = 64  # groups that tell whether to look for grids
+_MANY = 8  # values that lie on no grid by chance
+_NEARLY = 1e-3  # of a step of a grid, for what float32 has rounded
+_NEARLY_HALF = 2.0**-20  # of a step, for the same
+
 SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
 
 
@@ -94,10 +99,12 @@ def _unsigned_panels(integers: NDArray[np.int8]) -> NDArray[Any]:
 def quantize_int8_groups(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """[N, K], K a multiple of 32 -> integers [N, K] in [-127, 127] and scales [N, K / 32].
 
-    The largest of each group is at 127, as in GGUF's Q8_0. Scales are rounded to float16 first.
+    The largest of each group is at 127, as in GGUF's Q8_0, or where a grid puts it. Scales are rounded to float16
+    first.
     """
     groups = weight.reshape(weight.shape[0], -1, GROUP)
-    integers, scale = _round_groups(groups, _half(np.abs(groups).max(axis=2) / 127), -127, 127)
+    steps = _on_grid(np.abs(groups), np.abs(groups).max(axis=2) / 127, 127)
+    integers, scale = _round_groups(groups, _half(steps), -127, 127)
     return integers.reshape(weight.shape), scale
 
 
@@ -115,12 +122,13 @@ def _group_panels(scale: NDArray[np.float16]) -> NDArray[Any]:
 def quantize_int4(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """[N, K], K a multiple of 32 -> integers [N, K] in [-8, 7] and scales [N, K / 32].
 
-    Of the two scales that put a group's largest value at 7 or at -8, the one that leaves the smaller squared error.
-    Scales are rounded to float16 first, and values are rounded against what remains.
+    Of the two scales that put a group's largest value at 7, or where a grid does, or at -8, the one that leaves the
+    smaller squared error. Scales are rounded to float16 first, and values are rounded against what remains.
     """
     groups = weight.reshape(weight.shape[0], -1, GROUP)
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=2)[..., None], axis=2)[..., 0]
-    tried = [_round_groups(groups, _half(scale), -8, 7) for scale in (np.abs(extreme) / 7, extreme / -8)]
+    positive = _on_grid(np.abs(groups), np.abs(extreme) / 7, 8)
+    tried = [_round_groups(groups, _half(scale), -8, 7) for scale in (positive, extreme / -8)]
     with np.errstate(invalid="ignore"):  # a scale past float16 is infinite, which packing refuses
         errors = [((q * scale[..., None].astype(np.float64) - groups) ** 2).sum(axis=2) for q, scale in tried]
     second = errors[1] < errors[0]
@@ -142,6 +150,34 @@ def _round_groups(
     return np.clip(np.rint(groups / divisor[..., None]), low, high).astype(np.int8), scale
 
 
+def _on_grid(values: Array, steps: Array, most: int) -> Array:
+    """`steps` [N, groups], but of each group of `values` [N, groups, 32], all at least 0, that are multiples of another
+    step up to `most` of it, that step: weights that were quantized before keep their integers.
+
+    Of several one that is a float16, else the largest. `steps` as they are where some group has none.
+    """
+    values, found = values.reshape(-1, GROUP), steps.ravel().copy()
+    largest = values.max(axis=1)
+    left = np.flatnonzero(largest > 0)
+    if np.count_nonzero(values[left[:_SAMPLE]], axis=1).max(initial=0) < _MANY:
+        return steps
+    for groups in (left[:_SAMPLE], left):
+        for halves, counts in ((True, (most, *range(1, most))), (False, range(1, most + 1))):
+            for count in counts:
+                tried = largest[groups] / count
+                multiples = values[groups] / tried[:, None]
+                fit = np.abs(multiples - np.rint(multiples)).max(axis=1, initial=0) < _NEARLY
+                if halves:
+                    fit &= np.abs(_half(tried) - tried) < tried * _NEARLY_HALF
+                found[groups[fit]] = tried[fit]
+                groups = groups[~fit]
+                if not groups.size:
+                    break
+        if groups.size:
+            return steps
+    return found.reshape(steps.shape)
+
+
 def pack_int4(weight: NDArray[np.floating]) -> Parts:
     """The panels of [N, K], and scales."""
     integers, scale = quantize_int4(pad(weight, PANEL, GROUP))
@@ -159,12 +195,12 @@ def _nibble_panels(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
 def quantize_int4_min(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """[N, K], K a multiple of 32 -> integers [N, K] in [0, 15], and scales and minima [N, K / 32, 2].
 
-    A weight is scale * integer + minimum, the least and the largest of a group at 0 and 15, as in GGUF's Q4_1. Both
-    are rounded to float16 first, and values are rounded against what remains.
+    A weight is scale * integer + minimum, the least and the largest of a group at 0 and 15, as in GGUF's Q4_1, or where
+    a grid puts them. Both are rounded to float16 first, and values are rounded against what remains.
     """
     groups = weight.reshape(weight.shape[0], -1, GROUP)
     least, most = groups.min(axis=2), groups.max(axis=2)
-    scale, minimum = _half((most - least) / 15), _half(least)
+    scale, minimum = _half(_on_grid(groups - least[..., None], (most - least) / 15, 15)), _half(least)
     with np.errstate(invalid="ignore"):  # an infinite minimum, which packing refuses
         centred = groups - minimum[..., None].astype(np.float64)
         integers, _ = _round_groups(centred, scale, 0, 15)

@@ -157,10 +157,10 @@ OPTIONS = (  # of whichever model
     ),
     Setting(
         "dtype",
-        "of the weights: `float32`, `bfloat16`, `int8`, `int8-g32`, `int4` and `int4-min` (the head in int8), or "
-        "`int4-all`",
+        "of the weights: `float32`, `bfloat16`, `int8`, `int8-g32`, `int4` and `int4-min` (the head in int8), "
+        "`int4-all`, or `own`: those nearest a GGUF's own, and `float32` of other checkpoints",
         lambda value: make_types(value).dtype,
-        default="float32",
+        default="own",
     ),
     Setting(
         "tensor-dtypes",

@@ -202,7 +202,7 @@ def models(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def load(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """`load(name)` is a model; all are baked together, by CMake alone."""
-    arguments = {name: (path, "ISA native") for name, path in models.items() if name != "bert"}
+    arguments = {name: (path, "DTYPE float32 ISA native") for name, path in models.items() if name != "bert"}
     libraries = bake_together(tmp_path_factory.mktemp("together"), arguments)
     return lambda name: kaoken.load(libraries[name])
 

@@ -59,7 +59,6 @@ _PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _FAMILIES = {  # by module
     "torch_compile": ("gpt2",),  # ten minutes for the 30 blocks of a SmolLM2
-    "llama_cpp_python": ("gpt2",),  # what gguf_file.py writes
 }
 _MODULES = {"torch-compile": "torch_compile", "torch": "torch_eager", "llama.cpp": "llama_cpp_python"}
 
@@ -76,7 +75,9 @@ PEERS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "bfloat16": ("llama.cpp BF16",),
         "int8": ("onnxruntime int8", "openvino int8", "ctranslate2 int8", "llama.cpp Q8_0"),
+        "int8-g32": ("llama.cpp Q8_0",),
         "int4": ("openvino int4", "llama.cpp Q4_0"),
+        "int4-min": ("llama.cpp Q4_1",),
         "int4-all": ("openvino int4", "llama.cpp Q4_0"),
     },
     "encode": {

@@ -1,4 +1,4 @@
-"""A GPT-2 or BERT checkpoint as a float32 GGUF file, named as llama.cpp's converter names it."""
+"""A GPT-2, Llama, Qwen2 or BERT checkpoint as a float32 GGUF file, named as llama.cpp's converter names it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def write_gguf(checkpoint: Checkpoint, path: Path) -> None:
     family = config["model_type"]
     fields, tensors, architecture = {
         "gpt2": (_gpt2_fields, _gpt2_tensors, gguf.MODEL_ARCH.GPT2),
+        "llama": (_llama_fields, _llama_tensors, gguf.MODEL_ARCH.LLAMA),
+        "qwen2": (_llama_fields, _qwen2_tensors, gguf.MODEL_ARCH.QWEN2),
         "bert": (_bert_fields, _bert_tensors, gguf.MODEL_ARCH.BERT),
     }[family]
     writer = gguf.GGUFWriter(path, family)
@@ -60,6 +62,39 @@ def _gpt2_tensors(checkpoint: Checkpoint) -> Tensors:
         if canonical != "lm_head.weight":
             turned = canonical.startswith("h.") and tensor.ndim == 2
             yield f"transformer.{canonical}", tensor.T if turned else tensor
+
+
+def _llama_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
+    """Writes the shape and returns the number of layers."""
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    return int(config["num_hidden_layers"])
+
+
+def _neighbours(matrix: NDArray[np.float32], dims: int) -> NDArray[np.float32]:
+    """The outputs of heads of `dims` with those side by side that rotary positions turn together."""
+    return matrix.reshape(-1, 2, dims // 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
+
+
+def _llama_tensors(checkpoint: Checkpoint) -> Tensors:
+    dims = checkpoint.config()["head_dim"]
+    for name, tensor in load_file(checkpoint.directory / "model.safetensors").items():
+        turned = name.endswith(("q_proj.weight", "k_proj.weight"))
+        yield name, _neighbours(tensor, dims) if turned else tensor
+
+
+def _qwen2_tensors(checkpoint: Checkpoint) -> Tensors:
+    """As they are: llama.cpp turns the halves of this family's heads."""
+    yield from load_file(checkpoint.directory / "model.safetensors").items()
 
 
 def _bert_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:

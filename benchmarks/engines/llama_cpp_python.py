@@ -12,7 +12,7 @@ from benchmarks.engines.base import Decoder, Ids
 from benchmarks.engines.gguf_file import write_gguf
 from benchmarks.models import Checkpoint
 
-FILE_TYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # llama_ftype
+FILE_TYPES = {"F32": 0, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}  # llama_ftype
 
 
 class LlamaCpp(Decoder):

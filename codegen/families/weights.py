@@ -161,6 +161,10 @@ class Weights:
         name = self._renamed.get(name, name)
         return self._checkpoint.read(self._stored.get(name, name), rows)
 
+    def type_of(self, name: str) -> str:
+        """What the checkpoint calls the type in which it has a tensor."""
+        return self._info(self._renamed.get(name, name)).dtype
+
     def _info(self, name: str) -> TensorInfo:
         assert self._checkpoint is not None
         return self._checkpoint.tensors[self._stored[name]]

@@ -113,7 +113,7 @@ class _Bake:
 def bake(
     checkpoint: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
+    dtype: str = "own",
     tensor_dtypes: Mapping[str, str] | str | None = None,
     cache_dtype: str | None = None,
     context: int | None = None,
@@ -132,9 +132,10 @@ def bake(
         checkpoint: A directory with config.json and model.safetensors, a GGUF file, or the id of a model on the
             Hugging Face hub, as OWNER/NAME:Q4_K_M for a GGUF; what exists wins.
         dtype: Of the baked weights: "float32", "bfloat16", "int8", "int8-g32", "int4" and "int4-min" (the head in
-            int8), or "int4-all".
+            int8), "int4-all", or "own": of a GGUF file the types nearest those of its own matrices, which keep the
+            groups of Q8_0, Q4_0 and Q4_1 exactly, and of other checkpoints "float32".
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
-            are these but the last. A later pattern wins.
+            are these but the last two. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
         context: Positions of a decoder's sequences; None is all that the checkpoint has, and there are no more.
         kernels: "packed", or "exploded": float32 matrices of blocks with at most 16384 weights that are not zero become
@@ -246,6 +247,7 @@ def _validate(
     from kaoken.codegen.families import read_graph
     from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
+    from kaoken.codegen.own_types import resolve as resolve_own
 
     named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(file_path("checkpoint", checkpoint))
     if revision is not None and not isinstance(revision, str):
@@ -253,6 +255,7 @@ def _validate(
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.path, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
     shorten(read_graph(opened), options.context)
+    options = replace(options, types=resolve_own(options.types, opened))
     warning = read_generation(opened).warning()
     if warning:
         warnings.warn(warning, GenerationConfigWarning, stacklevel=3)
