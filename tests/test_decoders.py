@@ -110,6 +110,7 @@ def test_bits_depend_on_nothing_else(name: str, threads: int, libraries: dict[st
     require_same_bits(model.logits(ids[1:2]), alone.logits(ids)[1:2])
     for splits in (range(1, COUNT), random_splits(COUNT, threads)):
         require_decode_equals_prefill(model, ids, splits)
+    require_decode_equals_prefill(model, ids[:1], range(1, COUNT))  # rows that are alone in their passes
 
 
 @pytest.mark.ci
@@ -258,6 +259,13 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "no window": (CheckpointError, {"sliding_window": None}, "no sliding_attention where sliding_window is off"),
         "positions of no kind": (UnsupportedModelError, {"rope_parameters": {"rope_theta": 1e4}}, "plain Gemma 3"),
         "odd heads": (CheckpointError, {"head_dim": 23}, "head_dim is 23; expected an even number"),
+    },
+    "olmo2": {
+        "clipped projections": (UnsupportedModelError, {"clip_qkv": 8.0}, "'clip_qkv'"),
+        "windows": (UnsupportedModelError, {"sliding_window": 100}, "'sliding_window'"),
+        "heads": (CheckpointError, {"num_key_value_heads": 4}, "num_key_value_heads is 4; expected a divisor.* 6"),
+        "norms of each head": (CheckpointError, {"num_attention_heads": 3, "head_dim": 8}, "has shape"),
+        "biases": (CheckpointError, {"attention_bias": True}, "lacks the tensor 'layers.0.self_attn.q_proj.bias'"),
     },
     "opt": {
         "no last norm": (UnsupportedModelError, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),
