@@ -626,6 +626,8 @@ def check_ready(graph: Graph) -> None:
     for stack in graph.stacks:
         name = "" if len(graph.stacks) == 1 else "encoder " if stack is graph.encoder else "decoder "
         sees = ["all"] if stack is graph.encoder else ["past"] if graph.encoder is None else ["past", "source"]
+        if graph.kind == "encoder" and stack.blocks[0].attention.sees == "past":  # a decoder that makes no logits
+            sees = ["past"]
         for index, block in enumerate(stack.blocks):
             _check_block(block, sees, f"{name}block {index}")
         where = f"the {name}stack" if name else "the model"

@@ -214,6 +214,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder without biases": lambda: decoder(biases=False),
     "decoder with post-norms": post_norm_decoder,
     "encoder": encoder,
+    "encoder of the past": lambda: attentions(encoder(), sees="past"),
     "encoder without biases": lambda: encoder(biases=False),
     "encoder with a projection": projected_encoder,
     "encoder with a projection without biases": lambda: projected_encoder(biases=False),
@@ -473,7 +474,21 @@ def only_encoder(**changes: object) -> Graph:
 
 
 UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
-    "an encoder of the past": (lambda: attentions(rewrites.run(encoder()), sees="past"), "attention that sees all"),
+    "an encoder of the past in front of a decoder": (
+        lambda: replace(
+            rewrites.run(encoder_decoder()), encoder=attentions(rewrites.run(encoder_decoder()), sees="past").encoder
+        ),
+        "encoder block 0: the kernels need attention that sees all",
+    ),
+    "an encoder whose last block sees all": (
+        lambda: only_encoder(
+            blocks=(
+                *attentions(rewrites.run(encoder()), sees="past").stack.blocks[:-1],
+                rewrites.run(encoder()).stack.blocks[-1],
+            )
+        ),
+        "attention that sees past",
+    ),
     "a decoder of everything": (lambda: attentions(rewrites.run(decoder()), sees="all"), "attention that sees past"),
     "a decoder that leaves its encoder out": (
         lambda: replace(rewrites.run(decoder()), encoder=rewrites.run(encoder()).encoder),
