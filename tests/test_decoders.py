@@ -137,6 +137,22 @@ def test_transformers_agrees(
 
 
 @pytest.mark.ci
+def test_the_scale_of_embeddings_that_are_stored_in_bfloat16(tmp_path: Path) -> None:
+    """A Gemma 3 in float32 has the scale of float32: bfloat16's, 6.9375 for 6.9282, would show."""
+    pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config = config_of("gemma3_text")
+    load_live(write(tmp_path / "written", config)).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    assert '"bfloat16"' in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
+    graph, theirs, ids = read_graph(open_checkpoint(tmp_path / "saved")), load_live(tmp_path / "saved"), ids_of(config)
+    expected = live_logits(theirs, ids)
+    assert relative_error(evaluate(graph, ids[0])[None], expected) < LIMIT
+    embeddings = theirs.model.embed_tokens
+    embeddings.embed_scale.copy_(embeddings.embed_scale.to(torch.bfloat16))
+    assert relative_error(live_logits(theirs, ids), expected) > 10 * LIMIT
+
+
+@pytest.mark.ci
 @names
 def test_what_transformers_saves_is_read(name: str, directories: dict[str, Path], tmp_path: Path) -> None:
     """Every field and every tensor."""
