@@ -209,7 +209,8 @@ class Relative:
 class Attention:
     """out(softmax(scale * (query . key + relative) + distance_bias) value).
 
-    Heads of queries and keys go through norms, where there are any, before they are turned.
+    Heads of queries and keys go through norms, where there are any, before they are turned: each head by itself or,
+    with `whole_norms`, all heads of a position together (OLMo 2, arXiv:2501.00656).
 
     A position sees itself and those before it ("past"), its whole sequence ("all"), or the encoder's outputs
     ("source"), of which keys and values are then made. Consecutive heads share a key and value head where there are
@@ -232,8 +233,9 @@ class Attention:
     distance_bias: Tensor | None = None  # [heads, 2 * limit], at key position - query position + limit; may be shared
     window: int | None = None
     relative: Relative | None = None
-    query_norm: Norm | None = None  # "rms", of each head by itself: [dims]
-    key_norm: Norm | None = None
+    query_norm: Norm | None = None  # "rms", [norm_widths[0]]
+    key_norm: Norm | None = None  # [norm_widths[1]]
+    whole_norms: bool = False
 
     @property
     def bias_of_keys(self) -> bool:
@@ -257,6 +259,11 @@ class Attention:
     def dims(self) -> int:
         """Of a head, as the linears have it."""
         return self.width // self.heads
+
+    @property
+    def norm_widths(self) -> tuple[int, int]:
+        """Of the norm of queries and of that of keys."""
+        return (self.width, self.kv_heads * self.dims) if self.whole_norms else (self.dims, self.dims)
 
     @property
     def group_panels(self) -> int:
@@ -577,8 +584,8 @@ def _verify_attention(body: Attention, width: int, source: int | None, limit: in
     shapes["out"] = (width, body.width)
     for name, linear in body.linears.items():
         _expect_linear(linear, *shapes[name])
-    for norm in (body.query_norm, body.key_norm):
-        _expect_norm(norm, body.dims)
+    for norm, over in zip((body.query_norm, body.key_norm), body.norm_widths, strict=True):
+        _expect_norm(norm, over)
         if norm is not None and (norm.kind, norm.bias) != ("rms", None):
             raise AssertionError("attention has a norm of heads that is no RMSNorm, or has a bias")
     if body.distance_bias is not None:
@@ -619,6 +626,8 @@ def check_ready(graph: Graph) -> None:
     for stack in graph.stacks:
         name = "" if len(graph.stacks) == 1 else "encoder " if stack is graph.encoder else "decoder "
         sees = ["all"] if stack is graph.encoder else ["past"] if graph.encoder is None else ["past", "source"]
+        if graph.kind == "encoder" and stack.blocks[0].attention.sees == "past":  # a decoder that makes no logits
+            sees = ["past"]
         for index, block in enumerate(stack.blocks):
             _check_block(block, sees, f"{name}block {index}")
         where = f"the {name}stack" if name else "the model"
@@ -664,6 +673,7 @@ def _check_block(block: Block, sees: list[str], where: str) -> None:
             _require(before is None or before.bias is None, where, "norms without a bias")
         if isinstance(body, Attention):
             _check_attention(body, where)
+            _require(not (body.whole_norms and block.parallel), where, "no norms of all heads side by side with an MLP")
         biases = [linear.bias for name, linear in body.linears.items() if name not in ("key", "value")]
         _require(None not in biases, where, "a bias of all linears but keys and values")
 

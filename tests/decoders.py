@@ -277,6 +277,20 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "head_dim": 12,
         },
     },
+    "olmo2": {
+        "olmo2": {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "rope_theta": 500000,
+            "rope_scaling": None,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+        },
+        "olmo2_biases": {**SMALL, **ONE_KEY, "attention_bias": True, "tie_word_embeddings": True},
+        "olmo2_odd_heads": {**SMALL, **ODD, "rms_norm_eps": 0.01, "rope_theta": 500.0},
+        "olmo2_yarn": {**SMALL, **WIDE, "rope_scaling": YARN, "hidden_act": "gelu_pytorch_tanh"},
+        "olmo2_many_heads": {**SMALL, "num_attention_heads": 12, "num_key_value_heads": None, "head_dim": 4},
+    },
     "opt": {
         "opt": {**OPT, "word_embed_proj_dim": 48, "_remove_final_layer_norm": False},
         "opt_projected": {**OPT, "hidden_size": 56, "num_attention_heads": 4, "word_embed_proj_dim": 20},

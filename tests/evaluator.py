@@ -138,6 +138,10 @@ def norm_heads(op: Attention, by: Norm | None, x: Array) -> Array:
     """[count, heads, dims], of which head_dim are no padding."""
     if by is None:
         return x
+    if op.whole_norms:
+        rows = x.reshape(len(x), -1)
+        mean = (rows * rows).sum(-1, keepdims=True) / (x.shape[1] * op.head_dim)
+        return (rows / np.sqrt(mean + by.epsilon) * loaded(by.weight, 1.0)).reshape(x.shape)
     return x / np.sqrt((x * x).sum(-1, keepdims=True) / op.head_dim + by.epsilon) * loaded(by.weight, 1.0)
 
 

@@ -110,6 +110,7 @@ def test_bits_depend_on_nothing_else(name: str, threads: int, libraries: dict[st
     require_same_bits(model.logits(ids[1:2]), alone.logits(ids)[1:2])
     for splits in (range(1, COUNT), random_splits(COUNT, threads)):
         require_decode_equals_prefill(model, ids, splits)
+    require_decode_equals_prefill(model, ids[:1], range(1, COUNT))  # rows that are alone in their passes
 
 
 @pytest.mark.ci
@@ -133,6 +134,22 @@ def test_transformers_agrees(
             assert best[1] - best[0] < 1e-3, f"step {step}: token {token}, expected {wanted}; logits {best}"
             print(f"{name}: the two best logits of step {step} are {best}")
             break
+
+
+@pytest.mark.ci
+def test_the_scale_of_embeddings_that_are_stored_in_bfloat16(tmp_path: Path) -> None:
+    """A Gemma 3 in float32 has the scale of float32: bfloat16's, 6.9375 for 6.9282, would show."""
+    pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config = config_of("gemma3_text")
+    load_live(write(tmp_path / "written", config)).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    assert '"bfloat16"' in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
+    graph, theirs, ids = read_graph(open_checkpoint(tmp_path / "saved")), load_live(tmp_path / "saved"), ids_of(config)
+    expected = live_logits(theirs, ids)
+    assert relative_error(evaluate(graph, ids[0])[None], expected) < LIMIT
+    embeddings = theirs.model.embed_tokens
+    embeddings.embed_scale.copy_(embeddings.embed_scale.to(torch.bfloat16))
+    assert relative_error(live_logits(theirs, ids), expected) > 10 * LIMIT
 
 
 @pytest.mark.ci
@@ -258,6 +275,13 @@ REFUSED: dict[str, dict[str, tuple[type[Exception], dict[str, Any], str]]] = {
         "no window": (CheckpointError, {"sliding_window": None}, "no sliding_attention where sliding_window is off"),
         "positions of no kind": (UnsupportedModelError, {"rope_parameters": {"rope_theta": 1e4}}, "plain Gemma 3"),
         "odd heads": (CheckpointError, {"head_dim": 23}, "head_dim is 23; expected an even number"),
+    },
+    "olmo2": {
+        "clipped projections": (UnsupportedModelError, {"clip_qkv": 8.0}, "'clip_qkv'"),
+        "windows": (UnsupportedModelError, {"sliding_window": 100}, "'sliding_window'"),
+        "heads": (CheckpointError, {"num_key_value_heads": 4}, "num_key_value_heads is 4; expected a divisor.* 6"),
+        "norms of each head": (CheckpointError, {"num_attention_heads": 3, "head_dim": 8}, "has shape"),
+        "biases": (CheckpointError, {"attention_bias": True}, "lacks the tensor 'layers.0.self_attn.q_proj.bias'"),
     },
     "opt": {
         "no last norm": (UnsupportedModelError, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm is True"),

@@ -191,14 +191,15 @@ def with_normed_branches(graph: Graph, weights: bool = True) -> Graph:
     return graph.map(change)
 
 
-def with_normed_heads(graph: Graph, weights: bool = True) -> Graph:
-    """With norms of queries and keys in each attention to the past."""
+def with_normed_heads(graph: Graph, weights: bool = True, whole: bool = False) -> Graph:
+    """With norms of queries and keys in each attention to the past, of each head or of all together."""
     make = Maker()
 
     def change(body: Attention | Mlp) -> Attention | Mlp:
         if not isinstance(body, Attention) or body.sees != "past":
             return body
-        norms = [replace(make.norm(HEAD_DIM, "rms"), epsilon=0.1) for _ in range(2)]
+        body = replace(body, whole_norms=whole)
+        norms = [replace(make.norm(width, "rms"), epsilon=0.1) for width in body.norm_widths]
         if not weights:
             norms = [replace(each, weight=None) for each in norms]
         return replace(body, query_norm=norms[0], key_norm=norms[1])
@@ -213,6 +214,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder without biases": lambda: decoder(biases=False),
     "decoder with post-norms": post_norm_decoder,
     "encoder": encoder,
+    "encoder of the past": lambda: attentions(encoder(), sees="past"),
     "encoder without biases": lambda: encoder(biases=False),
     "encoder with a projection": projected_encoder,
     "encoder with a projection without biases": lambda: projected_encoder(biases=False),
@@ -227,6 +229,13 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "decoder with normed heads": lambda: with_normed_heads(decoder()),
     "rotary decoder with normed heads": lambda: with_normed_heads(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
     "decoder with plainly normed heads": lambda: with_normed_heads(decoder(biases=False), weights=False),
+    "decoder with norms of all heads": lambda: with_normed_heads(decoder(), whole=True),
+    "rotary decoder with norms of all heads": lambda: with_normed_heads(
+        decoder(rotary=Rotary((1.0, 0.3, 0.01))), whole=True
+    ),
+    "decoder with plain norms of all heads": lambda: with_normed_heads(
+        decoder(biases=False), weights=False, whole=True
+    ),
     "encoder-decoder with normed heads": lambda: with_normed_heads(encoder_decoder()),
     "decoder of sublayers side by side": lambda: side_by_side(decoder(rotary=Rotary((1.0, 0.3, 0.01)))),
     "decoder of sublayers side by side without biases": lambda: side_by_side(decoder(biases=False, tied=True)),
@@ -430,6 +439,10 @@ UNSOUND: dict[str, tuple[Callable[[], Graph], str]] = {
         lambda: attentions(decoder(), query_norm=Maker().norm(HEADS * HEAD_DIM, "rms")),
         "shape",
     ),
+    "norms of all heads of another width": (
+        lambda: attentions(with_normed_heads(decoder()), whole_norms=True),
+        "shape",
+    ),
     "norms of heads with biases": (lambda: attentions(decoder(), key_norm=Maker().norm(HEAD_DIM)), "no RMSNorm"),
     "a norm behind one of two side by side": (lambda: side_by_side(encoder()), "change a stream that the others read"),
     "what nothing sees": (lambda: attentions(decoder(), sees="future"), "'future'"),
@@ -461,7 +474,21 @@ def only_encoder(**changes: object) -> Graph:
 
 
 UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
-    "an encoder of the past": (lambda: attentions(rewrites.run(encoder()), sees="past"), "attention that sees all"),
+    "an encoder of the past in front of a decoder": (
+        lambda: replace(
+            rewrites.run(encoder_decoder()), encoder=attentions(rewrites.run(encoder_decoder()), sees="past").encoder
+        ),
+        "encoder block 0: the kernels need attention that sees all",
+    ),
+    "an encoder whose last block sees all": (
+        lambda: only_encoder(
+            blocks=(
+                *attentions(rewrites.run(encoder()), sees="past").stack.blocks[:-1],
+                rewrites.run(encoder()).stack.blocks[-1],
+            )
+        ),
+        "attention that sees past",
+    ),
     "a decoder of everything": (lambda: attentions(rewrites.run(decoder()), sees="all"), "attention that sees past"),
     "a decoder that leaves its encoder out": (
         lambda: replace(rewrites.run(decoder()), encoder=rewrites.run(encoder()).encoder),
@@ -481,6 +508,10 @@ UNREADY: dict[str, tuple[Callable[[], Graph], str]] = {
     "normed branches side by side": (
         lambda: with_normed_branches(side_by_side(rewrites.run(decoder()))),
         "no norms of branches side by side",
+    ),
+    "norms of all heads side by side": (
+        lambda: side_by_side(rewrites.run(with_normed_heads(decoder(), whole=True))),
+        "no norms of all heads side by side",
     ),
     "normed branches beside a source": (
         lambda: replace(

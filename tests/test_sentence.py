@@ -15,9 +15,10 @@ from kaoken.codegen.families.sentence import describe
 from kaoken.codegen.graph import Head
 from safetensors.numpy import load_file, save_file
 
+import decoders
 from checkpoints import write_json
-from oracles import bert
-from oracles.sentence import MODELS, NORMALIZE, POOLING, WIDTH, change, dense, write
+from oracles import bert, t5
+from oracles.sentence import MODELS, NORMALIZE, POOLING, WIDTH, change, dense, write, write_modules
 
 DEFAULTS = {
     "max_seq_length": None,
@@ -297,6 +298,16 @@ def test_tensors_of_a_dense(tmp_path: Path) -> None:
     weights.unlink()
     weights.with_name("pytorch_model.bin").write_bytes(b"pickle")
     assert "SentenceTransformer(...).save" in str(refused(tmp_path))
+
+
+def test_the_transformer_of_an_encoder_decoder(tmp_path: Path) -> None:
+    assert "a t5 encoder-decoder" in str(refused(write_modules(t5.write(tmp_path, t5.TINY))))
+
+
+def test_a_cross_encoder_is_no_language_model(tmp_path: Path) -> None:
+    directory = write_modules(decoders.write(tmp_path, decoders.config_of("qwen3")), [])
+    change(directory, "config_sentence_transformers.json", model_type="CrossEncoder")
+    assert "the head of no classifier" in str(refused(directory))
 
 
 def test_the_first_module_must_be_a_transformer(tmp_path: Path) -> None:

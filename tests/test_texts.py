@@ -14,10 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
-from tokenizers import BertWordPieceTokenizer
+from safetensors.numpy import load_file, save_file
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers, processors
 
+import decoders
 import kaoken
+from checkpoints import write_json
+from evaluator import evaluate
 from kaoken import encoder
 from kaoken.cli import main
 from native_build import bake_together
@@ -75,7 +81,34 @@ SENTENCE_MODELS: dict[str, dict[str, Any]] = {
         "modules": [(f"{MODELS}.Pooling", {**UNPROMPTED, "pooling_mode": "cls"})],
     },
 }
+# Of decoders: the configuration, how its positions are pooled, and its settings.
+INSTRUCTED = {"prompts": {"query": "ada lives : ", "document": ""}, "similarity_fn_name": "cosine"}
+DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen3": ("qwen3_windows", "lasttoken", INSTRUCTED),
+    "qwen3_tied": ("qwen3", "lasttoken", {**INSTRUCTED, "truncate_dim": 12}),
+    "mistral": ("mistral", "weightedmean", {}),
+    "gpt_neo": ("gpt_neo", "mean", {}),
+}
 LIMITED = {"labels", "tagger", "answers"}  # whose tokenizer_config.json says where texts end
+
+
+def write_embedder(directory: Path, name: str) -> Path:
+    """A decoder of DECODERS as it is saved without its head, with a tokenizer that ends each text."""
+    configuration, pooling, settings = DECODERS[name]
+    config = decoders.config_of(configuration)
+    decoders.write(directory, config, prefixed=False)
+    weights = directory / "model.safetensors"
+    save_file({key: value for key, value in load_file(weights).items() if key not in decoders.HEADS}, weights)
+    vocabulary = {word: index for index, word in enumerate(["<end>", *sentence.WORDS[1:]])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 0)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = {"pad_token": "<end>", "eos_token": "<end>", "model_max_length": 100}
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens})
+    pooled = {"pooling_mode": pooling, "embedding_dimension": config["hidden_size"]}
+    return sentence.write_modules(directory, [(f"{MODELS}.Pooling", pooled), NORMALIZE], settings=settings)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +120,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         limit = {"model_max_length": 40} if name in LIMITED else {}
         folder = SENTENCE_MODELS.get(name, {}).get("subfolder", "")
         sentence.write_vocabulary(directory / folder, tokenizer_class="BertTokenizer", **limit)
-    return found
+    return {**found, "decoder": write_embedder(root / "decoder", "qwen3")}
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +182,25 @@ def test_a_vector_has_the_same_bits_in_any_company(load: Any) -> None:
         assert alone.shape == (WIDTH,)
         np.testing.assert_array_equal(alone, expected[index])
     np.testing.assert_array_equal(model.encode(texts[::-1]), expected[::-1])
+
+
+def test_vectors_of_a_decoder(load: Any, directories: dict[str, Path]) -> None:
+    """Of the end token that its tokenizer adds, which sees all in front of it; cut where the tokenizer says so."""
+    graph = read_graph(open_checkpoint(directories["decoder"]))
+    assert (graph.kind, graph.blocks[1].attention.sees, graph.blocks[1].attention.window) == ("encoder", "past", 40)
+    tokenizer = Tokenizer.from_file(str(directories["decoder"] / "tokenizer.json"))
+    tokenizer.enable_truncation(100)
+    model, texts = load("decoder"), ["ada lives", "x", "", "a b c " * 30, "d e " * 100]
+    assert isinstance(model, encoder.BakedEncoder)
+    for prompt in ("", "ada lives : "):
+        read = [tokenizer.encode(prompt + text).ids for text in texts]
+        assert {ids[-1] for ids in read} == {0}
+        expected = np.concatenate([evaluate(graph, ids) for ids in read])
+        found = model.encode(texts, prompt_name="query" if prompt else None)
+        assert relative_error(expected, found) < LIMIT
+        alone = [model.encode(text, prompt=prompt) for text in texts]
+        np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(model.encode(texts, truncate_dim=5), model.encode(texts)[:, :5])
 
 
 def test_texts_of_any_kind(load: Any) -> None:
@@ -822,6 +874,25 @@ def test_vectors_are_those_of_sentence_transformers(mode: str, bake_checkpoint: 
         {"truncate_dim": 5, "normalize_embeddings": True},
     ):
         assert relative_error(theirs.encode(texts, **options), own.encode(texts, **options)) < LIMIT
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", DECODERS)
+def test_vectors_of_decoders_are_those_of_sentence_transformers(
+    name: str, bake_checkpoint: Any, tmp_path: Path
+) -> None:
+    """Of a directory that was written by hand, and as sentence-transformers saves it."""
+    library = pytest.importorskip("sentence_transformers")
+    theirs = library.SentenceTransformer(str(write_embedder(tmp_path / "written", name)), device="cpu")
+    theirs.save(str(tmp_path / "saved"))
+    texts = [*TEXTS[:2], *TEXTS[3:], "a b c " * 30, "d e " * 100]
+    for directory in (tmp_path / "written", tmp_path / "saved"):
+        own = kaoken.load(bake_checkpoint(directory))
+        for options in ({}, {"prompt": "ada "}, {"truncate_dim": 9, "normalize_embeddings": True}):
+            assert relative_error(theirs.encode(texts, **options), own.encode(texts, **options)) < LIMIT
+        if "prompts" in DECODERS[name][2]:
+            expected = theirs.encode(texts, prompt_name="query")
+            assert relative_error(expected, own.encode(texts, prompt_name="query")) < LIMIT
 
 
 @pytest.mark.ci

@@ -48,6 +48,7 @@ def read_weights(checkpoint: Checkpoint) -> tuple[Graph, Weights]:
     config = checkpoint.config
     if has_no_head(checkpoint):
         config = {name: value for name, value in config.items() if name != "architectures"}
+        config["tie_word_embeddings"] = True  # so that nothing is missing where a decoder has no matrix of logits
     checkpoint = checkpoint.named(lambda: check_config(config, path), family.PREFIX)
     weights = Weights(checkpoint, family.PREFIX, family.IGNORED, read_adapter(checkpoint, family.PREFIX))
     graph = _read(family, config, path, _token_fields(checkpoint), weights)

@@ -51,7 +51,7 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
     width = fields.integer("hidden_size", DEFAULTS.width, MAX_WIDTH)
     bias = fields.boolean("attention_bias", False)
     factors = Factors(
-        embeddings=float(np.sqrt(np.float32(width))),  # in bfloat16 transformers rounds it to that
+        embeddings=_embedding_scale(width),
         scores=fields.number("query_pre_attn_scalar", 256.0, 1e-6, 1e6) ** -0.5,
     )
     variant = Variant(
@@ -63,6 +63,15 @@ def read(fields: Fields, tokens: Fields, weights: Weights) -> Graph:
         ("hidden_activation", "gelu_pytorch_tanh"),
     )
     return read_llama(fields, tokens, weights, variant)
+
+
+def _embedding_scale(width: int) -> float:
+    """sqrt(width) in float32, whatever the type in which the checkpoint stores its weights.
+
+    transformers rounds it to the type in which it computes: a checkpoint of bfloat16 that it loads in float32 gets this
+    one, and in bfloat16 34 in place of 33.94 for the 1B model (Gemma3TextScaledWordEmbedding).
+    """
+    return float(np.sqrt(np.float32(width)))
 
 
 def _read_kinds(fields: Fields) -> list[Kind]:

@@ -41,6 +41,7 @@ class Defaults:
     eos: int | None = 2
     bos: int | None = 1
     pad: int | None = None
+    epsilon: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class Factors:
 class Norms:
     """Which ones there are, by their names in a block: of attention, then of the MLP."""
 
-    before: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    before: tuple[str, str] | None = ("input_layernorm", "post_attention_layernorm")
     branch: tuple[str, str] | None = None  # of what a sublayer adds
-    heads: bool = False  # of queries and keys of each head
+    heads: bool = False  # of queries and keys: of each head or, where they are `whole`, of all heads together
+    whole: bool = False
     offset: float = 0.0  # of every weight, above what is stored
 
 
@@ -111,7 +113,7 @@ def read_llama(fields: Fields, tokens: Fields, weights: Weights, variant: Varian
     width = fields.integer("hidden_size", defaults.width, MAX_WIDTH)
     vocabulary = fields.integer("vocab_size", defaults.vocabulary, MAX_VOCABULARY)
     limit = fields.integer("max_position_embeddings", defaults.positions, MAX_POSITIONS)
-    epsilon = fields.epsilon("rms_norm_eps", 1e-6)
+    epsilon = fields.epsilon("rms_norm_eps", defaults.epsilon)
     table = weights.tensor("embed_tokens.weight", (vocabulary, width))
     if factors.embeddings != 1.0:
         table = table.map(lambda rows: rows * factors.embeddings)
@@ -160,8 +162,9 @@ def _read_blocks(
             out=linear("self_attn.o_proj", width, heads * head_dim, biases.out).scaled(factors.branches),
             scale=scale * turning.gain if kind.turned else scale,
             rotary=turning.rotary if kind.turned else None,
-            query_norm=norm("self_attn.q_norm", head_dim) if norms.heads else None,
-            key_norm=norm("self_attn.k_norm", head_dim) if norms.heads else None,
+            query_norm=norm("self_attn.q_norm", head_dim * (heads if norms.whole else 1)) if norms.heads else None,
+            key_norm=norm("self_attn.k_norm", head_dim * (kv_heads if norms.whole else 1)) if norms.heads else None,
+            whole_norms=norms.whole,
             window=kind.window if kind.window is not None and kind.window < limit else None,
         )
         mlp = Mlp(
@@ -170,7 +173,7 @@ def _read_blocks(
             activation=activation,
             gate=linear("mlp.gate_proj", inner, width, biases.mlp),
         )
-        first, second = map(norm, norms.before)
+        first, second = (None, None) if norms.before is None else map(norm, norms.before)
         branches = (None, None) if norms.branch is None else tuple(map(norm, norms.branch))
         yield Block((Sublayer(attention, first, branch=branches[0]), Sublayer(mlp, second, branch=branches[1])))
 

@@ -66,8 +66,9 @@ def has_no_head(checkpoint: Checkpoint) -> bool:
 def add_modules(graph: Graph, checkpoint: Checkpoint) -> Graph:
     """The graph of a checkpoint's transformer with its modules as the head; as it is where there are none.
 
-    Of a cross-encoder the transformer has its own head. Raises UnsupportedModelError for modules that Kaoken lacks, and
-    CheckpointError for configs that contradict each other or the tensors.
+    A decoder becomes an encoder whose positions see the past, and a cross-encoder's transformer has its own head.
+    Raises UnsupportedModelError for modules that Kaoken lacks, and CheckpointError for configs that contradict each
+    other or the tensors.
     """
     sentence = checkpoint.sentence
     if sentence is None:
@@ -75,10 +76,10 @@ def add_modules(graph: Graph, checkpoint: Checkpoint) -> Graph:
     kinds = [_kind(module, sentence) for module in sentence.modules]
     if kinds[0] != "Transformer":
         raise _unsupported(sentence, sentence.modules[0], "the first to be a Transformer")
-    if graph.kind != "encoder":
+    if graph.kind == "encoder-decoder":
         raise UnsupportedModelError(
             f"{sentence.file}: its transformer is a {graph.family} {graph.kind}, and Kaoken makes sentence vectors of "
-            "encoders: choose one of these, or remove the file to bake the transformer alone"
+            "encoders and of decoders: choose one of these, or remove the file to bake the transformer alone"
         )
     if _is_cross_encoder(sentence):
         if len(kinds) > 1:
@@ -91,7 +92,7 @@ def add_modules(graph: Graph, checkpoint: Checkpoint) -> Graph:
         score = _score_function(sentence)
         return graph if score is None else replace(graph, task=replace(graph.task, score=score))
     head = _Reader(checkpoint, sentence, graph.width).head(kinds[1:])
-    behind = replace(graph, head=head, task=Task("sentence-similarity"))
+    behind = replace(graph, encoder=graph.stack, decoder=None, head=head, task=Task("sentence-similarity"))
     verify(behind)
     return behind
 

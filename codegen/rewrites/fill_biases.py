@@ -26,7 +26,8 @@ def _fill(body: Attention | Mlp) -> Attention | Mlp:
     if isinstance(body, Attention):
         key = _with_bias(body.key) if body.bias_of_keys else body.key
         filled = replace(body, query=_with_bias(body.query), key=key, out=_with_bias(body.out))
-        query_norm, key_norm = (_filled(each, body.dims) for each in (body.query_norm, body.key_norm))
+        of_queries, of_keys = body.norm_widths
+        query_norm, key_norm = _filled(body.query_norm, of_queries), _filled(body.key_norm, of_keys)
         return replace(filled, query_norm=query_norm, key_norm=key_norm)
     gate = None if body.gate is None else _with_bias(body.gate)
     return replace(body, up=_with_bias(body.up), down=_with_bias(body.down), gate=gate)

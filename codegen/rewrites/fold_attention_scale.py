@@ -23,7 +23,8 @@ def _fold(body: Attention | Mlp) -> Attention | Mlp:
     if relative is not None and relative.queries is not None:
         relative = replace(relative, queries=relative.queries.map(lambda rows: rows * scale))
     if body.query_norm is not None:
-        return replace(body, query_norm=_scaled(body.query_norm, scale, body.dims), scale=1.0, relative=relative)
+        scaled = _scaled(body.query_norm, scale, body.norm_widths[0])
+        return replace(body, query_norm=scaled, scale=1.0, relative=relative)
     return replace(body, query=body.query.scaled(scale), scale=1.0, relative=relative)
 
 

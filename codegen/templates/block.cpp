@@ -24,7 +24,11 @@ GEN("DistanceBias" if body.distance_bias else "NoBias")
 //%- endmacro
 //% macro rotary_type(body)
 //% set turned = "Rotary" if body.rotary else "NoRotary"
+//% if body.whole_norms
+NormedRows<GEN(turned), GEN(body.heads * body.head_dim), GEN(body.kv_heads * body.head_dim)>
+//%- else
 GEN("NormedHeads<" ~ turned ~ ", " ~ body.head_dim ~ ">" if body.query_norm else turned)
+//%- endif
 //%- endmacro
 //% macro scheme(each, layout)
 //% set body = each.sublayer.body

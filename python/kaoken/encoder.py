@@ -31,7 +31,10 @@ BATCH_SIZE = 256  # texts that are read and handed to the library at a time
 
 
 class BakedEncoder(BakedModel):
-    """A baked encoder, such as BERT. Arguments, attributes and errors are those of `BakedModel`."""
+    """A baked encoder, such as BERT, or a decoder that makes sentence vectors.
+
+    Arguments, attributes and errors are those of `BakedModel`.
+    """
 
     kind = "encoder"
     calls = "encode(texts), hidden_states(ids) or logits(ids)"

@@ -480,7 +480,8 @@ def _block_nodes(view: _View, notes: dict[str, list[str]], index: int) -> Iterat
             yield _node(notes, name(own), title, *_tensor_lines(linear))
             norm = _norm_behind(body, own)
             if norm is not None:
-                yield _norm_node(notes, name(f"{own}_norm"), norm, "of each head")
+                whole = isinstance(body, Attention) and body.whole_norms
+                yield _norm_node(notes, name(f"{own}_norm"), norm, "of all heads" if whole else "of each head")
         if sublayer.branch is not None:
             yield _norm_node(notes, name(f"branch_ln_{number}"), sublayer.branch)
         yield Node(name(f"add_{number}"), f"Add -> [{view.length}, {view.stack.width}]")

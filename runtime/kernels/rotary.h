@@ -2,7 +2,7 @@
 // which the two halves of a head are turned by each other, and norms (Henry et al., arXiv:2010.04245).
 //
 // Each type below has query<Dim>(x, position, y) and key<Dim>(x, position, y): x as it meets others, in y, which may be
-// x, or x itself where nothing becomes of it.
+// x, or x itself where nothing becomes of it. With kNormsRows it also has norm_queries() and norm_keys(), of all heads.
 #pragma once
 
 #include "kaoken/pass.h"
@@ -19,7 +19,7 @@ namespace kaoken::KAOKEN_ISA {
 // float32 nearest to the exact value, but for 1 in 600 of them, which is its neighbour; and with no instruction that an
 // ISA may lack, it is the same everywhere.
 struct Rotary {
-  static constexpr bool kNone = false;
+  static constexpr bool kNone = false, kNormsRows = false;
   // Rows [4][Dim / 2] of heads and rests of cosines, heads and rests of sines: kPage rows of positions 0, 1, ..., then
   // rows of positions 0, kPage, 2 kPage, ...
   const float *table;
@@ -66,7 +66,7 @@ struct Rotary {
 
 // Of a model without.
 struct NoRotary {
-  static constexpr bool kNone = true;
+  static constexpr bool kNone = true, kNormsRows = false;
 
   template <int64_t Dim>
   KAOKEN_MEMBER const float *query(const float *x, int64_t, float *) const {
@@ -81,7 +81,7 @@ struct NoRotary {
 // An RMSNorm of each head, of which HeadDim values are no padding, and then what Turned makes of it.
 template <class Turned, int64_t HeadDim>
 struct NormedHeads {
-  static constexpr bool kNone = false;
+  static constexpr bool kNone = false, kNormsRows = false;
   Turned turned;
   const float *query_weight, *key_weight;  // [Dim], zeros in the padding
   float epsilon;
@@ -95,6 +95,25 @@ struct NormedHeads {
   KAOKEN_MEMBER const float *key(const float *x, int64_t position, float *y) const {
     rms_norm<HeadDim, Dim>(x, y, epsilon, key_weight, nullptr);
     return turned.template key<Dim>(y, position, y);
+  }
+};
+
+// An RMSNorm of all queries of a row together and one of all its keys (OLMo 2, arXiv:2501.00656), of which Queries and
+// Keys values are no padding, and then what Turned makes of each head.
+template <class Turned, int64_t Queries, int64_t Keys>
+struct NormedRows : Turned {
+  static constexpr bool kNone = false, kNormsRows = true;
+  const float *query_weight, *key_weight;  // of all heads, zeros in their padding
+  float epsilon;
+
+  // Padded floats from x to y, which may be x.
+  template <int64_t Padded>
+  KAOKEN_MEMBER void norm_queries(const float *x, float *y) const {
+    rms_norm<Queries, Padded>(x, y, epsilon, query_weight, nullptr);
+  }
+  template <int64_t Padded>
+  KAOKEN_MEMBER void norm_keys(const float *x, float *y) const {
+    rms_norm<Keys, Padded>(x, y, epsilon, key_weight, nullptr);
   }
 };
 

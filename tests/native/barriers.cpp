@@ -1,6 +1,7 @@
 // How often the workers of a team wait for each other in a pass of the bundled model, which has six blocks of eight
-// heads, of a BERT and a T5 of two blocks of three, of a GPT-NeoX of two blocks of six, and of a Gemma 3 of three
-// blocks of four heads that share a key: each worker's part is run by itself, with a barrier that only counts.
+// heads, of a BERT and a T5 of two blocks of three, of a GPT-NeoX of two blocks of six, of a Gemma 3 of three blocks of
+// four heads that share a key, and of an OLMo 2 of three blocks of six that share three: each worker's part is run by
+// itself, with a barrier that only counts.
 #include <cstdio>
 #include <initializer_list>
 #include <vector>
@@ -38,6 +39,8 @@ KAOKEN_PASS(scalar_t5_float32, forward)
 KAOKEN_PASS(scalar_t5_int8, forward)
 KAOKEN_PASS(scalar_gemma3_text_float32, forward)
 KAOKEN_PASS(scalar_gemma3_text_int8, forward)
+KAOKEN_PASS(scalar_olmo2_float32, forward)
+KAOKEN_PASS(scalar_olmo2_int8, forward)
 KAOKEN_PASS(scalar_gpt_neox_float32, forward)
 KAOKEN_PASS(scalar_gpt_neox_int8, forward)
 KAOKEN_PASS(scalar_t5_float32, encode)
@@ -112,6 +115,7 @@ int check(const char *what, Run float32, Run int8, std::initializer_list<Expecte
 int main() {
   using namespace kaoken::scalar;
   const Run gemma = model_scalar_gemma3_text_float32::forward, gemma_int8 = model_scalar_gemma3_text_int8::forward;
+  const Run olmo = model_scalar_olmo2_float32::forward, olmo_int8 = model_scalar_olmo2_int8::forward;
   const Run neox = model_scalar_gpt_neox_float32::forward, neox_int8 = model_scalar_gpt_neox_int8::forward;
   const int failures = check("GPT-2", model_second::forward, model_integer::forward,
                              {
@@ -169,6 +173,16 @@ int main() {
                                  {2, 2, 24, KAOKEN_LOGITS_ALL, 33, 39},
                                  {2, 1, 24, KAOKEN_LOGITS_LAST, 33, 37},
                                  {3, 1, 24, KAOKEN_LOGITS_NONE, 23, 27},
+                             }) +
+                       check("norms of all heads", olmo, olmo_int8,
+                             {
+                                 {2, 1, 1, KAOKEN_LOGITS_LAST, 26, 26},
+                                 {3, 1, 1, KAOKEN_LOGITS_LAST, 23, 23},
+                                 {2, 4, 1, KAOKEN_LOGITS_LAST, 31, 43},
+                                 {3, 4, 1, KAOKEN_LOGITS_LAST, 28, 40},
+                                 {2, 2, 24, KAOKEN_LOGITS_ALL, 31, 43},
+                                 {3, 1, 24, KAOKEN_LOGITS_LAST, 28, 37},
+                                 {3, 1, 24, KAOKEN_LOGITS_NONE, 19, 28},
                              });
   return failures ? 1 : 0;
 }

@@ -44,6 +44,8 @@ KAOKEN_DECLARE_MODEL(gemma3_text_float32);
 KAOKEN_DECLARE_MODEL(gemma3_text_int8);
 KAOKEN_DECLARE_MODEL(gpt_neox_float32);
 KAOKEN_DECLARE_MODEL(gpt_neox_int8);
+KAOKEN_DECLARE_MODEL(olmo2_float32);
+KAOKEN_DECLARE_MODEL(olmo2_int8);
 
 namespace {
 
@@ -288,6 +290,14 @@ void test_parallel_sublayers_keep_their_bits() {
 // Norms of what sublayers add, which need rows that all workers have made.
 void test_normed_branches_keep_their_bits() {
   for (const kaoken_model_api *model : {kaoken_model_gemma3_text_float32(), kaoken_model_gemma3_text_int8()}) {
+    require_steps_like_a_prompt(model);
+    require_bits_of_one_worker(model);
+  }
+}
+
+// Norms of all queries and of all keys, which every worker makes of what all have projected.
+void test_norms_of_all_heads_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_olmo2_float32(), kaoken_model_olmo2_int8()}) {
     require_steps_like_a_prompt(model);
     require_bits_of_one_worker(model);
   }
@@ -919,6 +929,7 @@ const Test tests[] = {
     TEST(grouped_heads_keep_their_bits),
     TEST(parallel_sublayers_keep_their_bits),
     TEST(normed_branches_keep_their_bits),
+    TEST(norms_of_all_heads_keep_their_bits),
     TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)
     TEST(fork_while_another_thread_generates),

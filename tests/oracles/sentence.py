@@ -47,6 +47,18 @@ def write(
     transformer lies.
     """
     bert.write(directory / subfolder, {**bert.TINY, **(config or {})})
+    return write_modules(directory, modules, transformer=transformer, settings=settings, subfolder=subfolder)
+
+
+def write_modules(
+    directory: Path,
+    modules: Modules | None = None,
+    *,
+    transformer: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    subfolder: str = "",
+) -> Path:
+    """What `write` writes around a transformer that is there already."""
     entries = [{"idx": 0, "name": "0", "path": subfolder, "type": f"{MODELS}.Transformer"}]
     for index, (kind, fields) in enumerate([POOLING, NORMALIZE] if modules is None else modules, 1):
         name = kind.rpartition(".")[2]
