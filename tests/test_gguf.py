@@ -257,7 +257,7 @@ def test_smollm2_is_that_of_transformers(smollm2: Path, record_error: RecordErro
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
     ).eval()
-    model = kaoken.load(kaoken.bake(smollm2))
+    model = kaoken.load(kaoken.bake(smollm2, dtype="float32"))
     for prompt in PROMPTS:
         ids = model.tokenizer.encode(prompt).ids
         with torch.inference_mode():
