@@ -18,7 +18,7 @@ KAOKEN_INLINE bool attend(Pass &pass, const Worker &worker, int64_t cache_before
   using Scheme = typename Traits::Scheme;
   using Heads = typename Scheme::Layout;
   constexpr int64_t width = Traits::kWidth;
-  const CacheOf<Scheme> cache(pass.cache, cache_before);
+  const CacheOf<Scheme> cache(Scheme::kKeepsWindow ? pass.window : pass.cache, cache_before);
   constexpr bool biased_keys = !Scheme::Rotary::kNone || Scheme::Bias::kBiasedKeys;
   const StoreQueryKeyValue<Heads, biased_keys ? Heads::kValues : Heads::kKeys> store_qkv = {pass.qkv, qkv.bias};
 
