@@ -225,6 +225,13 @@ class Session {
     return lengths;
   }
 
+  // The least length, other than 0, that a sequence can be rewound to. Older libraries keep all positions.
+  int64_t earliest(int64_t slot) const {
+    return library_->has(offsetof(kaoken_model_api, session_slot_earliest))
+               ? api().session_slot_earliest(session_, slot)
+               : 0;
+  }
+
   void rewind(int64_t length) {
     const Busy busy(busy_);
     check(api(), api().session_rewind(session_, length));
@@ -440,6 +447,7 @@ void bind_session(py::module_ &module) {
       .def_property_readonly("isa_reason", &Session::isa_reason)
       .def_property_readonly("executed_isa", &Session::executed_isa)
       .def_property_readonly("lengths", &Session::lengths)
+      .def("earliest", &Session::earliest, py::arg("slot") = 0)
       .def("rewind", &Session::rewind, py::arg("length"))
       .def("rewind_slot", &Session::rewind_slot, py::arg("slot"), py::arg("length"))
       .def("fork", &Session::fork, py::arg("source"), py::arg("target"))

@@ -251,6 +251,11 @@ class Attention:
         return self.window - 1 if self.sees == "past" else self.window // 2
 
     @property
+    def keeps_window(self) -> bool:
+        """Whether a cache may forget keys and values: later positions see no more of them than a window."""
+        return self.window is not None and self.sees == "past"
+
+    @property
     def width(self) -> int:
         """Of all queries together."""
         return self.query.weight.shape[0]

@@ -39,6 +39,7 @@ class Sequence(ctypes.Structure):
         ("pages", ctypes.c_void_p),
         ("source_length", ctypes.c_int64),
         ("source_pages", ctypes.c_void_p),
+        ("window_pages", ctypes.c_void_p),
     )
 
 
@@ -382,6 +383,7 @@ def attend_ragged(
                     begin,
                     begin + len(part) if past else lengths[index],
                     pages[index].ctypes.data,
+                    window_pages=pages[index].ctypes.data,
                 )
                 for i, (index, part) in enumerate(zip(chosen, parts, strict=True))
             )

@@ -79,6 +79,8 @@ def library_text(
     blocks = [block for stack in graph.stacks for block in stack.blocks]
     attentions = [each.body for block in blocks for each in block.sublayers if isinstance(each.body, Attention)]
     source = graph.encoder if graph.decoder is not None else None
+    own = [block.attention for block in graph.decoder.blocks] if graph.decoder else []
+    windows = [each for each in own if each.keeps_window]
     qkv_widths = [(each.heads + 2 * each.kv_heads) * each.dims for each in attentions]
     qkv_widths += [round_up(stack.width) for stack in graph.stacks if any(each.branch for each in stack.sublayers)]
     head = Head() if graph.head is None else graph.head
@@ -101,7 +103,9 @@ def library_text(
         attention_width=max(each.width for each in attentions),
         inner_width=max(head_width, *map(round_up, inner_widths)),
         pass_rows=PASS_ROWS if graph.encoder is None else max(PASS_ROWS, round_up(graph.encoder.limit)),
-        page_bytes=_page_bytes(packed, [block.attention for block in graph.decoder.blocks] if graph.decoder else []),
+        page_bytes=_page_bytes(packed, [each for each in own if not each.keeps_window]),
+        window_page_bytes=_page_bytes(packed, windows),
+        window_reach=max((each.reach for each in windows if each.reach is not None), default=0),
         source_page_bytes=_page_bytes(packed, [block.cross for block in graph.blocks if block.cross]),
         encoder_page_bytes=max(
             (_page_bytes(packed, [block.attention]) for block in (graph.encoder.blocks if graph.encoder else ())),
@@ -150,7 +154,9 @@ def _block_text(name: str, packed: PackedModel, stack: PackedStack, index: int) 
     nexts = _nexts(name, packed, [*block.products.values(), *([behind] if behind else [])])
     if source_behind and block.key_value and source_behind.key_value:
         nexts |= _nexts(name, packed, [block.key_value, source_behind.key_value])
-    caches = [[each.attention for each in blocks[:index]], [each.cross for each in blocks[:index] if each.cross]]
+    window = blocks[index].attention.keeps_window
+    beside = [each.attention for each in blocks[:index] if each.attention.keeps_window == window]
+    caches = [beside, [each.cross for each in blocks[:index] if each.cross]]
     if stack.stack is packed.graph.encoder:
         caches[0] = []  # it holds one block at a time
     own = {each.name: each.sublayer.body for each in block.sublayers}

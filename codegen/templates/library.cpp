@@ -69,6 +69,10 @@ const kaoken::Model model = {
     GEN(source_page_bytes),
     GEN(encoder_page_bytes),
     kaoken::Reads::GEN(reads),
+//% if window_page_bytes
+    GEN(window_page_bytes),
+    GEN(window_reach),
+//% endif
 };
 
 }  // namespace

@@ -74,6 +74,8 @@ class Session:
     @property
     def lengths(self) -> list[int]:
         """Positions of each sequence; `length` is that of the longest."""
+    def earliest(self, slot: int = 0) -> int:
+        """The least length, other than 0, that a sequence can be rewound to; -1 for a slot that is not there."""
     def rewind(self, length: int) -> None:
         """Forgets all but the first `length` positions of every sequence."""
     def rewind_slot(self, slot: int, length: int) -> None:

@@ -95,6 +95,15 @@ class Session:
         return tuple(self._native.lengths)
 
     @property
+    def earliest(self) -> tuple[int, ...]:
+        """The least length, other than 0, that each sequence can be rewound to.
+
+        It is 0 unless blocks see a window of the text: these keep no more than it and 512 positions more, counted from
+        the longest that the sequence was.
+        """
+        return tuple(map(self._native.earliest, range(self.batch)))
+
+    @property
     def threads(self) -> int:
         """Threads that this session computes with, the caller's included."""
         return self._native.threads
@@ -134,7 +143,11 @@ class Session:
         return self._native.step(np.array(slots, np.int64), appended.lengths, appended.ids)
 
     def rewind(self, length: int, sequence: int | None = None) -> None:
-        """Forgets all but the first `length` positions, of every sequence or of one; InputError if there are fewer."""
+        """Forgets all but the first `length` positions, of every sequence or of one.
+
+        Raises InputError if there are fewer, and if a sequence keeps some but less than its `earliest`: rewind it to 0
+        and append its ids again. The session is then unchanged.
+        """
         self._ids = []
         if sequence is None:
             self._native.rewind(rewind_length(length, self.length))
@@ -150,6 +163,8 @@ class Session:
     def _continue(self, ids: list[int], options: GenerationOptions) -> Iterator[int]:
         """Makes the one sequence hold `ids`, of which it keeps what is there already, and yields what follows."""
         shared = _shared_prefix(self._ids, ids[:-1])  # the last one is computed, for its logits
+        if shared < self._native.earliest():
+            shared = 0
         self._native.rewind(shared)
         self._ids, self._reused = list(ids), shared
         try:

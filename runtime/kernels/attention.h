@@ -68,6 +68,7 @@ struct Scheme {
   static constexpr Sees kSees = sees;
   static constexpr int64_t kReach = Reach;
   static constexpr bool kWindow = Reach != kUnlimited;
+  static constexpr bool kKeepsWindow = kWindow && sees == Sees::kPast;
   static_assert(!kWindow || (Reach >= 0 && sees != Sees::kSource));
 };
 
@@ -399,6 +400,13 @@ KAOKEN_INLINE void attend_window(const typename Scheme::Cache::Step::Input *quer
   }
 }
 
+// The pages where what a row sees lies.
+template <class Scheme>
+KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
+  if constexpr (Scheme::kKeepsWindow) return sequence.window_pages;
+  return Scheme::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
+}
+
 // Merges the pages of the windows of Rows rows, the first at `position`, into `out`.
 template <class Scheme, int Rows, Beside beside, class Cache>
 KAOKEN_INLINE void attend_windows(const typename Scheme::Cache::Step::Input *query, const float *query_scales,
@@ -413,25 +421,20 @@ KAOKEN_INLINE void attend_windows(const typename Scheme::Cache::Step::Input *que
   const int64_t last = position + (beside == Beside::kHeads ? 1 : Rows) + in_front,
                 end = last < sequence.length ? last : sequence.length;
   const int64_t first = position > reach ? position - reach : 0, group = head / Scheme::Layout::kShared;
+  const int32_t *pages = pages_of<Scheme>(sequence);
   for (int64_t begin = first / kPage * kPage; begin < end; begin += kPage) {
-    if (beside == Beside::kHeads && end - begin > kPage) {
-      cache.prefetch(sequence.pages, group, begin + kPage);
-    }
+    if (beside == Beside::kHeads && end - begin > kPage) cache.prefetch(pages, group, begin + kPage);
     const Sight<beside> sight = {position - reach - begin, position + 1 + in_front - begin, sequence.length - begin};
-    attend_window<Scheme, Rows>(query, query_scales, out, out_stride, cache.page(sequence.pages, group, begin),
+    attend_window<Scheme, Rows>(query, query_scales, out, out_stride, cache.page(pages, group, begin),
                                 bias.row(head, position - begin), sight, state);
   }
 }
 
-// How many positions the row at `position` sees, and the pages where they lie.
+// How many positions the row at `position` sees.
 template <class Scheme>
 KAOKEN_INLINE int64_t seen_from(const Sequence &sequence, int64_t position) {
   if constexpr (Scheme::kSees == Sees::kPast) return position + 1;
   return Scheme::kSees == Sees::kAll ? sequence.length : sequence.source_length;
-}
-template <class Scheme>
-KAOKEN_INLINE const int32_t *pages_of(const Sequence &sequence) {
-  return Scheme::kSees == Sees::kSource ? sequence.source_pages : sequence.pages;
 }
 
 // Attends Rows rows of one sequence: those of a head from `position` on, all of which lie in one page, or those at

@@ -114,6 +114,10 @@ int64_t session_slot_length(const kaoken_session *session, int64_t slot) {
   return slot >= 0 && slot < session->batch() ? session->length(slot) : -1;
 }
 
+int64_t session_slot_earliest(const kaoken_session *session, int64_t slot) {
+  return slot >= 0 && slot < session->batch() ? session->earliest(slot) : -1;
+}
+
 kaoken_status session_slot_rewind(kaoken_session *session, int64_t slot, int64_t length) {
   return guard([&] {
     require(session, "session");
@@ -225,6 +229,7 @@ kaoken_model_api make_api(const Model &model, SessionCreate create, SessionSize 
       session_encode,
       size,
       session_positions,
+      session_slot_earliest,
   };
 }
 

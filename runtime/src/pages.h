@@ -29,16 +29,19 @@ class Zeros {
   std::unique_ptr<T, Free> values_;
 };
 
-// Sequences share pages after a fork, until one of them writes: it then gets a copy of its own.
+inline int64_t pages_of(int64_t positions) { return (positions + kPage - 1) / kPage; }
+
+// Sequences share pages after a fork, until one of them writes: it then gets a copy of its own. A sequence has no more
+// than its last `most` pages; it gives those before them back as it grows.
 class Pages {
  public:
-  // `cache` has pages for `slots` sequences of up to `limit` positions each.
-  Pages(const Cache &cache, int64_t slots, int64_t limit);
-
-  static int64_t count(int64_t slots, int64_t limit);
+  // `cache` has `most` pages for each of `slots` sequences, of up to `limit` positions each.
+  Pages(const Cache &cache, int64_t slots, int64_t limit, int64_t most);
+  Pages(const Cache &cache, int64_t slots, int64_t limit) : Pages(cache, slots, limit, pages_of(limit)) {}
 
   int64_t length(int64_t slot) const { return lengths_[slot]; }
   const int32_t *of(int64_t slot) const { return &table_[slot * per_slot_]; }
+  int64_t first(int64_t slot) const { return firsts_[slot]; }  // that the slot still has
 
   // Pages that `count` more positions of a slot take beyond those that it may write to now.
   int64_t needed(int64_t slot, int64_t count) const;
@@ -51,21 +54,22 @@ class Pages {
   // Pages that no other sequence has.
   int64_t own(int64_t slot) const;
 
-  // Makes all pages of `count` more positions ready to be written.
+  // Makes all pages of `count` more positions, no more than there can be pages of, ready to be written.
   void reserve(int64_t slot, int64_t count);
   void extend(int64_t slot, int64_t count) { lengths_[slot] += count; }
+  // To 0, or to a length in or behind the first page that the slot has.
   void rewind(int64_t slot, int64_t length);
   void fork(int64_t from, int64_t to);
 
  private:
-  int64_t held(int64_t slot) const;
+  int64_t end(int64_t slot) const { return pages_of(lengths_[slot]); }
   int32_t take(int64_t preferred);
   void release(int32_t page);
 
   const Cache cache_;
-  const int64_t per_slot_;
-  std::vector<int64_t> lengths_;
-  Zeros<int32_t> table_;   // [slots][per_slot]
+  const int64_t per_slot_, most_;
+  std::vector<int64_t> lengths_, firsts_;
+  Zeros<int32_t> table_;   // [slots][per_slot], of which a slot has those from its first to that of its last position
   Zeros<int32_t> owners_;  // of each page
   Zeros<bool> seen_;       // whether a page has ever been used
   int64_t used_ = 0, touched_ = 0, reach_ = 0;

@@ -27,18 +27,34 @@ int64_t encoder_pages(const Model &model, int64_t pass_rows) {
   return has_encoder(model) ? pass_rows / kPage + kPassTexts : 0;
 }
 
+bool has_windows(const Model &model) { return model.window_page_bytes > 0; }
+
+// Pages that a sequence keeps where blocks see a window: what the rows of a pass see, and what a row sees behind a
+// rewind of kRewind positions, wherever in a page they begin.
+int64_t window_pages(const Model &model, int64_t positions, int64_t pass_rows) {
+  if (!has_windows(model)) return 0;
+  const int64_t kept = model.window_reach + std::max(pass_rows, kRewind);
+  return std::min(pages_of(positions), pages_of(kept + kPage - 1));
+}
+
 // The bytes of each part of the arena, in order: multiples of kAlignment.
 struct Sizes {
-  double cache, source, encoder, rows;
+  double cache, window, source, encoder, rows;
   Sizes(const Model &model, int64_t batch, int64_t positions, int64_t pass_rows)
-      : cache(static_cast<double>(Pages::count(batch, has_decoder(model) ? positions : 0)) * model.page_bytes),
-        source(static_cast<double>(Pages::count(batch, model.info.source_positions)) * model.source_page_bytes),
+      : cache(bytes(batch, has_decoder(model) ? pages_of(positions) : 0, model.page_bytes)),
+        window(bytes(batch, window_pages(model, positions, pass_rows), model.window_page_bytes)),
+        source(bytes(batch, pages_of(model.info.source_positions), model.source_page_bytes)),
         encoder(static_cast<double>(encoder_pages(model, pass_rows)) * model.encoder_page_bytes),
         rows(static_cast<double>(pass_rows) * scratch_bytes(model)) {}
   size_t total() const {
-    const double bytes = cache + source + encoder + rows;
+    const double bytes = cache + window + source + encoder + rows;
     if (bytes > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw std::bad_alloc();
     return static_cast<size_t>(bytes);
+  }
+
+ private:
+  static double bytes(int64_t batch, int64_t pages, int64_t page_bytes) {
+    return static_cast<double>(batch * pages) * static_cast<double>(page_bytes);
   }
 };
 
@@ -120,6 +136,8 @@ Session::Session(const Model &model, const kaoken_session_options &options)
       kept_(ids_.size()),
       arena_(bytes(model, options), checked_arena(options, bytes(model, options))),
       pages_(lay_out().cache, batch_, has_decoder(model) ? positions_ : 0),
+      windows_(lay_out().window, batch_, has_windows(model) ? positions_ : 0,
+               window_pages(model, positions_, pass_rows_)),
       sources_(lay_out().source, batch_, model.info.source_positions),
       encoder_pages_(static_cast<size_t>(encoder_pages(model, pass_rows_))),
       team_(checked_threads(options.threads)) {
@@ -138,18 +156,35 @@ int64_t Session::length() const {
 void Session::rewind(int64_t slot, int64_t length) {
   check_slot(slot);
   if (length < 0 || length > this->length(slot)) throw cannot_rewind(length, "the slot", this->length(slot));
+  check_rewind(slot, length);
   pages_.rewind(slot, length);
+  if (has_windows(model_)) windows_.rewind(slot, length);
 }
 
 void Session::rewind(int64_t length) {
   if (length < 0 || length > this->length()) throw cannot_rewind(length, "the session", this->length());
-  for (int64_t slot = 0; slot < batch_; ++slot) pages_.rewind(slot, std::min(length, this->length(slot)));
+  for (int64_t slot = 0; slot < batch_; ++slot) check_rewind(slot, std::min(length, this->length(slot)));
+  for (int64_t slot = 0; slot < batch_; ++slot) rewind(slot, std::min(length, this->length(slot)));
+}
+
+int64_t Session::earliest(int64_t slot) const {
+  return windows_.first(slot) ? windows_.first(slot) * kPage + model_.window_reach : 0;
+}
+
+void Session::check_rewind(int64_t slot, int64_t length) const {
+  const int64_t earliest = this->earliest(slot);
+  if (length == 0 || length >= earliest) return;
+  throw Error(KAOKEN_INVALID_ARGUMENT,
+              "cannot rewind slot " + std::to_string(slot) + " to " + std::to_string(length) + " of its " +
+                  std::to_string(this->length(slot)) + " positions: blocks that see a window keep no more than it, " +
+                  "which allows " + std::to_string(earliest) + " or more; rewind to 0 and append the text again");
 }
 
 void Session::fork(int64_t from, int64_t to) {
   check_slot(from);
   check_slot(to);
   pages_.fork(from, to);
+  windows_.fork(from, to);
   sources_.fork(from, to);
 }
 
@@ -160,15 +195,17 @@ void Session::check_slot(int64_t slot) const {
 }
 
 void Session::check_memory(const kaoken_step &step, int64_t more, int64_t logits) const {
-  int64_t pages = -pages_.spare(), rows = 0, longest = 0;
+  int64_t pages = -pages_.spare(), window = -windows_.spare(), rows = 0, longest = 0;
   for (int64_t i = 0; i < step.count; ++i) {
     const int64_t slot = step.slots ? step.slots[i] : i, length = this->length(slot);
     const int64_t count = std::min(step.lengths[i] + more, positions_ - length);
     pages += pages_.needed(slot, count);
+    if (has_windows(model_)) window += windows_.needed(slot, count);
     rows += step.lengths[i];
     longest = std::max(longest, length + count);
   }
   double bytes = static_cast<double>(std::max<int64_t>(pages, 0)) * model_.page_bytes;
+  bytes += static_cast<double>(std::max<int64_t>(window, 0)) * model_.window_page_bytes;
   const double logits_bytes = static_cast<double>(logits) * model_.info.vocab_size * sizeof(float);
   bytes += scratch_needed(rows);
   require_memory((arena_.own() ? bytes : 0) + logits_bytes, step.count, longest);
@@ -252,7 +289,7 @@ void Session::encode(const kaoken_texts &texts) {
     if (full && first > 0) run(pass, code), pages = 0;
     Sequence sequence = {pass.batch.rows, length, 0, length, encoder_pages_.data() + pages, 0, nullptr};
     if (for_decoder) {
-      pages_.rewind(i, 0);
+      rewind(i, 0);
       sources_.rewind(i, 0);
       sources_.reserve(i, length);
       sources_.extend(i, length);
@@ -292,8 +329,9 @@ void Session::encode(const kaoken_texts &texts) {
 void Session::add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids) {
   const int64_t past = length(slot), first = pass.batch.rows;
   std::copy(ids, ids + count, ids_.begin() + first);
+  if (has_windows(model_)) windows_.reserve(slot, count), windows_.extend(slot, count);
   const Sequence sequence = {
-      first, count, past, past + count, pages_.of(slot), sources_.length(slot), sources_.of(slot),
+      first, count, past, past + count, pages_.of(slot), sources_.length(slot), sources_.of(slot), windows_.of(slot),
   };
   sequences_.push_back(sequence);
   if (outputs) ask(pass, sequence, past + count - outputs, outputs);
@@ -429,7 +467,8 @@ Pass Session::lay_out() const {
   pass.executed_isa = "";
   auto *at = static_cast<char *>(arena_.data());
   pass.cache = {at, model_.page_bytes};
-  pass.source = {at += static_cast<int64_t>(sizes.cache), model_.source_page_bytes};
+  pass.window = {at += static_cast<int64_t>(sizes.cache), model_.window_page_bytes};
+  pass.source = {at += static_cast<int64_t>(sizes.window), model_.source_page_bytes};
   pass.encoder = {at += static_cast<int64_t>(sizes.source), model_.encoder_page_bytes};
   pass.inputs = at += static_cast<int64_t>(sizes.encoder);
   pass.hidden = reinterpret_cast<float *>(at + pass_rows_ * model_.input_bytes);
@@ -441,7 +480,8 @@ Pass Session::lay_out() const {
 
 // Bytes of the arena that were touched, at most.
 size_t Session::touched_bytes() const {
-  return static_cast<size_t>(pages_.reach() * model_.page_bytes + sources_.reach() * model_.source_page_bytes +
+  return static_cast<size_t>(pages_.reach() * model_.page_bytes + windows_.reach() * model_.window_page_bytes +
+                             sources_.reach() * model_.source_page_bytes +
                              static_cast<int64_t>(encoder_pages_.size()) * model_.encoder_page_bytes +
                              touched_rows_ * scratch_bytes(model_));
 }

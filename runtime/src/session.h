@@ -29,7 +29,7 @@ class Session {
   // Reads texts with the encoder (kaoken.h). Everything is checked before anything changes. Raises Error.
   void encode(const kaoken_texts &texts);
 
-  // Forgets all but the first `length` positions, of one sequence or of all. Raises Error.
+  // Forgets all but the first `length` positions, of one sequence or of all: 0, or earliest() at least. Raises Error.
   void rewind(int64_t slot, int64_t length);
   void rewind(int64_t length);
   // Makes the sequence of one slot a copy of another's. Raises Error.
@@ -47,6 +47,8 @@ class Session {
   int64_t positions() const { return positions_; }
   int64_t length() const;
   int64_t length(int64_t slot) const { return pages_.length(slot); }
+  // The least length but 0 that a sequence can be rewound to: what a position behind it sees is still there.
+  int64_t earliest(int64_t slot) const;
   int threads() const { return team_.size(); }
   const SamplingCode &sampling() const { return *choice_.code.sampling; }
   const char *isa() const { return choice_.code.isa; }
@@ -62,6 +64,7 @@ class Session {
   double scratch_needed(int64_t rows) const;
   size_t touched_bytes() const;
   void check_slot(int64_t slot) const;
+  void check_rewind(int64_t slot, int64_t length) const;
   Pass lay_out() const;
   void add(Pass &pass, int64_t slot, int64_t count, int64_t outputs, const int64_t *ids);
   void ask(Pass &pass, const Sequence &sequence, int64_t position, int64_t count);
@@ -78,7 +81,7 @@ class Session {
   std::vector<int32_t> ids_, types_;
   std::vector<int64_t> kept_;
   Arena arena_;
-  Pages pages_, sources_;
+  Pages pages_, windows_, sources_;
   std::vector<int32_t> encoder_pages_;  // 0, 1, ...
   std::vector<Sequence> sequences_, outputs_;
   std::vector<int64_t> counts_, which_;  // what append() makes a step of

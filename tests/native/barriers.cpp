@@ -72,8 +72,8 @@ int64_t count_waits(Run run, const Expected &expected) {
   for (int64_t i = 0; i < expected.batch; ++i) {
     const int32_t *own = pages.data() + i * kPages;
     for (int64_t page = 0; page < kPages; ++page) pages[static_cast<size_t>(i * kPages + page)] = i * kPages + page;
-    sequences.push_back({i * expected.count, expected.count, 0, expected.count, own, kSource, own});
-    kept_sequences.push_back({i * outputs, outputs, expected.count - outputs, expected.count, own, kSource, own});
+    sequences.push_back({i * expected.count, expected.count, 0, expected.count, own, kSource, own, own});
+    kept_sequences.push_back({i * outputs, outputs, expected.count - outputs, expected.count, own, kSource, own, own});
     for (int64_t row = expected.count - outputs; row < expected.count; ++row) kept.push_back(i * expected.count + row);
   }
   kaoken::Pass pass = {};
@@ -87,7 +87,7 @@ int64_t count_waits(Run run, const Expected &expected) {
   pass.attended = take(rows * kWidth);
   pass.inner = take(rows * kInner);
   pass.inputs = take(rows * kInner);
-  pass.cache = {take(cache), page_bytes};
+  pass.cache = pass.window = {take(cache), page_bytes};
   pass.source = {take(cache), page_bytes};
   pass.output = take(rows * kVocabulary);
   waits = 0;

@@ -42,6 +42,8 @@ KAOKEN_DECLARE_MODEL(t5_float32);
 KAOKEN_DECLARE_MODEL(t5_int8);
 KAOKEN_DECLARE_MODEL(gemma3_text_float32);
 KAOKEN_DECLARE_MODEL(gemma3_text_int8);
+KAOKEN_DECLARE_MODEL(windowed_float32);
+KAOKEN_DECLARE_MODEL(windowed_int8);
 KAOKEN_DECLARE_MODEL(gpt_neox_float32);
 KAOKEN_DECLARE_MODEL(gpt_neox_int8);
 KAOKEN_DECLARE_MODEL(olmo2_float32);
@@ -300,6 +302,64 @@ void test_norms_of_all_heads_keep_their_bits() {
   for (const kaoken_model_api *model : {kaoken_model_olmo2_float32(), kaoken_model_olmo2_int8()}) {
     require_steps_like_a_prompt(model);
     require_bits_of_one_worker(model);
+  }
+}
+
+// Texts of many windows of 100 positions, of which pages are used again: splits, forks, and rewinds near and far.
+void test_windows_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_windowed_float32(), kaoken_model_windowed_int8()}) {
+    constexpr int64_t count = 1200;
+    const auto vocabulary = static_cast<size_t>(model->info->vocab_size);
+    Ids ids = random_ids(count, 18);
+    for (int64_t &id : ids) id %= model->info->vocab_size;
+    const Logits expected = Session(1, 1, nullptr, model).append(ids, count);
+    Session session(3, 2, nullptr, model);
+    Logits logits(3 * vocabulary);
+    // Appends the next positions of some slots, which have as many as slot 1.
+    const auto go_on = [&](const Ids &slots, int64_t steps) {
+      const int64_t begin = model->session_slot_length(session.handle, 1);
+      const Ids lengths(slots.size(), steps);
+      Ids next;
+      for (size_t i = 0; i < slots.size(); ++i) next.insert(next.end(), &ids[begin], &ids[begin] + steps);
+      const kaoken_step step = {
+          sizeof step,  static_cast<int64_t>(slots.size()), slots.data(), lengths.data(), next.data(), nullptr,
+          logits.data()};
+      CHECK(model->session_step(session.handle, &step) == KAOKEN_OK);
+      for (size_t i = 0; i < slots.size(); ++i) {
+        CHECK(std::memcmp(&logits[i * vocabulary], &expected[static_cast<size_t>(begin + steps - 1) * vocabulary],
+                          vocabulary * sizeof(float)) == 0);
+      }
+    };
+    go_on({1}, 700);
+    CHECK(model->session_fork(session.handle, 1, 0) == KAOKEN_OK);
+    for (int64_t length = 700; length < 840; ++length) go_on({0, 1}, 1);
+    CHECK(model->session_fork(session.handle, 0, 2) == KAOKEN_OK);
+    go_on({0, 1, 2}, 360);
+    CHECK(model->session_rewind(session.handle, 1200 - 512) == KAOKEN_OK);
+    go_on({0, 1, 2}, 512);
+
+    // 12 pages are kept of 19, so the first that is left begins at 448.
+    const int64_t earliest = 448 + 99;
+    CHECK(model->session_slot_earliest(session.handle, 1) == earliest);
+    CHECK(model->session_slot_earliest(session.handle, 3) == -1);
+    CHECK(model->session_slot_rewind(session.handle, 1, earliest - 1) == KAOKEN_INVALID_ARGUMENT);
+    CHECK(std::strstr(model->last_error(), "rewind to 0 and append the text again"));
+    CHECK(model->session_rewind(session.handle, earliest - 1) == KAOKEN_INVALID_ARGUMENT);
+    CHECK(model->session_length(session.handle) == count);
+    CHECK(model->session_rewind(session.handle, earliest) == KAOKEN_OK);
+    go_on({0, 1, 2}, 90);
+    CHECK(model->session_rewind(session.handle, 0) == KAOKEN_OK);
+    CHECK(model->session_slot_earliest(session.handle, 1) == 0);
+    go_on({0, 2}, count);
+
+    size_t whole = 0, cut = 0, little = 0;
+    kaoken_session_options options = {sizeof options, 8, 1, nullptr, nullptr, 0, 0};
+    CHECK(model->session_size(&options, &whole) == KAOKEN_OK);
+    options.n_positions = 12 * 64;
+    CHECK(model->session_size(&options, &cut) == KAOKEN_OK);
+    options.n_positions = 64;
+    CHECK(model->session_size(&options, &little) == KAOKEN_OK);
+    CHECK(whole == cut && little < cut);  // every block has a window
   }
 }
 
@@ -930,6 +990,7 @@ const Test tests[] = {
     TEST(parallel_sublayers_keep_their_bits),
     TEST(normed_branches_keep_their_bits),
     TEST(norms_of_all_heads_keep_their_bits),
+    TEST(windows_keep_their_bits),
     TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)
     TEST(fork_while_another_thread_generates),

@@ -154,7 +154,7 @@ typedef struct kaoken_model_api {
   const char *(*session_isa)(const kaoken_session *session);
   /* The tag left by the code that really ran the last pass; "" before the first. */
   const char *(*session_executed_isa)(const kaoken_session *session);
-  /* Forgets all but the first `length` positions of every sequence. */
+  /* Forgets all but the first `length` positions of every sequence; fails as session_slot_rewind does. */
   kaoken_status (*session_rewind)(kaoken_session *session, int64_t length);
   /* Appends ids [batch, count], row-major, to every sequence; on failure the session is unchanged. */
   kaoken_status (*session_append)(kaoken_session *session, const int64_t *ids, int64_t count, int32_t which,
@@ -183,7 +183,8 @@ typedef struct kaoken_model_api {
   kaoken_status (*session_step)(kaoken_session *session, const kaoken_step *step);
   /* Positions of one sequence; -1 for a slot that is not there. */
   int64_t (*session_slot_length)(const kaoken_session *session, int64_t slot);
-  /* Forgets all but its first `length` positions; with 0 the slot is as new, but for its source. */
+  /* Forgets all but its first `length` positions; with 0 the slot is as new, but for its source. Other lengths are
+   * session_slot_earliest at least. */
   kaoken_status (*session_slot_rewind)(kaoken_session *session, int64_t slot, int64_t length);
   /* Makes the sequence of slot `to` a copy of the one of slot `from`. What they share lies in memory once. */
   kaoken_status (*session_fork)(kaoken_session *session, int64_t from, int64_t to);
@@ -202,6 +203,11 @@ typedef struct kaoken_model_api {
 
   /* Positions that each sequence of a session may have. */
   int64_t (*session_positions)(const kaoken_session *session);
+
+  /* The least length, other than 0, that a sequence can be rewound to; -1 for a slot that is not there. It is 0, so any
+   * length, but where blocks see a window of the text: these keep no more than it and 512 positions more, counted from
+   * the longest that the sequence was. */
+  int64_t (*session_slot_earliest)(const kaoken_session *session, int64_t slot);
 } kaoken_model_api;
 
 /* Declares the entry point of a model library that is linked in, by the model's name. */

@@ -12,6 +12,7 @@ constexpr int64_t kPanel = 16;        // outputs per weight panel; the unit of e
 constexpr int64_t kPassTexts = 64;    // texts of an encoder's pass, at most
 constexpr int64_t kTextRows = 512;    // rows of an encoder's pass that has several
 constexpr int64_t kPage = 64;         // positions of a page of the cache, which attention merges at a time
+constexpr int64_t kRewind = 512;      // positions that a sequence can always lose, where blocks keep a window
 constexpr int64_t kSampleBlock = 64;  // logits whose largest and whose sum of weights are kept, when choosing a token
 constexpr int64_t kAlignment = 64;    // bytes: blobs, arena buffers and their rows start on a cache line
 
@@ -24,6 +25,7 @@ struct Sequence {
   const int32_t *pages;   // of its cache: position p lies in pages[p / kPage]
   int64_t source_length;  // of what an encoder has read for it
   const int32_t *source_pages;
+  const int32_t *window_pages = nullptr;  // as `pages`, of blocks that see a window of the past, the last ones alone
 };
 
 // Sequences whose rows follow each other.
@@ -53,6 +55,7 @@ struct Pass {
   float *inner;          // [rows][n_inner]
   void *inputs;          // [rows]: what the next linear reads, in its own type, with its scales
   Cache cache;           // of the sequences; an encoder's holds one block at a time
+  Cache window;          // of the blocks that see a window of the past
   Cache source;          // what the blocks of a decoder attend to of their sources
   Cache encoder;         // where the runtime keeps an encoder's
   float *output;         // [outputs.rows, or of a head that pools outputs.count][output_width]
@@ -111,6 +114,8 @@ struct Model {
   int64_t source_page_bytes;
   int64_t encoder_page_bytes;
   Reads reads;
+  int64_t window_page_bytes = 0;  // of blocks that see a window of the past; `page_bytes` is of the others
+  int64_t window_reach = 0;       // the largest distance at which one of them sees a position
 };
 
 }  // namespace kaoken

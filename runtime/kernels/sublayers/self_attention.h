@@ -56,7 +56,7 @@ KAOKEN_INLINE bool attend(Pass &pass, const Worker &worker, int64_t cache_before
   using Scheme = typename Traits::Scheme;
   using Heads = typename Scheme::Layout;
   constexpr int64_t width = Traits::kWidth;
-  const CacheOf<Scheme> cache(pass.cache, cache_before);
+  const CacheOf<Scheme> cache(Scheme::kKeepsWindow ? pass.window : pass.cache, cache_before);
   constexpr bool biased_keys = !Scheme::Rotary::kNone || Scheme::Bias::kBiasedKeys;
   constexpr bool norms_rows = Scheme::Rotary::kNormsRows, has_queries = !Traits::kLast || Qkv::kExploded;
   [[maybe_unused]] OwnHeads<Scheme> own_heads;
