@@ -338,8 +338,8 @@ void test_windows_keep_their_bits() {
     CHECK(model->session_rewind(session.handle, 1200 - 512) == KAOKEN_OK);
     go_on({0, 1, 2}, 512);
 
-    // 12 pages are kept of 19, so the first that is left begins at 448.
-    const int64_t earliest = 448 + 99;
+    // 11 pages are kept of 19, so the first that is left begins at 512.
+    const int64_t earliest = 512 + 99;
     CHECK(model->session_slot_earliest(session.handle, 1) == earliest);
     CHECK(model->session_slot_earliest(session.handle, 3) == -1);
     CHECK(model->session_slot_rewind(session.handle, 1, earliest - 1) == KAOKEN_INVALID_ARGUMENT);
@@ -355,7 +355,7 @@ void test_windows_keep_their_bits() {
     size_t whole = 0, cut = 0, little = 0;
     kaoken_session_options options = {sizeof options, 8, 1, nullptr, nullptr, 0, 0};
     CHECK(model->session_size(&options, &whole) == KAOKEN_OK);
-    options.n_positions = 12 * 64;
+    options.n_positions = 11 * 64;
     CHECK(model->session_size(&options, &cut) == KAOKEN_OK);
     options.n_positions = 64;
     CHECK(model->session_size(&options, &little) == KAOKEN_OK);
