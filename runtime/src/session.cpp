@@ -278,7 +278,7 @@ void Session::encode(const kaoken_texts &texts) {
   sequences_.clear(), outputs_.clear();  // of a call that memory ended
   int64_t pages = 0;
   Pass pass = lay_out();
-  pass.cache = pass.encoder;
+  pass.cache = pass.window = pass.encoder;  // in which a text's windows of the past lie with all of it
   pass.output = texts.outputs;
   pass.hidden_states = texts.hidden_states;
   const int64_t *positions = texts.positions;
@@ -287,7 +287,8 @@ void Session::encode(const kaoken_texts &texts) {
     const int64_t length = texts.lengths[i], first = pass.batch.rows;
     const bool full = first + length > most || static_cast<int64_t>(sequences_.size()) == kPassTexts;
     if (full && first > 0) run(pass, code), pages = 0;
-    Sequence sequence = {pass.batch.rows, length, 0, length, encoder_pages_.data() + pages, 0, nullptr};
+    const int32_t *own = encoder_pages_.data() + pages;
+    Sequence sequence = {pass.batch.rows, length, 0, length, own, 0, nullptr, own};
     if (for_decoder) {
       rewind(i, 0);
       sources_.rewind(i, 0);
