@@ -3,7 +3,7 @@
 #   kaoken_add_model(<target> CHECKPOINT <directory, GGUF file or hub id>
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
 #                    [ADAPTER <directory>]
-#                    [DTYPE own|float32|bfloat16|int8|int4|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
+#                    [DTYPE own|float32|bfloat16|int8|int8-g32|int4|int4-min|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
 #                    [CACHE_DTYPE float32|bfloat16|int8] [CONTEXT <n>] [ISA native|portable|<list>] [KERNELS packed|exploded]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
 #

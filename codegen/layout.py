@@ -39,7 +39,7 @@ _MANY = 8  # values that lie on no grid by chance
 _NEARLY = 1e-3  # of a step of a grid, for what float32 has rounded
 _NEARLY_HALF = 2.0**-20  # of a step, for the same
 
-SMALLEST_HALF = float(np.finfo(np.float16).smallest_normal)
+SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
 def round_up(n: int, step: int = PANEL) -> int:
@@ -137,10 +137,10 @@ def quantize_int4(weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArr
 
 
 def _half(scale: Array) -> NDArray[np.float16]:
-    """Normal float16s or zero: kernels flush denormals."""
-    normal = np.copysign(np.maximum(np.abs(scale), SMALLEST_HALF), scale)
+    """Float16s, zero for zero alone."""
+    least = np.copysign(np.maximum(np.abs(scale), SMALLEST_HALF), scale)
     with np.errstate(over="ignore"):
-        return np.where(scale == 0, 0, normal).astype(np.float16)
+        return np.where(scale == 0, 0, least).astype(np.float16)
 
 
 def _round_groups(
@@ -154,28 +154,32 @@ def _on_grid(values: Array, steps: Array, most: int) -> Array:
     """`steps` [N, groups], but of each group of `values` [N, groups, 32], all at least 0, that are multiples of another
     step up to `most` of it, that step: weights that were quantized before keep their integers.
 
-    Of several one that is a float16, else the largest. `steps` as they are where some group has none.
+    Values of which the first groups have no such step are taken as they are.
     """
-    values, found = values.reshape(-1, GROUP), steps.ravel().copy()
-    largest = values.max(axis=1)
-    left = np.flatnonzero(largest > 0)
-    if np.count_nonzero(values[left[:_SAMPLE]], axis=1).max(initial=0) < _MANY:
+    groups = values.reshape(-1, GROUP)
+    groups = groups[groups.any(axis=1)]
+    sample = groups[:_SAMPLE]
+    if np.count_nonzero(sample, axis=1).max(initial=0) < _MANY or not _grid_steps(sample, most).all():
         return steps
-    for groups in (left[:_SAMPLE], left):
-        for halves, counts in ((True, (most, *range(1, most))), (False, range(1, most + 1))):
-            for count in counts:
-                tried = largest[groups] / count
-                multiples = values[groups] / tried[:, None]
-                fit = np.abs(multiples - np.rint(multiples)).max(axis=1, initial=0) < _NEARLY
-                if halves:
-                    fit &= np.abs(_half(tried) - tried) < tried * _NEARLY_HALF
-                found[groups[fit]] = tried[fit]
-                groups = groups[~fit]
-                if not groups.size:
-                    break
-        if groups.size:
-            return steps
-    return found.reshape(steps.shape)
+    found = _grid_steps(values.reshape(-1, GROUP), most).reshape(steps.shape)
+    return np.where(found > 0, found, steps)
+
+
+def _grid_steps(values: Array, most: int) -> Array:
+    """The step of each group [groups, 32]: of several a float16, else the largest; 0 where there is none."""
+    largest = values.max(axis=1)
+    steps = np.zeros(len(values))
+    left = np.flatnonzero(largest > 0)
+    for halves, counts in ((True, (most, *range(1, most))), (False, range(1, most + 1))):
+        for count in counts:
+            tried = largest[left] / count
+            multiples = values[left] / tried[:, None]
+            fit = np.abs(multiples - np.rint(multiples)).max(axis=1, initial=0) < _NEARLY
+            if halves:
+                fit &= np.abs(_half(tried) - tried) < tried * _NEARLY_HALF
+            steps[left[fit]] = tried[fit]
+            left = left[~fit]
+    return steps
 
 
 def pack_int4(weight: NDArray[np.floating]) -> Parts:

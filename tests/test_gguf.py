@@ -499,10 +499,10 @@ def test_the_longest_header_is_refused_as_quickly(tmp_path: Path) -> None:
     texts = b"".join(long(2) + struct.pack("<H", 0x3030 + index % 40) for index in range(1 << 20))
     path = tmp_path / "model.gguf"
     path.write_bytes(header_of("a", ARRAY, STRING, long(1 << 20), texts, "b", 77, keys=2))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match="values of type 77"):
         open_checkpoint(path)
-    assert time.monotonic() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_the_header_is_what_the_gguf_package_reads(tmp_path: Path) -> None:

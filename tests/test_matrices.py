@@ -323,6 +323,22 @@ def test_sums_are_exact(library: ctypes.CDLL, dtype: str, depth: int, outputs: i
             assert (y == exact[:rows]).all(), f"of {rows} rows"
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("int8-g32", 127), ("int4", 7)])
+def test_scales_may_be_denormal(library: ctypes.CDLL, dtype: str, most: int) -> None:
+    """As float16s: queries of wide heads have such scales."""
+    depth, outputs = SHAPES[-1]
+    random = np.random.default_rng(7)
+    integers = random.integers(-most, most + 1, (outputs, depth))
+    integers[:, ::GROUP] = most
+    weights = integers * 3 * 2.0**-24
+    arrays = MATRIX_TYPES[dtype].pack(weights)
+    assert (weights_of(dtype, arrays, depth, outputs) == weights).all()
+    linear, values = Linear(library, dtype, depth, outputs), choose_inputs(depth, False)
+    inputs = store_inputs(linear, values, np.ones((MOST, -(-depth // row_group(dtype)))))
+    for rows in ROWS:
+        assert (linear.multiply(inputs[:rows], arrays) == (values @ weights.T)[:rows]).all(), f"of {rows} rows"
+
+
 @integers
 def test_a_row_that_is_not_finite_has_no_scale_and_leaves_others_alone(library: ctypes.CDLL, dtype: str) -> None:
     """Its scales, and so each of its outputs, are NaN."""

@@ -64,20 +64,26 @@ def _gpt2_tensors(checkpoint: Checkpoint) -> Tensors:
             yield f"transformer.{canonical}", tensor.T if turned else tensor
 
 
-def _llama_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
-    """Writes the shape and returns the number of layers."""
+def _common_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
+    """What Llama, Qwen2 and BERT name alike; returns the number of layers."""
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_head_count(config["num_attention_heads"])
+    return int(config["num_hidden_layers"])
+
+
+def _llama_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
+    """Writes the shape and returns the number of layers."""
+    layers = _common_fields(writer, config)
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
     writer.add_rope_dimension_count(config["head_dim"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    return int(config["num_hidden_layers"])
+    return layers
 
 
 def _neighbours(matrix: NDArray[np.float32], dims: int) -> NDArray[np.float32]:
@@ -99,15 +105,11 @@ def _qwen2_tensors(checkpoint: Checkpoint) -> Tensors:
 
 def _bert_fields(writer: gguf.GGUFWriter, config: dict[str, Any]) -> int:
     """Writes the shape and returns the number of layers. Pooling is the context's choice."""
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(config["num_attention_heads"])
+    layers = _common_fields(writer, config)
     writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_causal_attention(False)
     writer.add_token_type_count(config["type_vocab_size"])
-    return int(config["num_hidden_layers"])
+    return layers
 
 
 def _bert_tensors(checkpoint: Checkpoint) -> Tensors:

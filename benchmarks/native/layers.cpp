@@ -113,8 +113,8 @@ EXPORT void layer_attention(int64_t threads, int64_t rows, int64_t repeats, int6
   pass.qkv = split.data;
   pass.attended = attended.data;
   time_layer(threads, repeats, passes, seconds, true, [&](const Worker &worker) {
-    self_attention<Attention>(pass, worker, 0, {}, {qkv.matrix(), qkv.bias.data},
-                              {out.matrix(), out.bias.data}, {}, {});
+    self_attention<Attention>(pass, worker, 0, {}, {qkv.matrix(), qkv.bias.data}, {out.matrix(), out.bias.data}, {},
+                              {});
   });
 }
 

@@ -132,8 +132,8 @@ def bake(
         checkpoint: A directory with config.json and model.safetensors, a GGUF file, or the id of a model on the
             Hugging Face hub, as OWNER/NAME:Q4_K_M for a GGUF; what exists wins.
         dtype: Of the baked weights: "float32", "bfloat16", "int8", "int8-g32", "int4" and "int4-min" (the head in
-            int8), "int4-all", or "own": of a GGUF file the types nearest those of its own matrices, which keep the
-            groups of Q8_0, Q4_0 and Q4_1 exactly, and of other checkpoints "float32".
+            int8), "int4-all", or "own": of a GGUF file the types nearest those of its own matrices, which keep groups
+            of Q8_0, Q4_0 and Q4_1, and of other checkpoints "float32".
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
             are these but the last two. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.

@@ -437,6 +437,19 @@ KAOKEN_INLINE int64_t seen_from(const Sequence &sequence, int64_t position) {
   return Scheme::kSees == Sees::kAll ? sequence.length : sequence.source_length;
 }
 
+// What is fetched beside the page at `begin`, from which `left` positions are still to be attended to: the next one
+// where few rows make it a matter of memory.
+template <Beside beside, class Cache>
+KAOKEN_INLINE auto next_page(const Cache &cache, const int32_t *pages, int64_t group, int64_t begin, int64_t left) {
+  if constexpr (beside == Beside::kHeads) {
+    const NextPage next = {left > kPage ? cache.to_next(pages, begin) : 0};
+    cache.prefetch_extra(cache.page(pages, group, begin), next.bytes);
+    return next;
+  } else {
+    return NothingAhead();
+  }
+}
+
 // Attends Rows rows of one sequence: those of a head from `position` on, all of which lie in one page, or those at
 // `position` of the heads from `head` on, all of which share a key.
 template <class Scheme, int Rows, Beside beside, class Cache>
@@ -463,16 +476,10 @@ KAOKEN_INLINE void attend_rows(const float *query, int64_t query_stride, float *
     const int64_t end = seen_from<Scheme>(sequence, position), group = head / Scheme::Layout::kShared;
     for (int64_t begin = 0; begin < end; begin += kPage) {
       const int64_t left = end - begin;
-      const auto page = cache.page(pages, group, begin);
-      if constexpr (beside == Beside::kHeads) {
-        const NextPage next = {left > kPage ? cache.to_next(pages, begin) : 0};
-        cache.prefetch_extra(page, next.bytes);
-        attend_page<Scheme, Rows, beside>(queries, scales, out, out_stride, page, bias.row(head, position - begin),
-                                          begin == 0, left < kPage ? left : kPage, state, next);
-      } else {
-        attend_page<Scheme, Rows, beside>(queries, scales, out, out_stride, page, bias.row(head, position - begin),
-                                          begin == 0, left < kPage ? left : kPage, state);
-      }
+      const auto next = next_page<beside>(cache, pages, group, begin, left);
+      attend_page<Scheme, Rows, beside>(queries, scales, out, out_stride, cache.page(pages, group, begin),
+                                        bias.row(head, position - begin), begin == 0, left < kPage ? left : kPage,
+                                        state, next);
     }
   }
   for (int row = 0; row < Rows; ++row) {

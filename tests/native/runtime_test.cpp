@@ -289,17 +289,10 @@ void test_parallel_sublayers_keep_their_bits() {
   }
 }
 
-// Norms of what sublayers add, which need rows that all workers have made.
-void test_normed_branches_keep_their_bits() {
-  for (const kaoken_model_api *model : {kaoken_model_gemma3_text_float32(), kaoken_model_gemma3_text_int8()}) {
-    require_steps_like_a_prompt(model);
-    require_bits_of_one_worker(model);
-  }
-}
-
-// Norms of all queries and of all keys, which every worker makes of what all have projected.
-void test_norms_of_all_heads_keep_their_bits() {
-  for (const kaoken_model_api *model : {kaoken_model_olmo2_float32(), kaoken_model_olmo2_int8()}) {
+// Norms of rows that all workers have made: of what sublayers add, and of all queries and all keys.
+void test_norms_of_rows_keep_their_bits() {
+  for (const kaoken_model_api *model : {kaoken_model_gemma3_text_float32(), kaoken_model_gemma3_text_int8(),
+                                        kaoken_model_olmo2_float32(), kaoken_model_olmo2_int8()}) {
     require_steps_like_a_prompt(model);
     require_bits_of_one_worker(model);
   }
@@ -988,8 +981,7 @@ const Test tests[] = {
     TEST(narrow_types_keep_their_bits),
     TEST(grouped_heads_keep_their_bits),
     TEST(parallel_sublayers_keep_their_bits),
-    TEST(normed_branches_keep_their_bits),
-    TEST(norms_of_all_heads_keep_their_bits),
+    TEST(norms_of_rows_keep_their_bits),
     TEST(windows_keep_their_bits),
     TEST(memory_of_an_ended_session_is_used_again),
 #if !defined(__SANITIZE_THREAD__)

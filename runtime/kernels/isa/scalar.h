@@ -127,7 +127,9 @@ KAOKEN_INLINE Vec load_half(const uint16_t *p) {
   float lanes[16];
   for (int i = 0; i < 16; ++i) {
     const uint32_t magnitude = p[i] & 0x7fffu;
-    lanes[i] = float_of_bits((p[i] & 0x8000u) << 16 | (magnitude ? (magnitude << 13) + (112u << 23) : 0));
+    const float denormal = static_cast<float>(magnitude) * 0x1p-24f;
+    const float size = magnitude < 0x400u ? denormal : float_of_bits((magnitude << 13) + (112u << 23));
+    lanes[i] = p[i] & 0x8000u ? -size : size;
   }
   return load(lanes);
 }
