@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -38,6 +39,7 @@ PERPLEXITIES = pytest.StashKey[list[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ERRORS] = {}
     config.stash[PERPLEXITIES] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background and its children ignore it
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

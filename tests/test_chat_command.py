@@ -170,8 +170,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         code = (
-            "import signal, time, kaoken.causal as causal\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in a shell's background ignores
+            "import time, kaoken.causal as causal\n"
             "made = causal.new_tokens\n"
             "causal.new_tokens = lambda generation: (time.sleep(0.02) or step for step in made(generation))\n"
             "import sys; from kaoken.cli import main; sys.exit(main(None))"

@@ -134,7 +134,6 @@ def arguments(toy_text: Path, toy_teacher: Path, out: Path, *more: str) -> list[
 # The command, which sends itself a signal behind a step.
 SIGNALLED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
 number, arguments = int(sys.argv[1]), sys.argv[2:]
 from transformers import Trainer, TrainerCallback
 from kaoken import cli
