@@ -93,7 +93,7 @@ _short_repr = _ShortRepr()
 
 def quoted(value: object) -> str:
     """A value from a checkpoint as it may stand in a message: short, on one line, nothing unprintable."""
-    text = _short_repr.repr(value)
+    text = _short_repr.repr(value[:8].tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

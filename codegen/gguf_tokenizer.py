@@ -83,7 +83,7 @@ def read_tokenizer(path: Path, metadata: Mapping[str, Any]) -> tuple[bytes | Non
     tokenizer or of cutting texts, CheckpointError for a vocabulary that is none.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind in (None, "none", "no_vocab") or isinstance(kind, np.ndarray):
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         return None, {}
     makers: dict[str, Callable[[_Vocabulary], Tokenizer]] = {
         "gpt2": _byte_level,

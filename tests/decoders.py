@@ -145,6 +145,16 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "qwen3_yarn": {**SMALL, **WIDE, "rope_scaling": YARN, "hidden_act": "gelu_pytorch_tanh"},
         "qwen3_wide_heads": {**SMALL, "num_key_value_heads": 6},
+        "qwen3_eleven_heads_on_a_key": {
+            **SMALL,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 22,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 70,
+            "layer_types": ALTERNATING,
+        },
     },
     "smollm3": {
         "smollm3": {**SMALL, "num_hidden_layers": 4, "tie_word_embeddings": True},

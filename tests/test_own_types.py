@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import kaoken
 from gguf_files import llama_metadata, llama_parts, write_file
+from kaoken.cli import main
 from oracles import llama
 from reference import relative_error
 
@@ -136,9 +137,11 @@ def test_other_checkpoints_are_float32(tmp_path: Path) -> None:
     assert own(tmp_path, "lm_head=int8") == make_types("float32", "lm_head=int8")
 
 
-def test_baked_by_default(tmp_path: Path) -> None:
+def test_baked_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = mixed_file(tmp_path)
-    model: Any = kaoken.load(kaoken.bake(path, isa="scalar", out=tmp_path / "own.so"))
+    assert main(["bake", str(path), "--isa", "scalar", "-o", str(tmp_path / "own.so")]) == 0
+    assert "kaoken: baked in int4-min, " in capsys.readouterr().err
+    model: Any = kaoken.load(tmp_path / "own.so")
     assert model.info.dtype == "int4-min"
     exact: Any = kaoken.load(kaoken.bake(path, isa="scalar", dtype="float32", out=tmp_path / "float32.so"))
     ids = np.arange(3, 43)[None]

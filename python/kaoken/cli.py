@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -346,7 +347,7 @@ def _prompt(argument: str) -> str:
         raise InputError(f"standard input is not UTF-8 (byte {error.start}): convert it first") from None
 
 
-def _load(model: str | None, threads: int | None = None) -> Any:
+def _load(model: str | os.PathLike[str] | None, threads: int | None = None) -> Any:
     from kaoken.model import load
 
     return load(model, threads=threads)
@@ -478,4 +479,9 @@ def _bake(options: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"kaoken: warning: {message}", file=sys.stderr)
         path = bake(options.checkpoint, out=options.out, **settings)
+    if options.dtype == "own":
+        with contextlib.suppress(KaokenError):  # as of a library for another processor
+            model = _load(path)
+            if {model.info.dtype, *model.info.tensor_dtypes.values()} != {"float32"}:
+                print(f"kaoken: baked in {_dtypes(model.info, model.config)}", file=sys.stderr)
     _print_path(path)
