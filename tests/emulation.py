@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import test_deberta
 import test_modernbert
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from oracle import open_oracle
 from oracles import bert, masked, t5
 from reference import relative_error

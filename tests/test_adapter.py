@@ -23,7 +23,7 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform, write_checkpoint
 from configurations import CONFIGURATIONS
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from kaoken.cli import main
 from native_build import bake_together, ninja
 from reference import LIMIT, relative_error

@@ -26,7 +26,7 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
 from native_kernels import processor_features

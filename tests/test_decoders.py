@@ -30,7 +30,7 @@ from decoders import (
     read_reference,
     write,
 )
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from hostile import require_refused, require_sound
 from native_build import bake_together
 from reference import LIMIT, relative_error

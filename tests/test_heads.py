@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import kaoken
 from bits import require_same_bits
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from kaoken import _core
 from oracles.bert import TINY, Bert, write
 from reference import LIMIT, relative_error

@@ -17,7 +17,7 @@ import kaoken
 from bits import require_same_bits
 from conftest import RecordError
 from decoders import LIMITED, SMALL, config_of, ids_of, write
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from native_build import bake_together
 from oracles import bert, t5
 from reference import LIMIT, relative_error

@@ -31,7 +31,7 @@ from kaoken.codegen.graph import (
     verify,
 )
 
-from evaluator import attention, evaluate
+from kaoken.codegen.evaluate import attention, evaluate
 
 WIDTH, SOURCE, VOCABULARY, LIMIT = 12, 20, 31, 70
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6

@@ -12,7 +12,7 @@ from kaoken.codegen.families.rotary import Turning, read_rotary
 from kaoken.codegen.graph import Linear, Tensor
 from numpy.typing import NDArray
 
-import evaluator
+from kaoken.codegen import evaluate as evaluator
 
 HEADS, COUNT = 3, 7
 Array = NDArray[np.float64]

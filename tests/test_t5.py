@@ -24,7 +24,7 @@ import kaoken
 from bits import random_splits, require_same_bits
 from children import fork, in_child
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate, run_stack
+from kaoken.codegen.evaluate import evaluate, run_stack
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
 from native_kernels import runnable

@@ -23,7 +23,7 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers
 import decoders
 import kaoken
 from checkpoints import write_json
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from kaoken import encoder
 from kaoken.cli import main
 from native_build import bake_together

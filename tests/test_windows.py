@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import kaoken
 from bits import require_same_bits
 from decoders import ids_of, write
-from evaluator import evaluate
+from kaoken.codegen.evaluate import evaluate
 from kaoken.causal import GenerateOptions, generation_options_of
 from native_build import bake_together
 from reference import LIMIT, relative_error
