@@ -38,6 +38,7 @@ Run small transformers that were baked into native code, and bake new ones.
   kaoken generate "Hello" --model my.so     and run it
   kaoken encode --model my.so < lines.txt   an encoder: vectors; rank, classify, tag and fill-mask are for others
   kaoken bench                              how fast it is on this machine
+  kaoken eval my.so --text file.txt         its perplexity, and with --against ./my-checkpoint what its types cost
   kaoken verify my.so                       whether a library is damaged
   kaoken graph ./my-checkpoint -o graph.svg what Kaoken makes of a checkpoint, as a picture
 """
@@ -98,6 +99,18 @@ into the cache of `kaoken bake` first.
   kaoken bench
   kaoken bench ./my-checkpoint
   kaoken bench --model my.so --threads 2 --json
+"""
+
+_EVAL = """\
+Measure what a baked model makes of a text: a decoder's perplexity and bits per byte over windows of it, of which the
+first eighth is context alone. With --against also what that is for another model, how far the probabilities are from
+its own (the mean KL divergence of all tokens) and how often both find the same token likeliest. An encoder is compared
+line by line: the cosines of its vectors with the other's, and the rank correlation of the similarities of all pairs.
+A checkpoint behind --against is baked in float32 into the cache of `kaoken bake` first.
+
+  kaoken eval my.so --text file.txt
+  kaoken eval my.so --text file.txt --against ./my-checkpoint
+  kaoken eval minilm-int8.so --text sentences.txt --against minilm-float32.so --json
 """
 
 _CALIBRATE = """\
@@ -247,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
     _add_calibrate(_command(commands, "calibrate", _calibrate, _CALIBRATE, "find out how to quantize a checkpoint"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
+    _add_eval(_command(commands, "eval", _eval, _EVAL, "measure what a type costs on a text"))
     add_text_commands(commands, _command)
     add_compress_commands(commands, _command)
     _add_verify(_command(commands, "verify", _verify, _VERIFY, "check a baked library for damage"))
@@ -283,6 +297,15 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a directory, in place of --model")
     _add_model(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a baked library (default: the model in this wheel)")
+    parser.add_argument("--text", metavar="FILE", required=True, help="UTF-8, such as the model has not been made from")
+    parser.add_argument("--against", metavar="CKPT", help="a checkpoint, in float32, or a baked library")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: 512, or the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: KAOKEN_THREADS, else one a core")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -475,6 +498,23 @@ def _bench(options: argparse.Namespace) -> None:
         raise InputError("a checkpoint and --model both name what to measure: leave one out")
     library = options.model if options.checkpoint is None else str(bake(options.checkpoint))
     result = measure(_load(library, options.threads))
+    print_at_once(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from kaoken.evaluation import evaluate, lines
+    from kaoken.windows import read_text
+
+    text = read_text(options.text)
+    result = evaluate(
+        _load(options.model, options.threads),
+        text,
+        against=options.against,
+        context=options.context,
+        show_progress_bar=sys.stderr.isatty(),
+    )
     print_at_once(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
 
 
