@@ -77,6 +77,8 @@ def check_settings(own: Mapping[str, str]) -> dict[str, str]:
         raise _mistake("revision is of a model on the hub; give model=OWNER/NAME beside it")
     if "adapter" in own and "model" not in own:
         raise _mistake("adapter changes a model; give model=... beside it, the one that it was trained with")
+    if "recipe" in own and "model" not in own:
+        raise _mistake("recipe is of a model; give model=... beside it, the one that was calibrated")
     try:
         return {name: SETTINGS[name].checked(value) for name, value in own.items()}
     except InputError as error:
@@ -167,8 +169,9 @@ def _settings_for_cmake(config_settings: Settings | None) -> Settings:
     if os.path.isabs(values.get("model", "")):
         print(f"kaoken: the model is {values['model']}")
         values["model"] = safe_path(values["model"])
-    if "adapter" in values:
-        values["adapter"] = safe_path(values["adapter"])
+    for name in ("adapter", "recipe"):
+        if name in values:
+            values[name] = safe_path(values[name])
     settings |= {f"cmake.define.{SETTINGS[name].cmake}": value for name, value in values.items()}
     if (source := safe_path(os.getcwd())) != os.getcwd():
         settings.setdefault("cmake.source-dir", source)

@@ -2,7 +2,7 @@
 #
 #   kaoken_add_model(<target> CHECKPOINT <directory, GGUF file or hub id>
 #                    [NAME <identifier> | NAMED_BY_CHECKPOINT] [SOURCE <text>] [REVISION <revision>] [COMMIT <commit>]
-#                    [ADAPTER <directory>]
+#                    [ADAPTER <directory>] [RECIPE <file>]
 #                    [DTYPE own|float32|bfloat16|int8|int8-g32|int4|int4-min|int4-all] [TENSOR_DTYPES <pattern>=<type>...]
 #                    [CACHE_DTYPE float32|bfloat16|int8] [CONTEXT <n>] [ISA native|portable|<list>] [KERNELS packed|exploded]
 #                    [JOBS <n>] [COMPILE_MEMORY <size>] [STATIC])
@@ -18,6 +18,7 @@
 # CONTEXT is how many positions a decoder's sequences have, where that is less than in the checkpoint.
 # KERNELS exploded turns small float32 matrices into straight-line code (codegen/exploded.py).
 # ADAPTER is a LoRA adapter of peft, merged into the weights; a relative one starts where a relative CHECKPOINT does.
+# RECIPE is a file of `kaoken calibrate`, and a relative one starts there, too.
 # REVISION chooses one of a hub id; SOURCE and COMMIT only say what the library records of where a directory came from.
 #
 # Needs a Python with NumPy, safetensors and Jinja2 (and huggingface_hub for a hub id, gguf and tokenizers for a GGUF): KAOKEN_PYTHON, else the one
@@ -28,7 +29,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/KaokenISA.cmake")
 
 # The rows of codegen/settings.py. In Kaoken's own builds they are cache entries, KAOKEN_ISA and so on, which
 # kaoken_add_model(... CACHED_SETTINGS) reads.
-set(KAOKEN_SETTINGS REVISION ADAPTER DTYPE TENSOR_DTYPES CACHE_DTYPE CONTEXT KERNELS ISA JOBS COMPILE_MEMORY)
+set(KAOKEN_SETTINGS REVISION ADAPTER DTYPE RECIPE TENSOR_DTYPES CACHE_DTYPE CONTEXT KERNELS ISA JOBS COMPILE_MEMORY)
 
 # A project in C may forget that its models are C++. CMake takes the language at file scope alone, behind project().
 if(PROJECT_NAME AND NOT CMAKE_CXX_COMPILER_LOADED AND NOT CMAKE_CURRENT_FUNCTION)

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> None:
     source = resolve_model(arguments.checkpoint, revision=arguments.revision or None, root=arguments.root)
-    adapter = _adapter_directory(arguments.adapter, arguments.root)
+    adapter, recipe = (_absolute(each, arguments.root) for each in (arguments.adapter, arguments.recipe))
     opened = open_checkpoint(source.path, None if adapter is None else Path(adapter))
     types = make_types(arguments.dtype, arguments.tensor_dtypes or "", arguments.cache_dtype or None)
     types = resolve_own(types, opened)
@@ -82,10 +82,11 @@ def _plan(arguments: argparse.Namespace) -> None:
         kernels=check_kernels(arguments.kernels),
         context=arguments.context,
         adapter=adapter,
+        recipe=recipe,
     )
     checkpoint = os.path.abspath(source.path)
     directory = checkpoint if os.path.isdir(checkpoint) else os.path.dirname(checkpoint)
-    planned = state(directory, watched_names(opened, source.path))
+    planned = state(directory, [*watched_names(opened, source.path), *([recipe] if recipe else [])])
     baked = bake(source.path, options)
     warning = read_generation(baked.checkpoint).warning()
     if warning:
@@ -98,9 +99,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     write_if_changed(arguments.out / STATE, [json.dumps(planned, indent=1).encode()])
 
 
-def _adapter_directory(adapter: str | None, root: Path) -> str | None:
-    """Absolute; symbolic links are kept."""
-    return os.path.normpath(root.absolute() / os.path.expanduser(adapter)) if adapter else None
+def _absolute(path: str | None, root: Path) -> str | None:
+    """Symbolic links are kept."""
+    return os.path.normpath(root.absolute() / os.path.expanduser(path)) if path else None
 
 
 def _checked_name(name: str) -> str:

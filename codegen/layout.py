@@ -316,6 +316,32 @@ KEY_TYPES = {
 }
 
 
+def round_weights(weight: NDArray[np.floating], dtype: str) -> NDArray[np.floating]:
+    """[N, K] as the integers and scales of a type stand for it."""
+    if dtype == "int8":
+        integers, scale = quantize_int8(weight)
+        return integers * scale[:, None]
+    groups = np.pad(weight, ((0, 0), (0, -weight.shape[1] % GROUP)))
+    integers, beside = _QUANTIZERS[dtype](groups)
+    parts = np.atleast_3d(beside).astype(np.float32)  # scales, and minima where there are some
+    values = integers.reshape(*parts.shape[:2], GROUP) * parts[..., :1] + (parts[..., 1:] if parts.shape[2] > 1 else 0)
+    return values.reshape(groups.shape)[:, : weight.shape[1]]
+
+
+_QUANTIZERS = {"int8-g32": quantize_int8_groups, "int4": quantize_int4, "int4-min": quantize_int4_min}
+
+
+def round_inputs(rows: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """[rows, K] as kernels round inputs of matrices of a type: in groups, the largest magnitude of each at 127."""
+    group = MATRIX_TYPES[dtype].row_group
+    assert group is not None
+    split = np.pad(rows, ((0, 0), (0, -rows.shape[1] % group))).reshape(len(rows), -1, group)
+    step = np.abs(split).max(axis=2, keepdims=True) / 127
+    rounded = np.rint(split / np.where(step > 0, step, 1)) * step
+    made: NDArray[np.float32] = rounded.reshape(len(rows), -1)[:, : rows.shape[1]].astype(np.float32)
+    return made
+
+
 def pad_vector(vector: NDArray[np.floating]) -> Array:
     """[N] -> [N rounded up to 16], zeros at the end."""
     return pad(vector[:, None], PANEL, 1)[:, 0]

@@ -18,6 +18,7 @@ from .context import shorten
 from .dtypes import Types
 from .emit import library_text, model_texts, unit_texts, weights_texts
 from .emit.units import CodeFile
+from .errors import CheckpointError
 from .families import read_graph, sentence
 from .families.fields import ACTIVATIONS
 from .files import write_if_changed
@@ -26,6 +27,8 @@ from .graph import Graph
 from .isa import table
 from .memory import MemoryBudget
 from .packing import Blob, Matrix, PackedModel, pack
+from .recipe import Recipe, read_recipe
+from .smooth import smooth
 
 # What models of a kind are for, as the hub calls it.
 USUAL_TASKS = {
@@ -49,6 +52,7 @@ class Options:
     budget: MemoryBudget
     kernels: str = "packed"
     adapter: str | None = None  # the directory of one
+    recipe: str | None = None  # the file of one
     context: int | None = None  # positions, where they are fewer than the checkpoint's
 
     @property
@@ -64,6 +68,7 @@ class Baked:
     packed: PackedModel
     options: Options
     texts_read: dict[str, Any]  # for the description: how an encoder's texts are prepared, or a decoder's chats
+    recipe: Recipe | None = None
 
     def code(self) -> Iterator[CodeFile]:
         """Files compiled once for each ISA, and the header they share."""
@@ -98,12 +103,17 @@ class Baked:
         """The JSON that a library carries about itself (kaoken_model_info.description)."""
         options = self.options
         generation = read_generation(self.checkpoint)
+        weights_sha256 = self.checkpoint.sha256()
+        if self.recipe is not None and self.recipe.origin.weights_sha256 != weights_sha256:
+            raise CheckpointError(
+                f"{self.recipe.path} was made of other weights than {self.checkpoint.directory}: calibrate these"
+            )
         return json.dumps(
             {
                 "name": options.name,
                 "source": options.source,
                 "revision": options.revision,
-                "weights_sha256": self.checkpoint.sha256(),
+                "weights_sha256": weights_sha256,
                 "dtype": options.types.dtype,
                 "kernels": options.kernels,
                 "cache_dtype": options.types.cache,
@@ -114,6 +124,7 @@ class Baked:
                 "decoding_matrices": len(self.packed.decoding),
                 "generation_defaults": generation.defaults,
                 "ignored_generation_options": generation.ignored,
+                **({} if self.recipe is None else {"calibration": self.recipe.describe()}),
                 **self.texts_read,
             }
         )
@@ -173,10 +184,12 @@ def config_of(graph: Graph) -> dict[str, Any]:
 def bake(directory: Path, options: Options) -> Baked:
     """Checkpoint to packed model, whose values are read when something asks for them."""
     checkpoint = open_checkpoint(directory, options.adapter_directory)
-    graph = rewrites.run(shorten(read_graph(checkpoint), options.context), options.types)
+    recipe = None if options.recipe is None else read_recipe(Path(options.recipe))
+    graph = shorten(read_graph(checkpoint), options.context)
+    graph = rewrites.run(graph if recipe is None else smooth(graph, recipe.factors), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
-    return Baked(checkpoint, packed, options, _texts_read(checkpoint, graph.kind))
+    return Baked(checkpoint, packed, options, _texts_read(checkpoint, graph.kind), recipe)
 
 
 def _texts_read(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:

@@ -51,6 +51,14 @@ def _adapter(value: str) -> str:
     return path
 
 
+def _recipe(value: str) -> str:
+    """A file as its absolute path."""
+    path = os.path.abspath(os.path.expanduser(value))
+    if not os.path.isfile(path):
+        raise ValueError(f"is no file: {path}; expected one that `kaoken calibrate` made of the same checkpoint")
+    return path
+
+
 def _revision(value: str) -> str:
     if not re.fullmatch(r"\w[\w./+-]*", value, re.ASCII):
         raise ValueError("is not a revision; expected a branch, a tag or a commit of the hub")
@@ -161,6 +169,13 @@ OPTIONS = (  # of whichever model
         "`int4-all`, or `own`: those nearest a GGUF's own, and `float32` of other checkpoints",
         lambda value: make_types(value).dtype,
         default="own",
+    ),
+    Setting(
+        "recipe",
+        "what `kaoken calibrate` found out about this checkpoint, for quantized types: a file",
+        _recipe,
+        absence="none",
+        metavar="FILE",
     ),
     Setting(
         "tensor-dtypes",

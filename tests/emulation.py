@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
 
 import test_deberta
 import test_modernbert
-from evaluator import evaluate
 from oracle import open_oracle
 from oracles import bert, masked, t5
 from reference import relative_error

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint, watched_names
 from kaoken.codegen.errors import CheckpointError, InputError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.graph import Graph
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform, write_checkpoint
 from configurations import CONFIGURATIONS
-from evaluator import evaluate
 from kaoken.cli import main
 from native_build import bake_together, ninja
 from reference import LIMIT, relative_error

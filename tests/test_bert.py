@@ -15,6 +15,7 @@ import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -23,7 +24,6 @@ import kaoken
 from bits import require_same_bits
 from children import fork, in_child
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
 from native_kernels import runnable

@@ -287,7 +287,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     arguments = (
         "bake gpt2 -o x.so --dtype int4 --tensor-dtype h.*.mlp.*=int8 --tensor-dtype lm_head=bfloat16 "
         "--cache-dtype float32 --context 70 --kernels exploded --isa portable --revision main --adapter lora "
-        "--jobs 3 --compile-memory 300M"
+        "--recipe r --jobs 3 --compile-memory 300M"
     )
     assert succeed(capsys, *arguments.split()) == "there.so\n"
     assert passed == {
@@ -295,6 +295,7 @@ def test_bake_passes_every_option(monkeypatch: pytest.MonkeyPatch, capsys: Captu
         "out": "x.so",
         "adapter": "lora",
         "dtype": "int4",
+        "recipe": "r",
         "tensor_dtypes": "h.*.mlp.*=int8,lm_head=bfloat16",
         "cache_dtype": "float32",
         "context": 70,

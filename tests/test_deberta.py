@@ -15,6 +15,7 @@ from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import check_config, deberta_v2, read_graph
 from kaoken.codegen.graph import Graph
 from kaoken.codegen.isa import resolve, table
@@ -26,7 +27,6 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
 from native_kernels import processor_features

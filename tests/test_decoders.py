@@ -10,6 +10,7 @@ import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 
 import kaoken
@@ -30,7 +31,6 @@ from decoders import (
     read_reference,
     write,
 )
-from evaluator import evaluate
 from hostile import require_refused, require_sound
 from native_build import bake_together
 from reference import LIMIT, relative_error

@@ -16,6 +16,7 @@ from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import check_config, read_graph
 from kaoken.codegen.packing import PackedModel, pack
 from numpy.typing import NDArray
@@ -25,7 +26,6 @@ import kaoken
 from bits import require_same_bits
 from checkpoints import uniform
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
 from hostile import require_numbers, require_refused, require_sound
 from reference import LIMIT, relative_error
 

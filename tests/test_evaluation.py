@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import kaoken
 from conftest import Bake, BakedBundled
 from kaoken.cli import main
-from kaoken.evaluation import EncoderEvaluation, _ranks, _windows, evaluate
+from kaoken.evaluation import EncoderEvaluation, _ranks, evaluate
+from kaoken.windows import cut
 from oracles import bert, sentence
 
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n" * 12
@@ -57,8 +57,7 @@ def test_what_a_tokenizer_puts_in_front_begins_each_window() -> None:
     tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "é": 3, "?": 4}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 1)])
-    model: Any = SimpleNamespace(tokenizer=tokenizer)
-    windows, first, size = _windows(model, "a a a é é a é", 4)
+    windows, first, size = cut(tokenizer, "a a a é é a é", 4)
     assert windows.tolist() == [[0, 2, 2, 2], [0, 3, 3, 2]]
     assert (first, size) == (1, len("a a a é é a".encode()))
 

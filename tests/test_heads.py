@@ -12,6 +12,7 @@ import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.graph import Graph, Head, Layer, Linear, Tensor
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 import kaoken
 from bits import require_same_bits
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate
 from kaoken import _core
 from oracles.bert import TINY, Bert, write
 from reference import LIMIT, relative_error

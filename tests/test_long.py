@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 
 import kaoken
 from bits import require_same_bits
 from conftest import RecordError
 from decoders import LIMITED, SMALL, config_of, ids_of, write
-from evaluator import evaluate
 from native_build import bake_together
 from oracles import bert, t5
 from reference import LIMIT, relative_error

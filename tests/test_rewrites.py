@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.errors import UnsupportedModelError
+from kaoken.codegen.evaluate import attention, evaluate
 from kaoken.codegen.graph import (
     Attention,
     Block,
@@ -30,8 +31,6 @@ from kaoken.codegen.graph import (
     check_ready,
     verify,
 )
-
-from evaluator import attention, evaluate
 
 WIDTH, SOURCE, VOCABULARY, LIMIT = 12, 20, 31, 70
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 6

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kaoken.codegen import evaluate as evaluator
 from kaoken.codegen.errors import CheckpointError
 from kaoken.codegen.families.fields import Fields
 from kaoken.codegen.families.rotary import Turning, read_rotary
 from kaoken.codegen.graph import Linear, Tensor
 from numpy.typing import NDArray
-
-import evaluator
 
 HEADS, COUNT = 3, 7
 Array = NDArray[np.float64]

@@ -14,6 +14,7 @@ import pytest
 from kaoken.codegen import rewrites
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.errors import CheckpointError, UnsupportedModelError
+from kaoken.codegen.evaluate import evaluate, run_stack
 from kaoken.codegen.families import read_graph
 from kaoken.codegen.families.distance import buckets
 from kaoken.codegen.graph import Graph
@@ -24,7 +25,6 @@ import kaoken
 from bits import random_splits, require_same_bits
 from children import fork, in_child
 from conftest import RecordError, bake_wanted, some_only_in_ci
-from evaluator import evaluate, run_stack
 from hostile import require_numbers, require_refused, require_sound
 from kaoken import _core
 from native_kernels import runnable

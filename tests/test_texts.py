@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -23,7 +24,6 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer, models, pre_tokenizers
 import decoders
 import kaoken
 from checkpoints import write_json
-from evaluator import evaluate
 from kaoken import encoder
 from kaoken.cli import main
 from native_build import bake_together

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from kaoken.codegen.checkpoint import open_checkpoint
+from kaoken.codegen.evaluate import evaluate
 from kaoken.codegen.families import read_graph
 from numpy.typing import NDArray
 
 import kaoken
 from bits import require_same_bits
 from decoders import ids_of, write
-from evaluator import evaluate
 from kaoken.causal import GenerateOptions, generation_options_of
 from native_build import bake_together
 from reference import LIMIT, relative_error

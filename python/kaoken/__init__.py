@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kaoken.baking import bake
+    from kaoken.calibrating import calibrate
     from kaoken.causal import BakedCausalLM, BakedGPT2, Session
     from kaoken.classification import BakedClassifier
     from kaoken.encoder import BakedEncoder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         LibraryError,
         UnsupportedModelError,
     )
+    from kaoken.evaluation import evaluate
     from kaoken.library import BlockConfig, MatrixInfo, ModelConfig, ModelInfo, verify
     from kaoken.masked_lm import BakedMaskedLM
     from kaoken.model import BakedModel, load
@@ -66,12 +68,16 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "bake",
+    "calibrate",
+    "evaluate",
     "load",
     "verify",
 ]
 
 _MODULES = {
     "kaoken.baking": ("bake",),
+    "kaoken.calibrating": ("calibrate",),
+    "kaoken.evaluation": ("evaluate",),
     "kaoken.library": ("BlockConfig", "MatrixInfo", "ModelConfig", "ModelInfo", "verify"),
     "kaoken.causal": ("BakedCausalLM", "BakedGPT2", "Session"),
     "kaoken.classification": ("BakedClassifier",),

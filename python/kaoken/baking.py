@@ -47,6 +47,9 @@ _OWN_SOURCES = ("codegen", "runtime", "cmake")
 # Beside what a build takes: both forms are built, and the faster one is kept.
 _FASTEST = "fastest"
 
+# Settings of which a cache key has the files' digests, or nothing.
+_NOT_IN_KEY = ("jobs", "adapter", "recipe")
+
 # What CMake reads from the environment and what therefore changes the library.
 _FLAGS = ("CXXFLAGS", "CPPFLAGS", "CFLAGS", "ASMFLAGS", "LDFLAGS")
 
@@ -60,6 +63,7 @@ _UNSAFE_TEXT = re.compile(r"[^\w ./@+,=~-]")
 @dataclass(frozen=True)
 class _Options:
     types: Types
+    recipe: Path | None
     context: int | None
     kernels: str
     isa: str
@@ -82,6 +86,7 @@ class _Bake:
         options = self.options
         return {
             "dtype": options.types.dtype,
+            "recipe": "" if options.recipe is None else str(options.recipe),
             "tensor-dtypes": ",".join(f"{pattern}={dtype}" for pattern, dtype in options.types.overrides),
             "cache-dtype": options.types.cache,
             "context": "" if options.context is None else str(options.context),
@@ -101,7 +106,8 @@ class _Bake:
             "checkpoint": [(os.path.relpath(file, self.source.path), _sha256(file)) for file in inside],
             "adapter": adapter and [adapter.directory.resolve().name, *map(_sha256, adapter.files)],
             "source": [self.source.name, self.source.revision],
-            "settings": {name: value for name, value in self.settings().items() if name not in ("jobs", "adapter")},
+            "settings": {name: value for name, value in self.settings().items() if name not in _NOT_IN_KEY},
+            "recipe": self.options.recipe and _sha256(self.options.recipe),
             "kaoken": [kaoken.__version__, _own_digest()],
             "machine": self.compiler.machine,
             "compiler": [self.compiler.command, self.compiler.path, self.compiler.version],
@@ -114,6 +120,7 @@ def bake(
     checkpoint: str | os.PathLike[str],
     *,
     dtype: str = "own",
+    recipe: str | os.PathLike[str] | None = None,
     tensor_dtypes: Mapping[str, str] | str | None = None,
     cache_dtype: str | None = None,
     context: int | None = None,
@@ -134,6 +141,7 @@ def bake(
         dtype: Of the baked weights: "float32", "bfloat16", "int8", "int8-g32", "int4" and "int4-min" (the head in
             int8), "int4-all", or "own": of a GGUF file the types nearest those of its own matrices, which keep groups
             of Q8_0, Q4_0 and Q4_1, and of other checkpoints "float32".
+        recipe: A file that `kaoken.calibrate` or `kaoken calibrate` made of this checkpoint.
         tensor_dtypes: Of some matrices, by name or pattern: {"h.*.attn.*": "int8", "lm_head": "bfloat16"}; the types
             are these but the last two. A later pattern wins.
         cache_dtype: Of the KV cache: "float32", "bfloat16" or "int8"; None is the weights' own, int8 for int4.
@@ -162,8 +170,8 @@ def bake(
         BuildError: A tool is missing, the build failed, the disk is full, or the cache is not private.
     """
     destination = None if out is None else _destination(file_path("out", out))
-    types = make_types(dtype, _overrides(tensor_dtypes), cache_dtype)
-    options = _options(types, context, kernels, isa, jobs, compile_memory)
+    types = make_types(dtype, overrides_text(tensor_dtypes), cache_dtype)
+    options = _options(types, recipe, context, kernels, isa, jobs, compile_memory)
     check_packages()
     work = _validate(checkpoint, revision, None if adapter is None else file_path("adapter", adapter), options)
     with Progress(work.source.name, progress) as bar:
@@ -195,7 +203,7 @@ def _statistics(library: Path) -> Path:
     return library.parent / f"{library.name}.json"
 
 
-def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
+def overrides_text(tensor_dtypes: Mapping[str, str] | str | None) -> str:
     """As settings write them."""
     if tensor_dtypes is None or isinstance(tensor_dtypes, str):
         return tensor_dtypes or ""
@@ -206,6 +214,7 @@ def _overrides(tensor_dtypes: Mapping[str, str] | str | None) -> str:
 
 def _options(
     types: Types,
+    recipe: str | os.PathLike[str] | None,
     context: int | None,
     kernels: str,
     isa: str,
@@ -223,6 +232,7 @@ def _options(
         )
     return _Options(
         types=types,
+        recipe=None if recipe is None else Path(SETTINGS["recipe"].checked(os.fspath(file_path("recipe", recipe)))),
         context=None if context is None else integer("context", context, minimum=1),
         kernels=kernels,
         isa=isa,
@@ -248,13 +258,17 @@ def _validate(
     from kaoken.codegen.generation import read_generation
     from kaoken.codegen.hub import resolve_model
     from kaoken.codegen.own_types import resolve as resolve_own
+    from kaoken.codegen.recipe import read_recipe
+    from kaoken.codegen.smooth import smooth
 
     named = checkpoint if isinstance(checkpoint, str) else os.path.abspath(file_path("checkpoint", checkpoint))
     if revision is not None and not isinstance(revision, str):
         raise InputError(f"revision must be a branch, tag or commit as a str, not {revision!r}")
     source = resolve_model(named, revision=revision, root=Path.cwd())
     opened = open_checkpoint(source.path, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
-    shorten(read_graph(opened), options.context)
+    graph = shorten(read_graph(opened), options.context)
+    if options.recipe is not None:
+        smooth(graph, read_recipe(options.recipe).factors)
     options = replace(options, types=resolve_own(options.types, opened))
     warning = read_generation(opened).warning()
     if warning:
@@ -376,6 +390,8 @@ class _Workplace:
         self._checkpoint.symlink_to(self._work.source.path)
         if self._work.checkpoint.adapter is not None:
             (self._directory / "adapter").symlink_to(self._work.checkpoint.adapter.directory)
+        if self._work.options.recipe is not None:
+            (self._directory / "recipe").symlink_to(self._work.options.recipe)
         (self._directory / "kaoken").symlink_to(_ROOT.absolute())
         self._ninja.symlink_to(find_ninja())
 
@@ -397,6 +413,8 @@ class _Workplace:
         settings = {SETTINGS[name].cmake: value for name, value in self._work.settings().items()}
         if self._work.checkpoint.adapter is not None:
             settings[SETTINGS["adapter"].cmake] = str(self._directory / "adapter")
+        if self._work.options.recipe is not None:
+            settings[SETTINGS["recipe"].cmake] = str(self._directory / "recipe")
         return {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": str(self._ninja),

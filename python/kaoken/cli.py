@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaoken import chat_command
 from kaoken.chat_command import load_for_chat
-from kaoken.codegen.settings import OPTIONS
+from kaoken.codegen.settings import OPTIONS, SETTINGS, Setting
 from kaoken.compress.commands import add_commands as add_compress_commands
 from kaoken.errors import InputError, KaokenError
 from kaoken.generation_arguments import add_generation, generation_of
@@ -111,6 +111,15 @@ A checkpoint behind --against is baked in float32 into the cache of `kaoken bake
   kaoken eval my.so --text file.txt
   kaoken eval my.so --text file.txt --against ./my-checkpoint
   kaoken eval minilm-int8.so --text sentences.txt --against minilm-float32.so --json
+"""
+
+_CALIBRATE = """\
+Let a checkpoint read a text in float32, and write a recipe: how its matrices are quantized with less loss. Bake with
+it, any number of times and to the same bytes; `kaoken eval` tells what it gains. The text should be like those that
+the model is for, and not the one that it is evaluated on.
+
+  kaoken calibrate ./my-checkpoint --text file.txt --dtype int8 -o my.recipe
+  kaoken bake ./my-checkpoint --dtype int8 --recipe my.recipe -o my.so
 """
 
 _GRAPH = """\
@@ -249,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     chat_command.add_command(commands, _command)
     _add_info(_command(commands, "info", _info, _INFO, "describe a baked model"))
     _add_bake(_command(commands, "bake", _bake, _BAKE, "compile a checkpoint into a model library"))
+    _add_calibrate(_command(commands, "calibrate", _calibrate, _CALIBRATE, "find out how to quantize a checkpoint"))
     _add_bench(_command(commands, "bench", _bench, _BENCH, "measure a baked model"))
     _add_eval(_command(commands, "eval", _eval, _EVAL, "measure what a type costs on a text"))
     add_text_commands(commands, _command)
@@ -300,6 +310,16 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a GGUF file, or a hub id such as gpt2")
+    parser.add_argument("--text", metavar="FILE", required=True, help="UTF-8, such as the model is for")
+    parser.add_argument("-o", "--out", metavar="RECIPE", required=True, help="the file to write")
+    parser.add_argument("--windows", type=int, default=32, metavar="N", help="of the text, at most (default: 32)")
+    parser.add_argument("--window", type=int, default=512, metavar="N", help="tokens of each (default: 512)")
+    for name in ("dtype", "tensor-dtypes", "revision", "adapter"):
+        _add_setting(parser, SETTINGS[name])
+
+
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", nargs="?", help="a baked library (default: the model in this wheel)")
 
@@ -325,11 +345,15 @@ def _add_bake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, a GGUF file, or a hub id such as gpt2")
     parser.add_argument("-o", "--out", metavar="OUT", help="the one file to write (default: into the cache)")
     for setting in OPTIONS:
-        takes: dict[str, Any] = {"type": setting.type, "default": setting.bake_value}
-        if setting.singular:
-            takes = {"action": "append", "default": [], "dest": setting.parameter}
-        flag = f"--{setting.singular or setting.name}"
-        parser.add_argument(flag, metavar=setting.metavar, help=setting.help, **takes)
+        _add_setting(parser, setting)
+
+
+def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
+    takes: dict[str, Any] = {"type": setting.type, "default": setting.bake_value}
+    if setting.singular:
+        takes = {"action": "append", "default": [], "dest": setting.parameter}
+    flag = f"--{setting.singular or setting.name}"
+    parser.add_argument(flag, metavar=setting.metavar, help=setting.help, **takes)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -404,6 +428,8 @@ def _describe(model: BakedModel) -> list[str]:
         "tokens": f"vocabulary {config.vocab_size}, {_limits(config)}",
         "build": _build(info.statistics),
     }
+    if info.calibration is not None:
+        lines["calibration"] = _calibration(info.calibration)
     if info.chat_template is not None:
         lines["chat"] = f"with a template of {len(info.chat_template)} characters"
     if info.generation_defaults:
@@ -411,6 +437,11 @@ def _describe(model: BakedModel) -> list[str]:
     if info.ignored_generation_options:
         lines["ignored"] = f"{', '.join(info.ignored_generation_options)} of generation_config.json"
     return [f"{name:10}{text}" for name, text in lines.items()]
+
+
+def _calibration(facts: dict[str, Any]) -> str:
+    text = f"{facts['windows']} windows of {facts['context']} tokens"
+    return f"{facts['method']} for {facts['dtype']}, on {text}; recipe sha256 {facts['sha256']}"
 
 
 def _dtypes(info: ModelInfo, config: ModelConfig) -> str:
@@ -473,7 +504,8 @@ def _bench(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from kaoken.evaluation import evaluate, lines, read_text
+    from kaoken.evaluation import evaluate, lines
+    from kaoken.windows import read_text
 
     text = read_text(options.text)
     result = evaluate(
@@ -484,6 +516,24 @@ def _eval(options: argparse.Namespace) -> None:
         show_progress_bar=sys.stderr.isatty(),
     )
     print_at_once(json.dumps(asdict(result), indent=2) if options.json else "\n".join(lines(result)))
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from kaoken.calibrating import calibrate
+
+    path = calibrate(
+        options.checkpoint,
+        options.text,
+        options.out,
+        dtype=options.dtype,
+        tensor_dtypes=",".join(options.tensor_dtypes),
+        revision=options.revision,
+        adapter=options.adapter,
+        windows=options.windows,
+        context=options.window,
+        show_progress_bar=sys.stderr.isatty(),
+    )
+    _print_path(path)
 
 
 def _verify(options: argparse.Namespace) -> None:

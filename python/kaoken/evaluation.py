@@ -18,6 +18,7 @@ from kaoken.encoder import BakedEncoder
 from kaoken.errors import InputError
 from kaoken.model import BakedModel, load
 from kaoken.progress import Bar
+from kaoken.windows import cut
 
 CONTEXT = 512  # positions of a window, where the model has so many
 LINES = 2000  # of texts, whose similarities in pairs are ranked
@@ -96,7 +97,7 @@ def _evaluate_decoder(
     context = min(CONTEXT, model.config.n_positions) if context is None else context
     if not 2 <= context <= model.config.n_positions:
         raise InputError(f"context is {context}; expected 2 to the model's {model.config.n_positions}")
-    windows, first, size = _windows(model, text, context)
+    windows, first, size = cut(model.tokenizer, text, context)
     other = None if against is None else _other(against, model)
     seconds = nats = their_nats = divergence = 0.0
     agreeing = 0
@@ -136,40 +137,10 @@ def _evaluate_decoder(
     )
 
 
-def _windows(model: BakedCausalLM, text: str, context: int) -> tuple[NDArray[np.int64], int, int]:
-    """Windows [count, context], each behind what the tokenizer puts in front of a text; the first position that is
-    predicted; and the bytes of all predicted tokens."""
-    front = _front(model)
-    encoding = model.tokenizer.encode(text, add_special_tokens=False)
-    first, step = max(1, len(front), context // 8), context - len(front)
-    count = len(encoding.ids) // step if context > first else 0
-    if count == 0:
-        raise InputError(
-            f"the text has {len(encoding.ids)} tokens, and a window of {context} takes {max(step, 0)}: give a longer "
-            "text, or another context"
-        )
-    ids = np.array(encoding.ids[: count * step], np.int64).reshape(count, step)
-    ends = [0, *(end for _, end in encoding.offsets)]
-    skipped = first - len(front)
-    size = sum(
-        len(text[ends[start + skipped] : ends[start + step]].encode("utf-8", "surrogatepass"))
-        for start in range(0, count * step, step)
-    )
-    return np.concatenate([np.tile(np.array(front, np.int64), (count, 1)), ids], axis=1), first, size
-
-
-def _front(model: BakedCausalLM) -> list[int]:
-    """The ids that the tokenizer puts in front of every text, such as the one that begins it."""
-    with_all, bare = (model.tokenizer.encode("a", add_special_tokens=each).ids for each in (True, False))
-    return next(
-        (with_all[:at] for at in range(len(with_all)) if with_all[at : at + len(bare)] == bare),
-        [],
-    )
-
-
 def _log_probabilities(logits: Logits) -> Logits:
     shifted: Logits = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def _chosen(log_probabilities: Logits, targets: NDArray[np.int64]) -> float:
@@ -202,7 +173,8 @@ def _evaluate_encoder(
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     exact = vectors.astype(np.float64)
-    return exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    lengths: NDArray[np.float64] = np.linalg.norm(exact, axis=1, keepdims=True)
+    return exact / np.maximum(lengths, np.finfo(np.float64).tiny)
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -232,16 +204,6 @@ def _other(against: str | os.PathLike[str], model: BakedModel) -> Any:
 def _shape(model: BakedModel) -> tuple[object, ...]:
     config = model.config
     return (config.kind, config.task, config.vocab_size, config.output_width if config.kind == "encoder" else None)
-
-
-def read_text(path: str) -> str:
-    """A file's text. Raises InputError where it is none."""
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start} of it): convert it first") from None
 
 
 def lines(result: DecoderEvaluation | EncoderEvaluation) -> Iterator[str]:

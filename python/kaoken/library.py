@@ -100,6 +100,8 @@ class ModelInfo:
     `generate` that the checkpoint's generation_config.json sets, `ignored_generation_options` those that Kaoken lacks.
     `chat_template` is the checkpoint's, a Jinja template, and `special_tokens` are the texts of the tokens that it may
     name; None and {} where it has none.
+    `calibration` says of which recipe the model was baked: its sha256, the method, and the digests of the weights and
+    of the token ids; None without one.
     `matrices` are those of all blocks and of the head, first the `decoding_matrices` that a token's decoding reads.
     """
 
@@ -122,6 +124,7 @@ class ModelInfo:
     matrices: tuple[MatrixInfo, ...] = ()
     chat_template: str | None = None
     special_tokens: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     decoding_matrices: int | None = None  # how many of the first of them decoding a token reads; None: all
 
     @property
@@ -311,6 +314,7 @@ def _info(description: dict[str, Any], library: _core.Library, path: Path, sessi
         generation_defaults={name: value for name, value in defaults.items() if name not in unknown},
         ignored_generation_options=(*description.get("ignored_generation_options", ()), *unknown),
         decoding_matrices=description.get("decoding_matrices"),
+        calibration=description.get("calibration"),
         chat_template=description.get("chat", {}).get("template"),
         special_tokens=description.get("chat", {}).get("special_tokens", {}),
         matrices=tuple(MatrixInfo(**_known(MatrixInfo, matrix)) for matrix in description.get("matrices", ())),

@@ -1,19 +1,24 @@
-"""What a graph of kaoken.codegen.graph computes, in NumPy float64, whatever rewrites it has been through."""
+"""What a graph computes, in NumPy, whatever rewrites it has been through: for calibration, and for the tests.
+
+Tensors come in float64, and so do results. Of tensors and vectors in float32 most of the arithmetic is float32.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from kaoken.codegen.graph import Attention, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Sublayer, Tensor
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .graph import Attention, Embeddings, Graph, Head, Linear, Mlp, Norm, Relative, Rotary, Stack, Sublayer, Tensor
 
-ACTIVATIONS = {
+Array = NDArray[Any]  # of floats
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)).astype(x.dtype)),
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,
@@ -57,15 +62,7 @@ def run_head(head: Head, x: Array) -> Array:
 
 def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, source: Array | None) -> Array:
     """Vectors [count, width] behind the last norm."""
-    embeddings = stack.embeddings
-    x = embeddings.tokens.load()[list(ids)]
-    if embeddings.positions is not None:
-        x = x + embeddings.positions.load()[: len(ids)]
-    if embeddings.types is not None:
-        x = x + embeddings.types.load()[[0] * len(ids) if types is None else list(types)]
-    x = norm(embeddings.norm, x)
-    if embeddings.projection is not None:
-        x = linear(embeddings.projection, x)
+    x = embed(stack.embeddings, ids, types)
     for block in stack.blocks:
         if block.parallel:
             x = x + sum(made_of(each, norm(each.before, x), source, stack.limit) for each in block.sublayers)
@@ -75,6 +72,17 @@ def run_stack(stack: Stack, ids: Sequence[int], types: Sequence[int] | None, sou
             made = made_of(sublayer, read, source, stack.limit)
             x = norm(sublayer.after, (read if sublayer.replaces else x) + made)
     return norm(stack.norm, x)
+
+
+def embed(op: Embeddings, ids: Sequence[int], types: Sequence[int] | None = None) -> Array:
+    """Vectors [count, the residual stream's width]."""
+    x = op.tokens.load()[list(ids)]
+    if op.positions is not None:
+        x = x + op.positions.load()[: len(ids)]
+    if op.types is not None:
+        x = x + op.types.load()[[0] * len(ids) if types is None else list(types)]
+    x = norm(op.norm, x)
+    return x if op.projection is None else linear(op.projection, x)
 
 
 def made_of(sublayer: Sublayer, read: Array, source: Array | None, limit: int) -> Array:
@@ -100,9 +108,14 @@ def loaded(tensor: Tensor | None, default: float) -> Array | float:
 
 
 def mlp(op: Mlp, x: Array) -> Array:
+    return linear(op.down, inner(op, x))
+
+
+def inner(op: Mlp, x: Array) -> Array:
+    """What the last matrix of an MLP reads."""
     activate = ACTIVATIONS[op.activation]
     up = linear(op.up, x)
-    return linear(op.down, activate(up) if op.gate is None else activate(linear(op.gate, x)) * up)
+    return activate(up) if op.gate is None else activate(linear(op.gate, x)) * up
 
 
 def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Array:
@@ -116,7 +129,8 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
     if op.rotary is not None:
         query, key = turn(op.rotary, query), turn(op.rotary, key)
     key, value = (np.repeat(each, op.heads // op.kv_heads, axis=1) for each in (key, value))
-    scores = np.einsum("qhd,khd->hqk", query, key)
+    query, key, value = (each.swapaxes(0, 1) for each in (query, key, value))
+    scores = query @ key.swapaxes(1, 2)
     distances = np.arange(len(read))[None] - np.arange(len(x))[:, None]
     if op.relative is not None:
         scores = scores + relative_scores(
@@ -131,28 +145,27 @@ def attention(op: Attention, x: Array, source: Array | None, limit: int) -> Arra
         scores[:, np.abs(distances) > op.reach] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return linear(op.out, np.einsum("hqk,khd->qhd", weights, value).reshape(len(x), -1))
+    return linear(op.out, (weights @ value).swapaxes(0, 1).reshape(len(x), -1))
 
 
 def norm_heads(op: Attention, by: Norm | None, x: Array) -> Array:
     """[count, heads, dims], of which head_dim are no padding."""
     if by is None:
         return x
-    if op.whole_norms:
-        rows = x.reshape(len(x), -1)
-        mean = (rows * rows).sum(-1, keepdims=True) / (x.shape[1] * op.head_dim)
-        return (rows / np.sqrt(mean + by.epsilon) * loaded(by.weight, 1.0)).reshape(x.shape)
-    return x / np.sqrt((x * x).sum(-1, keepdims=True) / op.head_dim + by.epsilon) * loaded(by.weight, 1.0)
+    rows: Array = x.reshape(len(x), -1) if op.whole_norms else x
+    count = (x.shape[1] if op.whole_norms else 1) * op.head_dim
+    rows = rows / np.sqrt((rows * rows).sum(-1, keepdims=True) / count + by.epsilon) * loaded(by.weight, 1.0)
+    return rows.reshape(x.shape)
 
 
 def relative_scores(op: Relative, query: Array, key: Array, buckets: NDArray[np.int64]) -> Array:
-    """[heads, queries, keys] from queries and keys [count, heads, dims] and the bucket of each pair of them."""
-    scores = np.zeros((query.shape[1], *buckets.shape))
+    """[heads, queries, keys] from queries and keys [heads, count, dims] and the bucket of each pair of them."""
+    scores = np.zeros((len(query), *buckets.shape))
     if op.keys is not None:
-        with_all = np.einsum("qhd,hbd->hqb", query, op.keys.load())
+        with_all = query @ op.keys.load().swapaxes(1, 2)
         scores += np.take_along_axis(with_all, np.broadcast_to(buckets, scores.shape), 2)
     if op.queries is not None:
-        with_all = np.einsum("khd,hbd->hbk", key, op.queries.load())
+        with_all = op.queries.load() @ key.swapaxes(1, 2)
         scores += np.take_along_axis(with_all, np.broadcast_to(buckets, scores.shape), 1)
     return scores
 
@@ -163,4 +176,5 @@ def turn(rotary: Rotary, x: Array) -> Array:
     frequencies = np.zeros(half)
     frequencies[: len(rotary.frequencies)] = rotary.frequencies
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None, None] * frequencies)
-    return np.concatenate([turned.real, turned.imag], axis=-1)
+    made: Array = np.concatenate([turned.real, turned.imag], axis=-1).astype(x.dtype)
+    return made
