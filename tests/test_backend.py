@@ -176,6 +176,8 @@ def test_unknown_settings_are_refused_with_the_nearest(hooks: Hooks, hook: str, 
         ({"model": "gpt2", "revision": "-x"}, "revision=-x is not a revision"),
         ({"revision": "main"}, "revision is of a model on the hub"),
         ({"adapter": "."}, "adapter changes a model; give model="),
+        ({"recipe": "my.recipe"}, "recipe is of a model; give model="),
+        ({"model": "gpt2", "recipe": "."}, "recipe=. is no file: .*`kaoken calibrate`"),
         ({"model": "gpt2", "adapter": "no/where"}, "adapter=no/where is not a directory: .*adapter_config.json"),
         (
             {"dtype": "float16"},

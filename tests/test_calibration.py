@@ -163,6 +163,7 @@ def test_a_recipe_brings_int8_nearer(outlying: Path, text: Path, tmp_path: Path)
     assert plain.info.calibration is None
 
 
+@pytest.mark.ci
 def test_baking_with_a_recipe_gives_the_same_bytes(outlying: Path, text: Path, tmp_path: Path) -> None:
     recipe = kaoken.calibrate(outlying, text, tmp_path / "a.recipe", dtype="int8", windows=2, context=64)
     settings: Any = {"dtype": "int8", "recipe": recipe, "isa": "scalar"}
