@@ -429,7 +429,7 @@ def _describe(model: BakedModel) -> list[str]:
         "build": _build(info.statistics),
     }
     if info.calibration is not None:
-        lines["calibration"] = _calibration(info.calibration)
+        lines["recipe"] = _recipe(info.calibration)
     if info.chat_template is not None:
         lines["chat"] = f"with a template of {len(info.chat_template)} characters"
     if info.generation_defaults:
@@ -439,9 +439,9 @@ def _describe(model: BakedModel) -> list[str]:
     return [f"{name:10}{text}" for name, text in lines.items()]
 
 
-def _calibration(facts: dict[str, Any]) -> str:
+def _recipe(facts: dict[str, Any]) -> str:
     text = f"{facts['windows']} windows of {facts['context']} tokens"
-    return f"{facts['method']} for {facts['dtype']}, on {text}; recipe sha256 {facts['sha256']}"
+    return f"{facts['method']} for {facts['dtype']}, on {text}; sha256 {facts['sha256']}"
 
 
 def _dtypes(info: ModelInfo, config: ModelConfig) -> str:
