@@ -186,7 +186,7 @@ def bake(directory: Path, options: Options) -> Baked:
     checkpoint = open_checkpoint(directory, options.adapter_directory)
     recipe = None if options.recipe is None else read_recipe(Path(options.recipe))
     graph = shorten(read_graph(checkpoint), options.context)
-    graph = rewrites.run(graph if recipe is None else smooth(graph, recipe.factors), options.types)
+    graph = rewrites.run(graph if recipe is None else smooth(graph, recipe.factors, recipe.path), options.types)
     strip_file_limit = options.budget.strip_file_limit if options.kernels == "exploded" else None
     packed = pack(graph, options.types, options.budget.blob_limit, strip_file_limit)
     return Baked(checkpoint, packed, options, _texts_read(checkpoint, graph.kind), recipe)

@@ -56,8 +56,11 @@ def _reading(body: Attention | Mlp) -> list[str]:
     return [name for name in body.linears if name not in ("out", "down")]
 
 
-def smooth(graph: Graph, factors: Factors) -> Graph:
-    """The graph with these factors by site. Raises CheckpointError for a site that it lacks, or of another width."""
+def smooth(graph: Graph, factors: Factors, source: object = "the recipe") -> Graph:
+    """The graph with these factors by site, which `source` has.
+
+    Raises CheckpointError for a site that the graph lacks, or of another width.
+    """
     left = dict(factors)
     changed: dict[int, Sublayer] = {}
     for stack_name, stack in named_stacks(graph):
@@ -67,11 +70,15 @@ def smooth(graph: Graph, factors: Factors) -> Graph:
                 if (factor := left.pop(site.name, None)) is None:
                     continue
                 if factor.shape != (site.width,):
-                    raise CheckpointError(f"{site.name} has {len(factor)} factors; this model has {site.width} there")
+                    raise _other(source, f"has {len(factor)} channels at {site.name}, and this one {site.width}")
                 changed[id(sublayer)] = _smooth(changed.get(id(sublayer), sublayer), site, factor.astype(np.float64))
     if left:
-        raise CheckpointError(f"this model has no {next(iter(left))}")
+        raise _other(source, f"has channels at {next(iter(left))}, and this one none")
     return graph.map(lambda sublayer: changed.get(id(sublayer), sublayer))
+
+
+def _other(source: object, how: str) -> CheckpointError:
+    return CheckpointError(f"{source} is of another model, which {how}: calibrate this checkpoint")
 
 
 def named_sublayers(name: str, stack: Stack) -> Iterator[tuple[str, Sublayer]]:

@@ -268,7 +268,7 @@ def _validate(
     opened = open_checkpoint(source.path, None if adapter is None else Path(os.path.abspath(adapter.expanduser())))
     graph = shorten(read_graph(opened), options.context)
     if options.recipe is not None:
-        smooth(graph, read_recipe(options.recipe).factors)
+        smooth(graph, read_recipe(options.recipe).factors, options.recipe)
     options = replace(options, types=resolve_own(options.types, opened))
     warning = read_generation(opened).warning()
     if warning:
