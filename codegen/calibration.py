@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import product
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from .recipe import Origin
 from .smooth import Site, named_stacks, own_sublayers, sites_of
 
 Floats = NDArray[np.float32]
-Op = TypeVar("Op")
 
 SAMPLE = 768  # rows of inputs that a choice is tried on
 # How much of what is hard to quantize goes from inputs to weights: the alpha of SmoothQuant, arXiv:2211.10438.
@@ -37,8 +36,8 @@ def calibrate(
 ) -> tuple[Origin, dict[str, Floats]]:
     """What a recipe of a model in `types` says, of token ids [windows, context].
 
-    `advance` is called behind each of the `block_count(checkpoint)` blocks. Raises what `read_graph` raises, and
-    InputError for an encoder-decoder and where no matrix has quantized inputs.
+    `advance` is called behind each block. Raises what `read_graph` raises, and InputError for an encoder-decoder and
+    where no matrix has quantized inputs.
     """
     graph = read_graph(checkpoint)
     if len(graph.stacks) > 1:
@@ -47,7 +46,7 @@ def calibrate(
     if not any(_is_quantized(each, types) for sublayer in stack.sublayers for each in sublayer.body.linears.values()):
         raise InputError(f"no matrix is quantized in {types.dtype}: give the dtype of the bakes to be, such as int8")
     factors: dict[str, Floats] = {}
-    embeddings, own = loaded(stack.embeddings), own_sublayers(stack)
+    embeddings, own = in_memory(stack.embeddings), own_sublayers(stack)
     streams = [evaluate.embed(embeddings, ids.tolist()) for ids in windows]
     for index, block in enumerate(stack.blocks):
         named = [(f"{name}.{index}.{place}", each) for place, each in enumerate(block.sublayers)]
@@ -65,11 +64,6 @@ def calibrate(
     return origin, factors
 
 
-def block_count(checkpoint: Checkpoint) -> int:
-    """How often `calibrate` calls `advance`."""
-    return len(read_graph(checkpoint).blocks)
-
-
 def pass_block(
     stack: Stack, block: Block, streams: list[Floats], names: dict[int, str], types: Types, factors: dict[str, Floats]
 ) -> list[Floats]:
@@ -79,7 +73,7 @@ def pass_block(
     """
     before, sums = streams, [np.zeros_like(each) for each in streams]
     for sublayer in block.sublayers:
-        op, name = loaded(sublayer), names.get(id(sublayer))
+        op, name = in_memory(sublayer), names.get(id(sublayer))
         sites = {} if name is None else {site.name.removeprefix(f"{name}."): site for site in sites_of(op, name)}
         reads = [evaluate.norm(op.before, each) for each in (before if block.parallel else streams)]
         _choose(sites.get("norm"), reads, types, factors)
@@ -145,15 +139,11 @@ def choose_factors(inputs: Floats, readers: Sequence[tuple[Linear, str]]) -> Flo
     return chosen
 
 
-def loaded(op: Op) -> Op:
-    """With every tensor in memory, in float32."""
-    return cast(Op, _in_memory(op))
-
-
-def _in_memory(op: Any) -> Any:
+def in_memory(op: Any) -> Any:
+    """An op with every tensor in memory, in float32."""
     if isinstance(op, Tensor):
         values: Any = op.load().astype(np.float32)
         return Tensor(op.shape, op.sources, lambda start, stop: values[start:stop])
     if is_dataclass(op) and not isinstance(op, type):
-        return replace(op, **{each.name: _in_memory(getattr(op, each.name)) for each in fields(op)})
+        return replace(op, **{each.name: in_memory(getattr(op, each.name)) for each in fields(op)})
     return op

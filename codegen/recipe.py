@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .errors import CheckpointError
+from .files import write_if_changed
 
 VERSION = 1
 _KEY = "kaoken_recipe"  # of the metadata
@@ -50,11 +51,8 @@ class Recipe:
 
 
 def write_recipe(path: Path, origin: Origin, factors: dict[str, NDArray[np.float32]]) -> None:
-    """Writes the file, whole or not at all."""
-    data = save(factors, metadata={_KEY: json.dumps({"version": VERSION, **asdict(origin)})})
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    """Writes the file, whole or not at all. Raises BuildError if it cannot."""
+    write_if_changed(path, [save(factors, metadata={_KEY: json.dumps({"version": VERSION, **asdict(origin)})})])
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kaoken.codegen.calibration import choose_factors, loaded, pass_block
+from kaoken.codegen.calibration import choose_factors, in_memory, pass_block
 from kaoken.codegen.checkpoint import open_checkpoint
 from kaoken.codegen.dtypes import make_types
 from kaoken.codegen.errors import CheckpointError
@@ -106,8 +106,8 @@ def test_channels_that_are_zero_have_no_factor_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int8-g32", "int4", "int4-min"])
-def test_weights_are_rounded_as_they_are_packed(dtype: str) -> None:
-    """Each is half a step away at most, and what is rounded stays."""
+def test_rounded_weights_are_near_and_stay(dtype: str) -> None:
+    """Half a step away at most, or a whole one where int4 has -8 and no 8."""
     weight = np.random.default_rng(2).standard_normal((16, 50)).astype(np.float32)
     rounded = round_weights(weight, dtype)
     assert rounded.shape == weight.shape
@@ -248,7 +248,7 @@ def test_calibration_reads_what_the_graph_computes(name: str, tmp_path: Path) ->
     """The streams behind the last block, in all forms of blocks."""
     checkpoint, ids = open_checkpoint(write(tmp_path, config_of(name))), ids_of(config_of(name))[0, :40]
     stack = read_graph(checkpoint).stack
-    streams = [embed(loaded(stack.embeddings), ids)]
+    streams = [embed(in_memory(stack.embeddings), ids)]
     for block in stack.blocks:
         streams = pass_block(stack, block, streams, {}, make_types("int8"), {})
     assert streams[0].dtype == np.float32

@@ -10,7 +10,6 @@ import numpy as np
 
 from kaoken.arguments import file_path, integer
 from kaoken.baking import overrides_text
-from kaoken.cache import write_error
 from kaoken.codegen.dtypes import make_types
 from kaoken.errors import CheckpointError, InputError
 from kaoken.progress import Bar
@@ -53,6 +52,7 @@ def calibrate(
     Raises:
         InputError: A text that is shorter than a window, or an option out of range.
         CheckpointError, UnsupportedModelError, HubError: See `kaoken.errors`. A checkpoint needs a tokenizer.
+        BuildError: The recipe cannot be written.
     """
     types = make_types(dtype, overrides_text(tensor_dtypes))
     windows, context = integer("windows", windows, minimum=1), integer("context", context, minimum=2)
@@ -63,7 +63,7 @@ def calibrate(
     check_packages()
     from tokenizers import Tokenizer
 
-    from kaoken.codegen.calibration import block_count, calibrate
+    from kaoken.codegen.calibration import calibrate
     from kaoken.codegen.checkpoint import open_checkpoint
     from kaoken.codegen.families import read_graph
     from kaoken.codegen.hub import resolve_model
@@ -75,13 +75,10 @@ def calibrate(
     opened = open_checkpoint(source.path, None if adapter is None else file_path("adapter", adapter).absolute())
     if opened.tokenizer is None:
         raise CheckpointError(f"{source.path} has no tokenizer, which makes tokens of the text: add its tokenizer.json")
-    limit = read_graph(opened).stack.limit
-    ids = cut(Tokenizer.from_str(opened.tokenizer.decode()), content, min(context, limit)).ids
+    graph = read_graph(opened)
+    ids = cut(Tokenizer.from_str(opened.tokenizer.decode()), content, min(context, graph.stack.limit)).ids
     ids = ids[np.linspace(0, len(ids) - 1, min(windows, len(ids))).astype(int)]
-    with Bar(block_count(opened), "block", show_progress_bar) as bar:
+    with Bar(len(graph.blocks), "block", show_progress_bar) as bar:
         origin, factors = calibrate(opened, resolve(types, opened), ids, lambda: bar.advance(1))
-    try:
-        write_recipe(destination, origin, factors)
-    except OSError as error:
-        raise write_error(destination, error) from error
+    write_recipe(destination, origin, factors)
     return destination
